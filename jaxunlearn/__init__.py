@@ -6,12 +6,22 @@ from typing import Any
 from jaxunlearn import audit, losses, transforms
 from jaxunlearn.batching import batched, replicate, request_mesh, streamed
 from jaxunlearn.catalogue import METHODS, citation
-from jaxunlearn.driver import descend, feed, filtered, iterate, then
+from jaxunlearn.closed_form.amnesiac import amnesiac
+from jaxunlearn.closed_form.output_perturbation import output_perturbation
+from jaxunlearn.driver import descend, feed, filtered, iterate, one_shot, then
 from jaxunlearn.exact.retrain import retrain
+from jaxunlearn.objective.bad_teacher import bad_teacher
+from jaxunlearn.objective.cf_k import cf_k
+from jaxunlearn.objective.eu_k import eu_k
 from jaxunlearn.objective.finetune import finetune
 from jaxunlearn.objective.gradient_ascent import gradient_ascent
 from jaxunlearn.objective.gradient_difference import gradient_difference
+from jaxunlearn.objective.l1_sparse import l1_sparse
+from jaxunlearn.objective.npo import npo
+from jaxunlearn.objective.random_label import random_label
 from jaxunlearn.objective.scrub import scrub
+from jaxunlearn.objective.task_vector import task_vector
+from jaxunlearn.objective.unsir import unsir
 from jaxunlearn.requests import buckets, empty_request, from_classes, from_groups, from_indices, merge, remove, training_data
 from jaxunlearn.risk import uniform
 from jaxunlearn.status import Status, UnlearningError, check
@@ -51,13 +61,17 @@ __all__ = [
     "UnlearningError",
     "Variables",
     "Weighted",
+    "amnesiac",
     "audit",
+    "bad_teacher",
     "batched",
     "buckets",
+    "cf_k",
     "check",
     "citation",
     "descend",
     "empty_request",
+    "eu_k",
     "feed",
     "filtered",
     "finetune",
@@ -67,18 +81,25 @@ __all__ = [
     "gradient_ascent",
     "gradient_difference",
     "iterate",
+    "l1_sparse",
     "losses",
     "merge",
+    "npo",
+    "one_shot",
+    "output_perturbation",
+    "random_label",
     "remove",
     "replicate",
     "request_mesh",
     "retrain",
     "scrub",
     "streamed",
+    "task_vector",
     "then",
     "training_data",
     "transforms",
     "uniform",
+    "unsir",
 ]
 
 

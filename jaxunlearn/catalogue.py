@@ -3,15 +3,26 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
+from jaxunlearn.closed_form.amnesiac import amnesiac
+from jaxunlearn.closed_form.output_perturbation import output_perturbation
 from jaxunlearn.exact.retrain import retrain
+from jaxunlearn.objective.bad_teacher import bad_teacher
+from jaxunlearn.objective.cf_k import cf_k
+from jaxunlearn.objective.eu_k import eu_k
 from jaxunlearn.objective.finetune import finetune
 from jaxunlearn.objective.gradient_ascent import gradient_ascent
 from jaxunlearn.objective.gradient_difference import gradient_difference
+from jaxunlearn.objective.l1_sparse import l1_sparse
+from jaxunlearn.objective.npo import npo
+from jaxunlearn.objective.random_label import random_label
 from jaxunlearn.objective.scrub import scrub
+from jaxunlearn.objective.task_vector import task_vector
+from jaxunlearn.objective.unsir import unsir
 from jaxunlearn.types import OnEmpty, UnlearnFn
 
 Family: TypeAlias = Literal["exact", "objective", "closed_form", "representation", "generative", "rl"]
-Reads: TypeAlias = Literal["forget", "retain", "init"]  # forgotten rows, retained rows, Model.init
+# forgotten rows or their labels alone, retained rows, Model.init, recorded updates of the training
+Reads: TypeAlias = Literal["forget", "forget labels", "retain", "init", "updates"]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
 
 
@@ -66,12 +77,112 @@ _CAO_2015 = """\
   doi       = {10.1109/SP.2015.35}
 }"""
 
+_GOEL_2022 = """\
+@misc{goel2022towards,
+  title     = {Towards Adversarial Evaluations for Inexact Machine Unlearning},
+  author    = {Goel, Shashwat and Prabhu, Ameya and Sanyal, Amartya and Lim, Ser-Nam and Torr, Philip and
+               Kumaraguru, Ponnurangam},
+  year      = {2022},
+  eprint    = {2201.06640},
+  archiveprefix = {arXiv}
+}"""
+
+_JIA_2023 = """\
+@inproceedings{jia2023model,
+  title     = {Model Sparsity Can Simplify Machine Unlearning},
+  author    = {Jia, Jinghan and Liu, Jiancheng and Ram, Parikshit and Yao, Yuguang and Liu, Gaowen and Liu, Yang and
+               Sharma, Pranay and Liu, Sijia},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  eprint    = {2304.04934},
+  archiveprefix = {arXiv}
+}"""
+
+_CHUNDAWAT_2023 = """\
+@inproceedings{chundawat2023can,
+  title     = {Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using an Incompetent Teacher},
+  author    = {Chundawat, Vikram S. and Tarun, Ayush K. and Mandal, Murari and Kankanhalli, Mohan},
+  booktitle = {AAAI Conference on Artificial Intelligence},
+  year      = {2023},
+  eprint    = {2205.08096},
+  archiveprefix = {arXiv}
+}"""
+
+_TARUN_2023 = """\
+@article{tarun2023fast,
+  title     = {Fast Yet Effective Machine Unlearning},
+  author    = {Tarun, Ayush K. and Chundawat, Vikram S. and Mandal, Murari and Kankanhalli, Mohan},
+  journal   = {IEEE Transactions on Neural Networks and Learning Systems},
+  year      = {2023},
+  eprint    = {2111.08947},
+  archiveprefix = {arXiv}
+}"""
+
+_ZHANG_2024 = """\
+@inproceedings{zhang2024negative,
+  title     = {Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning},
+  author    = {Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song},
+  booktitle = {Conference on Language Modeling},
+  year      = {2024},
+  eprint    = {2404.05868},
+  archiveprefix = {arXiv}
+}"""
+
+_ILHARCO_2023 = """\
+@inproceedings{ilharco2023editing,
+  title     = {Editing Models with Task Arithmetic},
+  author    = {Ilharco, Gabriel and Ribeiro, Marco Tulio and Wortsman, Mitchell and Gururangan, Suchin and
+               Schmidt, Ludwig and Hajishirzi, Hannaneh and Farhadi, Ali},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023},
+  eprint    = {2212.04089},
+  archiveprefix = {arXiv}
+}"""
+
+_CHAUDHURI_2011 = """\
+@article{chaudhuri2011differentially,
+  title     = {Differentially Private Empirical Risk Minimization},
+  author    = {Chaudhuri, Kamalika and Monteleoni, Claire and Sarwate, Anand D.},
+  journal   = {Journal of Machine Learning Research},
+  volume    = {12},
+  year      = {2011},
+  eprint    = {0912.0071},
+  archiveprefix = {arXiv}
+}"""
+
 METHODS: dict[str, Method] = {
     "retrain": Method(
         retrain, "exact", "fresh weights, trained without the rows", frozenset({"retain", "init"}), "exact", "train", _CAO_2015
     ),
     "finetune": Method(
         finetune, "objective", "keep training on the retained rows", frozenset({"retain"}), "none", "finetune", _GOLATKAR_2020
+    ),
+    "cf_k": Method(
+        cf_k,
+        "objective",
+        "keep training the last layers on the retained rows",
+        frozenset({"retain"}),
+        "none",
+        "finetune",
+        _GOEL_2022,
+    ),
+    "eu_k": Method(
+        eu_k,
+        "objective",
+        "retrain the last layers, keep the features",
+        frozenset({"retain", "init"}),
+        "none",
+        "train",
+        _GOEL_2022,
+    ),
+    "l1_sparse": Method(
+        l1_sparse,
+        "objective",
+        "keep training on the retained rows under a fading L1 penalty",
+        frozenset({"retain"}),
+        "none",
+        "finetune",
+        _JIA_2023,
     ),
     "gradient_ascent": Method(
         gradient_ascent,
@@ -91,6 +202,33 @@ METHODS: dict[str, Method] = {
         "identity",
         _KURMANJI_2023,
     ),
+    "npo": Method(
+        npo,
+        "objective",
+        "climb on each forgotten row until it is unlikely, descend on retained ones",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _ZHANG_2024,
+    ),
+    "random_label": Method(
+        random_label,
+        "objective",
+        "learn wrong labels for the forgotten rows",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _GOLATKAR_2020,
+    ),
+    "bad_teacher": Method(
+        bad_teacher,
+        "objective",
+        "copy a random model on forgotten rows, the trained one on retained ones",
+        frozenset({"forget", "retain", "init"}),
+        "none",
+        "identity",
+        _CHUNDAWAT_2023,
+    ),
     "scrub": Method(
         scrub,
         "objective",
@@ -99,6 +237,42 @@ METHODS: dict[str, Method] = {
         "none",
         "identity",
         _KURMANJI_2023,
+    ),
+    "unsir": Method(
+        unsir,
+        "objective",
+        "train on noise under the forgotten labels, then repair (whole classes)",
+        frozenset({"forget labels", "retain"}),
+        "none",
+        "identity",
+        _TARUN_2023,
+    ),
+    "task_vector": Method(
+        task_vector,
+        "objective",
+        "subtract what fine-tuning on the forgotten rows adds",
+        frozenset({"forget"}),
+        "none",
+        "identity",
+        _ILHARCO_2023,
+    ),
+    "amnesiac": Method(
+        amnesiac,
+        "closed_form",
+        "subtract the recorded updates of batches with forgotten rows",
+        frozenset({"updates"}),
+        "none",
+        "identity",
+        _GRAVES_2021,
+    ),
+    "output_perturbation": Method(
+        output_perturbation,
+        "closed_form",
+        "add Gaussian noise to the weights",
+        frozenset(),
+        "none",
+        "identity",
+        _CHAUDHURI_2011,
     ),
 }
 
@@ -124,6 +298,6 @@ def markdown_table() -> str:
     """The README's table of methods."""
     rows = ["| method | what it does | reads | guarantee | empty request |", "|---|---|---|---|---|"]
     for name, method in METHODS.items():
-        reads = ", ".join(sorted(method.reads))
+        reads = ", ".join(sorted(method.reads)) or "nothing"
         rows.append(f"| `{name}` | {method.summary} | {reads} | {method.guarantee} | {method.on_empty} |")
     return "\n".join(rows)

@@ -243,7 +243,28 @@ def iterate(
             score, stats["best_step"], kept = progress.best
             stats["best_score"] = score
             final = tree.select(stats["best_step"] > 0, kept, final)
-        return _finish(unlearner, variables, final, data, request, stats)
+        return _finish(unlearner.on_empty, variables, final, data, request, stats)
+
+    return unlearn
+
+
+Update: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], tuple[Variables, dict[str, jax.Array]]]
+
+
+def one_shot(update: Update) -> UnlearnFn:
+    """An `UnlearnFn` from one update without a loop: the checks, the status and the treatment of empty requests of `iterate`.
+
+    Args:
+        update: `(variables, data, request, key) -> (variables, stats)`.
+    """
+
+    def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
+        tree.check_call(variables, data, request, key)
+        (train, present), request = jax.tree.map(jnp.asarray, (data[:2], request))
+        data = data._replace(train=train, present=present)
+        after, stats = update(variables, data, request, key)
+        tree.check_same(variables, after)
+        return _finish("identity", variables, after, data, request, stats)
 
     return unlearn
 
@@ -254,12 +275,10 @@ def step_keys(key: PRNGKeyArray, step: int | jax.Array) -> tuple[PRNGKeyArray, P
     return jax.random.fold_in(key, first), jax.random.fold_in(key, first + 1), jax.random.fold_in(key, first + 2)
 
 
-def _finish(
-    unlearner: Unlearner, before: Variables, after: Variables, data: Data, request: ForgetRequest, stats: dict
-) -> Result:
+def _finish(on_empty: OnEmpty, before: Variables, after: Variables, data: Data, request: ForgetRequest, stats: dict) -> Result:
     used = request.weights > 0
     usable = risk.usable_slots(data, request)
-    if unlearner.on_empty == "identity":
+    if on_empty == "identity":
         idle = risk.is_empty(request._replace(weights=usable.astype(request.weights.dtype)))
         after = tree.select(idle, before, after)
     code = status.combine(

@@ -52,6 +52,14 @@ def usable_slots(data: Data, request: ForgetRequest) -> Bool[Array, "k"]:
     return usable.at[order].min(first)
 
 
+def is_requested(data: Data, request: ForgetRequest, rows: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether each of some row numbers is among the usable slots of a request; `O(log k)` a row."""
+    unreachable = data.present.shape[0]
+    asked = jnp.sort(jnp.where(usable_slots(data, request), row_numbers(request), unreachable))
+    place = jnp.searchsorted(asked, rows).astype(jnp.int32)
+    return (asked[jnp.minimum(place, asked.shape[0] - 1)] == rows) & (rows < unreachable)
+
+
 def is_empty(request: ForgetRequest) -> Bool[Array, ""]:
     """Whether a request asks for nothing: no used slot and no target."""
     targets = [jnp.any(x != 0) for x in jax.tree.leaves(request.target)]
@@ -128,8 +136,13 @@ class Pass(NamedTuple):
     """One training pass over a weighted batch."""
 
     outputs: Outputs
-    loss: Float[Array, ""]  # weighted mean of the model's loss
+    losses: Float[Array, "b"]  # the model's loss, one value a row
     weights: Float[Array, "b"]
+
+    @property
+    def loss(self) -> Float[Array, ""]:
+        """Weighted mean of the model's loss."""
+        return self.mean(self.losses)
 
     def mean(self, values: Float[Array, "b"]) -> Float[Array, ""]:
         """Weighted mean of other values of the same rows."""
@@ -159,7 +172,17 @@ def train_pass(
         )
     if bn == "all" or bn == side:
         variables = variables._replace(state=_moved_state(variables.state, outputs.state, jnp.any(part.weights > 0)))
-    return Pass(outputs, weighted_mean(losses, part.weights), part.weights), variables
+    return Pass(outputs, losses, part.weights), variables
+
+
+def both_passes(
+    model: Model, variables: Variables, batch: Batch, key: PRNGKeyArray, *, bn: BatchNormPolicy
+) -> tuple[Pass, Pass, Variables]:
+    """Training passes over the retained and over the forgotten rows of a batch, and the variables that survive them."""
+    retain_key, forget_key = jax.random.split(key)
+    retain, moved = train_pass(model, variables, batch.retain, retain_key, side="retain", bn=bn)
+    forget, moved = train_pass(model, moved, batch.forget, forget_key, side="forget", bn=bn)
+    return retain, forget, moved
 
 
 def _moved_state(old: PyTree, new: PyTree, counts: Bool[Array, ""]) -> PyTree:

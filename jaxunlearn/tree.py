@@ -1,6 +1,8 @@
 """Checks and small operations on pytrees that every floor above shares."""
 
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from jaxunlearn.types import Data, ForgetRequest, Variables
+
+Layers: TypeAlias = str | Callable[[str], bool]  # a regular expression to be found in a parameter's path, or a predicate
 
 
 def is_concrete(value: Any) -> bool:
@@ -37,6 +41,19 @@ def select(condition: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyT
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), on_true, on_false)
 
 
+def path_of(path: tuple) -> str:
+    """A leaf's path as users write it, e.g. `Dense_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matching(tree: PyTree, layers: Layers) -> PyTree:
+    """A tree of static bools: which leaves `layers` names, by their paths such as `Dense_0/kernel`."""
+    if not (isinstance(layers, str) or callable(layers)):
+        raise TypeError(f"layers must be a regular expression over parameter paths or a predicate, got {layers!r}")
+    names = re.compile(layers).search if isinstance(layers, str) else layers
+    return jax.tree.map_with_path(lambda path, _: bool(names(path_of(path))), tree)
+
+
 def check_variables(variables: Variables) -> None:
     """TypeError/ValueError unless `variables` is a `Variables` whose params are all real floating-point arrays."""
     if not isinstance(variables, Variables):
@@ -45,7 +62,7 @@ def check_variables(variables: Variables) -> None:
     if not leaves:
         raise ValueError("variables.params has no leaves: there is nothing to unlearn")
     wrong = [
-        f"{jax.tree_util.keystr(path, simple=True, separator='/')} ({jnp.result_type(leaf)})"
+        f"{path_of(path)} ({jnp.result_type(leaf)})"
         for path, leaf in leaves
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     ]
@@ -85,10 +102,7 @@ def check_same(before: Variables, after: Variables) -> None:
     """ValueError unless a method keeps the tree, shapes and dtypes of its variables."""
 
     def describe(variables: Variables) -> dict[str, str]:
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): jax.typeof(leaf).str_short()
-            for path, leaf in jax.tree.leaves_with_path(variables)
-        }
+        return {path_of(path): jax.typeof(leaf).str_short() for path, leaf in jax.tree.leaves_with_path(variables)}
 
     old, new = describe(before), describe(after)
     if old != new:

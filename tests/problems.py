@@ -1,10 +1,15 @@
 """Closed-form toys that the tests share."""
 
+import inspect
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxunlearn as ju
+from jaxunlearn.closed_form import amnesiac
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
 
@@ -75,6 +80,33 @@ def normalized_network():
         return ju.Variables({"w": jax.random.normal(key, (NUM_FEATURES, NUM_CLASSES))}, state)
 
     return ju.Model(predict, ju.losses.cross_entropy, start)
+
+
+# What a method needs besides model, optimizer and loop.
+OPTIONS = {
+    "cf_k": {"layers": "head"},
+    "eu_k": {"layers": "head"},
+    "output_perturbation": {"sigma": 0.1},
+    "unsir": {"noise_rows": 6, "noise_steps": 3},
+}
+
+
+def method(name, model, optimizer=None, *, num_steps=4, batch_size=4, **options):
+    """A method of the catalogue, by default with plain SGD."""
+    factory, options = ju.METHODS[name].factory, {**OPTIONS.get(name, {}), **options}
+    if "num_steps" not in inspect.signature(factory).parameters:
+        return factory(model, **options)
+    return factory(model, optimizer or optax.sgd(0.1), num_steps=num_steps, batch_size=batch_size, **options)
+
+
+@cache
+def recorded():
+    """`blobs` with the updates of a training of `network`, for methods that read them."""
+    data = blobs()
+    key = jax.random.key(3)
+    train = jax.jit(amnesiac.record(network(), optax.sgd(0.1), num_steps=12, batch_size=4))
+    trained = train(network().init(key), data, ju.empty_request(), key)
+    return data._replace(extra={**data.extra, **trained.extra}), trained.variables
 
 
 def distance(first, second):

@@ -8,21 +8,28 @@ With `empty_request()` it is plain training, so the original model and its retra
 code. It is exact as long as the choice of hyper-parameters did not depend on the forgotten rows.
 """
 
+from collections.abc import Callable
 from typing import Unpack
 
 import optax
+from jaxtyping import PRNGKeyArray
 
 from jaxunlearn.driver import Loop, descend, iterate
 from jaxunlearn.objective.finetune import retain_objective
 from jaxunlearn.risk import BatchNormPolicy
-from jaxunlearn.types import Model, Unlearner, UnlearnFn
+from jaxunlearn.types import Model, Unlearner, UnlearnFn, Variables
+
+
+def require_init(model: Model, why: str) -> Callable[[PRNGKeyArray], Variables]:
+    """The model's `init`; ValueError if it has none."""
+    if model.init is None:
+        raise ValueError(f"{why}: pass Model(..., init=key -> Variables)")
+    return model.init
 
 
 def unlearner(model: Model, optimizer: optax.GradientTransformation, *, bn: BatchNormPolicy = "retain") -> Unlearner:
     """Stepwise form of `retrain`."""
-    init = model.init
-    if init is None:
-        raise ValueError("retrain starts from fresh weights: pass Model(..., init=key -> Variables)")
+    init = require_init(model, "retrain starts from fresh weights")
     return descend(model, optimizer, retain_objective(model, bn), start=lambda variables, key: init(key), on_empty="train")
 
 

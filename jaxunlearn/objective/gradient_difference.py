@@ -9,7 +9,6 @@ size, so that `alpha` means the same for requests of all sizes.
 
 from typing import Unpack
 
-import jax
 import optax
 
 from jaxunlearn import risk, tree
@@ -25,9 +24,7 @@ def unlearner(
     tree.check_range("alpha", alpha, low=0, high=1)
 
     def objective(variables, context, batch, key):
-        retain_key, forget_key = jax.random.split(key)
-        retain, moved = risk.train_pass(model, variables, batch.retain, retain_key, side="retain", bn=bn)
-        forget, moved = risk.train_pass(model, moved, batch.forget, forget_key, side="forget", bn=bn)
+        retain, forget, moved = risk.both_passes(model, variables, batch, key, bn=bn)
         loss = alpha * (retain.loss + risk.penalty(model, variables.params)) - (1 - alpha) * forget.loss
         return loss, (moved.state, {"retain_loss": retain.loss, "forget_loss": forget.loss})
 

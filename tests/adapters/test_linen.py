@@ -4,12 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.adapters import from_linen
-from tests.problems import blobs, lane
+from tests.problems import blobs, lane, method
 
 DATA = blobs()
 KEY = jax.random.key(0)
@@ -53,10 +52,11 @@ def test_batch_statistics_move_in_training_and_features_come_out():
     assert not np.allclose(other.logits, moved.logits)  # dropout follows the key
 
 
-@pytest.mark.parametrize("name", list(ju.METHODS))
+@pytest.mark.parametrize("name", [name for name in ju.METHODS if name != "amnesiac"])  # needs a recorded training
 def test_every_method_works_on_modules_with_state_and_dropout(name):
     model = from_linen(Rich(), ju.losses.cross_entropy, DATA.train.inputs[:1])
-    unlearn = ju.METHODS[name].factory(model, optax.sgd(0.1), num_steps=4, batch_size=8)
+    layers = {"layers": "Dense_1"} if name in ("cf_k", "eu_k") else {}
+    unlearn = method(name, model, batch_size=8, **layers)
     variables = model.init(KEY)
     requests = ju.from_indices(DATA, [[1, 2, 3], [4]])
     result = ju.check(jax.jit(ju.batched(unlearn))(variables, DATA, requests, jax.random.split(KEY)))

@@ -6,26 +6,26 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import jaxunlearn as ju
-from tests.problems import blobs, distance, lane, network, unpadded
+from tests.problems import distance, lane, method, network, recorded, unpadded
 
 ROWS = [[3, 4, 5], [0, 10, 20, 30, 40, 50, 59], [7]]
 NAN_ROW = 33  # in no request
+WITHOUT_KEY = {"amnesiac"}  # nothing in them is random
 
 
 def make(name, model=None):
     """A short run of a method on the toy classifier, with plain SGD."""
-    return ju.METHODS[name].factory(model or network(), optax.sgd(0.1), num_steps=4, batch_size=4)
+    return method(name, model or network())
 
 
 @pytest.fixture(scope="module", params=list(ju.METHODS))
 def case(request):
     """One method: name, function, its jitted batched form, and inputs."""
     unlearn = make(request.param)
-    data = blobs()
+    data, _ = recorded()
     variables = network().init(jax.random.key(1))
     requests = ju.from_indices(data, ROWS)
     keys = jax.random.split(jax.random.key(2), len(ROWS))
@@ -112,12 +112,6 @@ def test_empty_request(case, single):
     assert int(result.status) == ju.Status.EMPTY_REQUEST
     same = distance(result.variables, variables) == 0
     assert same == (ju.METHODS[name].on_empty == "identity")
-    reference = {"finetune": ju.finetune, "train": ju.retrain}.get(ju.METHODS[name].on_empty)
-    if reference is not None:
-        expected = reference(network(), optax.sgd(0.1), num_steps=4, batch_size=4)(
-            variables, data, ju.empty_request(capacity), keys[0]
-        )
-        assert distance(result.variables, expected.variables) < 1e-6
 
 
 def test_nan_in_one_request_never_reaches_another(case):
@@ -191,7 +185,7 @@ def test_key_decides_everything_random(case):
     again = batched(variables, data, requests, keys)
     other = batched(variables, data, requests, jax.random.split(jax.random.key(9), len(ROWS)))
     assert distance(again.variables, results.variables) == 0
-    assert distance(lane(other.variables, 1), lane(results.variables, 1)) > 0
+    assert (distance(lane(other.variables, 1), lane(results.variables, 1)) == 0) == (name in WITHOUT_KEY)
 
 
 def test_no_key_is_used_twice(case):

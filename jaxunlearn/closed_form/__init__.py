@@ -1,0 +1,1 @@
+"""One-shot updates: no training loop."""

@@ -1,0 +1,43 @@
+"""Output perturbation: Gaussian noise on the weights (Chaudhuri, Monteleoni, Sarwate: Differentially private empirical risk
+minimization, JMLR 2011, arXiv 0912.0071).
+
+    w <- w + sigma N(0, I)
+
+The baseline that looks at no row at all. It is private in the sense of its source only where `sigma` comes from a bound on
+how far the weights can move with one row, which holds for strongly convex problems and is not checked here.
+"""
+
+import jax
+import optax
+
+from jaxunlearn import tree
+from jaxunlearn.driver import one_shot
+from jaxunlearn.types import Model, Scalar, UnlearnFn
+
+
+def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
+    """Add independent Gaussian noise to every weight.
+
+    Args:
+        model: any; it is not run.
+        sigma: standard deviation of the noise, in the units of the weights; may be traced. 0 changes nothing.
+
+    Returns:
+        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise.
+
+    Raises:
+        ValueError: a negative `sigma`.
+
+    Example:
+        >>> unlearn = jaxunlearn.output_perturbation(model, sigma=0.01)
+        >>> result = unlearn(variables, data, request, key)
+    """
+    del model
+    tree.check_range("sigma", sigma, low=0)
+
+    def perturb(variables, data, request, key):
+        normal = optax.tree.random_like(key, variables.params, sampler=jax.random.normal)
+        noise = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), normal)
+        return variables._replace(params=optax.tree.add(variables.params, noise)), {"noise_norm": optax.tree.norm(noise)}
+
+    return one_shot(perturb)
