@@ -124,7 +124,12 @@ def test_the_best_variables_are_kept(variables):
     def distance_of(first, second):
         return sum(jnp.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (first, second)), strict=True))
 
-    trajectory = [run(variables, steps).variables for steps in range(1, 7)]
+    def first(steps):
+        unlearn = ju.finetune(network(), optax.sgd(0.1), num_steps=6, batch_size=4, active_steps=steps)
+        return unlearn(variables, DATA, REQUEST, KEY).variables
+
+    points = jax.jit(jax.vmap(first))(jnp.arange(1, 7))
+    trajectory = [lane(points, place) for place in range(6)]
     best = run(variables, 6, keep_best=score)
     assert int(best.stats["best_step"]) == 4
     assert float(best.stats["best_score"]) == 5

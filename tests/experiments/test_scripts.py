@@ -30,7 +30,7 @@ def test_timing_takes_medians_in_turn():
 
 def test_settings_and_grids_speak_of_the_same_methods_and_numbers():
     for scenario, settings in quickstart.SETTINGS.items():
-        assert set(settings) == set(tune_quickstart.GRIDS[scenario]) == set(ju.METHODS) - {"retrain"}
+        assert set(settings) == set(tune_quickstart.GRIDS[scenario]) < set(ju.METHODS) - {"retrain"}
         for method, options in settings.items():
             grid = tune_quickstart.GRIDS[scenario][method]
             assert all(value in grid[name] for name, value in options.items())
