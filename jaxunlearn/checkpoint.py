@@ -1,12 +1,100 @@
-"""Durable progress for `jaxunlearn.feed`, through orbax (extra `checkpoint`)."""
+"""Durable weights, and durable progress for `jaxunlearn.feed`, through orbax (extra `checkpoint`)."""
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxunlearn import tree as trees
+
+Tree = TypeVar("Tree")
+
+
+def save_variables(path: str | Path, variables: PyTree) -> None:
+    """Write weights as an orbax checkpoint, as `StandardCheckpointer` does.
+
+    Args:
+        path: of the checkpoint, a folder that must not be there yet; folders on the way are made.
+        variables: `Variables`, or the tree in which a library keeps its weights, such as linen's `{"params": ...,
+            "batch_stats": ...}`. Typed keys are kept.
+
+    Raises:
+        FileExistsError: there is something at `path` already. It is left as it is.
+
+    Example:
+        >>> save_variables("out/unlearned", result.variables)  # doctest: +SKIP
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten: choose another path, or remove it first")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, variables)
+
+
+def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tree:
+    """Read weights that `save_variables` or an orbax checkpointer for trees wrote.
+
+    Args:
+        path: of the checkpoint.
+        like: a tree of the saved form, arrays or what `jax.eval_shape(model.init, key)` returns; the result takes its
+            shardings, by default the first device.
+        partial: leave out what the checkpoint holds besides, such as the state of an optimizer.
+
+    Returns:
+        The saved values in the tree of `like`.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint at `path`.
+        ValueError: the checkpoint has other leaves, shapes or dtypes than `like`; it names them.
+
+    Example:
+        >>> variables = load_variables("out/unlearned", jax.eval_shape(model.init, key))  # doctest: +SKIP
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=getattr(x, "sharding", None) or here), like
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata
+        if saved is None:
+            inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in path.glob(f"{depth}/_METADATA"))
+            advice = f"; give one of the checkpoints inside: {', '.join(inside[:5])}" if inside else ""
+            raise FileNotFoundError(f"{path} is not a checkpoint that orbax wrote{advice}")
+        _require_form(path, _form(target), _form(saved.tree), partial)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=partial)
+        return checkpointer.restore(path, args=args)
+
+
+def _form(values: PyTree) -> dict[str, str]:
+    def describe(x: Any) -> str:
+        if not hasattr(x, "dtype"):  # orbax keeps texts, too
+            return type(x).__name__
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.eval_shape(jax.random.key_data, x)  # as keys are stored
+        return f"{jnp.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
+
+    return {trees.path_of(path): describe(leaf) for path, leaf in jax.tree.leaves_with_path(values)}
+
+
+def _require_form(path: Path, expected: dict[str, str], saved: dict[str, str], partial: bool) -> None:
+    shared = [name for name in expected if name in saved and saved[name] != expected[name]]
+    wrong = [f"{name} is {saved[name]}, not {expected[name]}" for name in shared]
+    wrong += [f"{name} ({expected[name]}) is missing" for name in expected if name not in saved]
+    wrong += [] if partial else [f"{name} ({saved[name]}) is too much" for name in saved if name not in expected]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"the checkpoint at {path} holds the weights of another model: {'; '.join(wrong[:5])}{more}")
 
 
 class Directory:

@@ -98,16 +98,22 @@ def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PR
         raise ValueError(f"request.indices and request.weights differ in shape: {jnp.shape(indices)}, {jnp.shape(weights)}")
 
 
+def form_of(values: PyTree) -> dict[str, str]:
+    """Shape and dtype of every leaf by its path, e.g. `{"Dense_0/kernel": "float32[4,8]"}`."""
+    return {path_of(path): jax.typeof(leaf).str_short() for path, leaf in jax.tree.leaves_with_path(values)}
+
+
+def differences(expected: PyTree, got: PyTree) -> str:
+    """How the forms of two trees differ, for an error message; empty if they do not."""
+    old, new = form_of(expected), form_of(got)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    shown = "; ".join(f"{name}: {old.get(name, 'absent')} became {new.get(name, 'absent')}" for name in names[:5])
+    return shown + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def check_same(before: Variables, after: Variables) -> None:
     """ValueError unless a method keeps the tree, shapes and dtypes of its variables."""
-
-    def describe(variables: Variables) -> dict[str, str]:
-        return {path_of(path): jax.typeof(leaf).str_short() for path, leaf in jax.tree.leaves_with_path(variables)}
-
-    old, new = describe(before), describe(after)
-    if old != new:
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        changes = "; ".join(f"{name}: {old.get(name, 'absent')} became {new.get(name, 'absent')}" for name in names)
+    if changes := differences(before, after):
         raise ValueError(f"unlearned variables must keep the tree, shapes and dtypes of the trained ones: {changes}")
 
 

@@ -1,0 +1,158 @@
+"""flax.nnx modules as models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxunlearn as ju
+from jaxunlearn.adapters import from_nnx, to_nnx
+from tests.adapters import promises
+from tests.adapters.promises import DATA, KEY, KEYS, REQUESTS, ROWS, read, same, write
+from tests.problems import lane
+
+
+class Passes(nnx.Variable):
+    """A state of integers."""
+
+
+class Salt(nnx.Variable):
+    """A state that is a typed key but no random stream."""
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs, width=8):
+        self.first = nnx.Linear(4, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(width, 3, rngs=rngs)])
+        self.passes = Passes(jnp.int32(0))
+        self.salt = Salt(jax.random.key(5))
+
+    def __call__(self, x):
+        self.passes[...] += 1
+        hidden = self.drop(nnx.relu(self.norm(self.first(x))))
+        return self.layers[0](hidden), {"hidden": hidden}
+
+
+def create(key):
+    return Net(nnx.Rngs(key))
+
+
+@pytest.fixture(scope="module")
+def module():
+    return create(KEY)
+
+
+@pytest.fixture(scope="module")
+def model(module):
+    return from_nnx(module, ju.losses.cross_entropy, create=create)[0]
+
+
+@pytest.fixture(scope="module")
+def variables(module):
+    return from_nnx(module, ju.losses.cross_entropy)[1]
+
+
+@pytest.fixture(scope="module")
+def answers(model, variables):
+    return promises.answered(model, variables)
+
+
+def test_forward_equals_the_modules_own(module, model, variables):
+    own = nnx.clone(module)
+    own.train()
+    own(ROWS)  # statistics that are not those of a fresh module
+    _, moved = from_nnx(own, ju.losses.cross_entropy)
+    before = nnx.clone(own)
+    own.eval()
+    logits, features = own(ROWS)
+    outputs = model.forward(moved, ROWS)
+    assert np.array_equal(outputs.logits, logits)
+    assert np.array_equal(outputs.features["hidden"], features["hidden"])
+    before.train()
+    before(ROWS)
+    after = model.forward(moved, ROWS, train=True, key=KEY).state
+    assert np.allclose(after["norm"]["mean"], before.norm.mean[...], atol=1e-6)
+    assert int(after["passes"]) == int(before.passes[...]) == 2
+
+
+def test_the_users_module_is_left_alone(module, model, variables):
+    graph, state = nnx.split(module)
+    jax.jit(lambda v: model.forward(v, ROWS, train=True, key=KEY).logits)(variables)
+    graph_after, state_after = nnx.split(module)
+    assert graph == graph_after
+    assert same(state, state_after)
+
+
+def test_random_streams_are_no_state(module, variables):
+    assert set(variables.state) == {"norm", "passes", "salt"}
+    model, plain = from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), ju.losses.cross_entropy)
+    assert plain.state == ()
+    assert model.init is None
+    assert model.forward(plain, ROWS, train=True).logits.shape == (60, 3)  # no stream, no key
+
+
+def test_training_without_a_key_is_refused(model, variables):
+    with pytest.raises(ValueError, match=r"random streams \['default'\]: pass a key"):
+        model.forward(variables, ROWS, train=True)
+
+
+def test_several_streams_get_different_keys():
+    class Two(nnx.Module):
+        def __init__(self, rngs):
+            self.weight = nnx.Param(jnp.ones(()))
+            self.drops = nnx.List([nnx.Dropout(0.5, rng_collection=name, rngs=rngs) for name in ("a", "a", "b")])
+
+        def __call__(self, x):
+            return jnp.stack([drop(self.weight * x) for drop in self.drops])
+
+    model, variables = from_nnx(Two(nnx.Rngs(a=0, b=0)), ju.losses.cross_entropy)
+    masks = np.asarray(model.forward(variables, jnp.ones(64), train=True, key=KEY).logits)
+    assert len(np.unique(masks, axis=0)) == 3
+
+
+def test_statistics_follow_the_policy(model, variables, answers):
+    promises.statistics_follow_the_policy(model, variables, answers)
+
+
+def test_dropout_follows_the_key(model, variables):
+    promises.dropout_follows_the_key(model, variables)
+    promises.no_key_is_used_twice(model, variables)
+
+
+def test_batched_equals_single(variables, answers):
+    promises.batched_equals_single(answers, variables)
+
+
+def test_module_to_variables_to_module(module, model, variables, answers):
+    back = to_nnx(module, variables)
+    assert back is not module
+    assert same(nnx.state(back), nnx.state(module))
+    _, result = answers["finetune"]
+    unlearned = to_nnx(module, lane(result.variables, 0))
+    unlearned.eval()
+    assert np.allclose(unlearned(ROWS)[0], model.forward(lane(result.variables, 0), ROWS).logits, atol=1e-6)
+    with pytest.raises(ValueError, match=r"not fit the module: params/first/bias: float32\[8\] became float32\[2,8\]"):
+        to_nnx(module, result.variables)
+
+
+def test_init_is_create(module, model, variables):
+    assert same(model.init(KEYS[1]), from_nnx(create(KEYS[1]), ju.losses.cross_entropy)[1])
+    wrong, _ = from_nnx(module, ju.losses.cross_entropy, create=lambda key: Net(nnx.Rngs(key), width=7))
+    with pytest.raises(ValueError, match=r"create\(key\) must make an object of the same form .* float32\[8\] became"):
+        jax.eval_shape(wrong.init, KEY)
+
+
+def test_orbax_checkpoint_in_and_out(module, answers, tmp_path):
+    write(tmp_path / "trained", nnx.state(module))
+    graph, like = nnx.split(create(KEYS[1]))
+    restored = nnx.merge(graph, read(tmp_path / "trained", like))
+    _, variables = from_nnx(restored, ju.losses.cross_entropy)
+    unlearn, _ = answers["finetune"]
+    result = ju.check(unlearn(variables, DATA, lane(REQUESTS, 0), KEY))
+    unlearned = to_nnx(restored, result.variables)
+    write(tmp_path / "unlearned", nnx.state(unlearned))
+    again = nnx.merge(graph, read(tmp_path / "unlearned", like))
+    assert same(from_nnx(again, ju.losses.cross_entropy)[1], result.variables)
