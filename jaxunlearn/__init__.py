@@ -3,12 +3,17 @@
 import warnings
 from typing import Any
 
-from jaxunlearn import audit, losses, transforms
+from jaxunlearn import audit, certificates, convex, curvature, losses, transforms
 from jaxunlearn.batching import batched, replicate, request_mesh, streamed
 from jaxunlearn.catalogue import METHODS, citation
 from jaxunlearn.closed_form.amnesiac import amnesiac
+from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
+from jaxunlearn.closed_form.influence_removal import influence_removal
+from jaxunlearn.closed_form.newton_removal import newton_removal
 from jaxunlearn.closed_form.output_perturbation import output_perturbation
+from jaxunlearn.closed_form.woodbury_removal import woodbury_removal
 from jaxunlearn.driver import descend, feed, filtered, iterate, one_shot, then
+from jaxunlearn.exact.refit import refit
 from jaxunlearn.exact.retrain import retrain
 from jaxunlearn.objective.bad_teacher import bad_teacher
 from jaxunlearn.objective.cf_k import cf_k
@@ -66,10 +71,14 @@ __all__ = [
     "bad_teacher",
     "batched",
     "buckets",
+    "certificates",
     "cf_k",
     "check",
     "citation",
+    "convex",
+    "curvature",
     "descend",
+    "descent_to_delete",
     "empty_request",
     "eu_k",
     "feed",
@@ -80,14 +89,17 @@ __all__ = [
     "from_indices",
     "gradient_ascent",
     "gradient_difference",
+    "influence_removal",
     "iterate",
     "l1_sparse",
     "losses",
     "merge",
+    "newton_removal",
     "npo",
     "one_shot",
     "output_perturbation",
     "random_label",
+    "refit",
     "remove",
     "replicate",
     "request_mesh",
@@ -100,6 +112,7 @@ __all__ = [
     "transforms",
     "uniform",
     "unsir",
+    "woodbury_removal",
 ]
 
 

@@ -4,7 +4,12 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 from jaxunlearn.closed_form.amnesiac import amnesiac
+from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
+from jaxunlearn.closed_form.influence_removal import influence_removal
+from jaxunlearn.closed_form.newton_removal import newton_removal
 from jaxunlearn.closed_form.output_perturbation import output_perturbation
+from jaxunlearn.closed_form.woodbury_removal import woodbury_removal
+from jaxunlearn.exact.refit import refit
 from jaxunlearn.exact.retrain import retrain
 from jaxunlearn.objective.bad_teacher import bad_teacher
 from jaxunlearn.objective.cf_k import cf_k
@@ -21,8 +26,8 @@ from jaxunlearn.objective.unsir import unsir
 from jaxunlearn.types import OnEmpty, UnlearnFn
 
 Family: TypeAlias = Literal["exact", "objective", "closed_form", "representation", "generative", "rl"]
-# forgotten rows or their labels alone, retained rows, Model.init, recorded updates of the training
-Reads: TypeAlias = Literal["forget", "forget labels", "retain", "init", "updates"]
+# forgotten rows or their labels alone, retained rows, Model.init, recorded updates of the training, a factorised Hessian
+Reads: TypeAlias = Literal["forget", "forget labels", "retain", "init", "updates", "factorisation"]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
 
 
@@ -37,6 +42,36 @@ class Method(NamedTuple):
     on_empty: OnEmpty
     bibtex: str
 
+
+_GUO_2020 = """\
+@inproceedings{guo2020certified,
+  title     = {Certified Data Removal from Machine Learning Models},
+  author    = {Guo, Chuan and Goldstein, Tom and Hannun, Awni and van der Maaten, Laurens},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020},
+  eprint    = {1911.03030},
+  archiveprefix = {arXiv}
+}"""
+
+_KOH_2017 = """\
+@inproceedings{koh2017understanding,
+  title     = {Understanding Black-box Predictions via Influence Functions},
+  author    = {Koh, Pang Wei and Liang, Percy},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2017},
+  eprint    = {1703.04730},
+  archiveprefix = {arXiv}
+}"""
+
+_NEEL_2021 = """\
+@inproceedings{neel2021descent,
+  title     = {Descent-to-Delete: Gradient-Based Methods for Machine Unlearning},
+  author    = {Neel, Seth and Roth, Aaron and Sharifi-Malvajerdi, Saeed},
+  booktitle = {Algorithmic Learning Theory},
+  year      = {2021},
+  eprint    = {2007.02923},
+  archiveprefix = {arXiv}
+}"""
 
 _KURMANJI_2023 = """\
 @inproceedings{kurmanji2023towards,
@@ -273,6 +308,51 @@ METHODS: dict[str, Method] = {
         "none",
         "identity",
         _CHAUDHURI_2011,
+    ),
+    "refit": Method(
+        refit,
+        "exact",
+        "train a convex problem afresh, to machine precision",
+        frozenset({"retain"}),
+        "exact",
+        "train",
+        _GUO_2020,
+    ),
+    "newton_removal": Method(
+        newton_removal,
+        "closed_form",
+        "Newton steps on the retained rows of a convex problem, with an exact residual",
+        frozenset({"forget", "retain"}),
+        "certified",
+        "identity",
+        _GUO_2020,
+    ),
+    "woodbury_removal": Method(
+        woodbury_removal,
+        "closed_form",
+        "the same for many requests against one factorisation",
+        frozenset({"forget", "retain", "factorisation"}),
+        "certified",
+        "identity",
+        _GUO_2020,
+    ),
+    "descent_to_delete": Method(
+        descent_to_delete,
+        "closed_form",
+        "gradient steps on the retained rows of a convex problem",
+        frozenset({"retain"}),
+        "certified",
+        "identity",
+        _NEEL_2021,
+    ),
+    "influence_removal": Method(
+        influence_removal,
+        "closed_form",
+        "one influence-function step of a convex problem, to compare with",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _KOH_2017,
     ),
 }
 

@@ -248,23 +248,36 @@ def iterate(
     return unlearn
 
 
-Update: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], tuple[Variables, dict[str, jax.Array]]]
+class Updated(NamedTuple):
+    """What an update without a loop makes of its variables."""
+
+    variables: Variables
+    stats: dict[str, jax.Array]
+    extra: dict[str, PyTree] = {}  # entries of `Data.extra` that a stream carries on
+    converged: bool | jax.Array = True
 
 
-def one_shot(update: Update) -> UnlearnFn:
+Update: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Updated]
+
+
+def one_shot(update: Update, *, on_empty: OnEmpty = "identity") -> UnlearnFn:
     """An `UnlearnFn` from one update without a loop: the checks, the status and the treatment of empty requests of `iterate`.
 
     Args:
-        update: `(variables, data, request, key) -> (variables, stats)`.
+        update: `(variables, data, request, key) -> Updated`.
+        on_empty: see `Unlearner`.
     """
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
         tree.check_call(variables, data, request, key)
         (train, present), request = jax.tree.map(jnp.asarray, (data[:2], request))
         data = data._replace(train=train, present=present)
-        after, stats = update(variables, data, request, key)
+        after, stats, extra, converged = update(variables, data, request, key)
         tree.check_same(variables, after)
-        return _finish("identity", variables, after, data, request, stats)
+        result = _finish(on_empty, variables, after, data, request, stats)
+        return result._replace(
+            extra=extra, status=jnp.maximum(result.status, status.combine(NOT_CONVERGED=~jnp.asarray(converged)))
+        )
 
     return unlearn
 

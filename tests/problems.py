@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import jaxunlearn as ju
+from jaxunlearn import convex
 from jaxunlearn.closed_form import amnesiac
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
@@ -82,36 +83,61 @@ def normalized_network():
     return ju.Model(predict, ju.losses.cross_entropy, start)
 
 
-# What a method needs besides model, optimizer and loop.
+PROBLEM = convex.softmax(0.05, NUM_CLASSES)
+
+# What a method needs besides model or problem, optimizer and loop.
 OPTIONS = {
     "cf_k": {"layers": "head"},
+    "descent_to_delete": {"steps": 3, "row_norm": 10.0},
     "eu_k": {"layers": "head"},
     "output_perturbation": {"sigma": 0.1},
     "unsir": {"noise_rows": 6, "noise_steps": 3},
 }
 
 
+def parameters_of(name):
+    return inspect.signature(ju.METHODS[name].factory).parameters
+
+
 def method(name, model, optimizer=None, *, num_steps=4, batch_size=4, **options):
-    """A method of the catalogue, by default with plain SGD."""
+    """A method of the catalogue, by default with plain SGD; those for convex problems take PROBLEM instead of the model."""
     factory, options = ju.METHODS[name].factory, {**OPTIONS.get(name, {}), **options}
-    if "num_steps" not in inspect.signature(factory).parameters:
+    if "problem" in parameters_of(name):
+        return factory(PROBLEM, **options)
+    if "num_steps" not in parameters_of(name):
         return factory(model, **options)
     return factory(model, optimizer or optax.sgd(0.1), num_steps=num_steps, batch_size=batch_size, **options)
 
 
+def trained(name, dtype=jnp.float32):
+    """Variables for a method to start from."""
+    variables = fitted() if "problem" in parameters_of(name) else network().init(jax.random.key(1))
+    if name == "refit":  # starts afresh, which shows only where it does not start at the optimum
+        variables = jax.tree.map(jnp.ones_like, variables)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), dtype), variables)
+
+
+@cache
+def fitted():
+    """The optimum of PROBLEM on `blobs`, rounded to float32."""
+    optimum = convex.fit(PROBLEM, blobs(), row_norm=None)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(np.float32)), optimum)
+
+
 @cache
 def recorded():
-    """`blobs` with the updates of a training of `network`, for methods that read them."""
+    """`blobs` with what methods read besides: the updates of a training of `network`, the factorisation of `fitted`."""
     data = blobs()
     key = jax.random.key(3)
     train = jax.jit(amnesiac.record(network(), optax.sgd(0.1), num_steps=12, batch_size=4))
-    trained = train(network().init(key), data, ju.empty_request(), key)
-    return data._replace(extra={**data.extra, **trained.extra}), trained.variables
+    done = train(network().init(key), data, ju.empty_request(), key)
+    data = jax.jit(convex.prepare(PROBLEM))(fitted(), data, key)
+    return data._replace(extra={**data.extra, **done.extra}), done.variables
 
 
 def distance(first, second):
     """Largest absolute difference between two trees."""
-    differences = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), first, second)
+    differences = jax.tree.map(lambda x, y: np.max(np.abs(np.asarray(x, float) - np.asarray(y, float))), first, second)
     return max(map(float, jax.tree.leaves(differences)))
 
 

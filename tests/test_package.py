@@ -24,13 +24,13 @@ FLOORS = [
     {"status", "tree"},
     {"risk"},
     {"losses", "transforms", "curvature"},
-    {"requests", "driver", "batching", "checkpoint"},
-    {"exact", "objective", "closed_form", "representation", "generative", "rl", "certificates", "audit", "adapters"},
+    {"requests", "driver", "batching", "checkpoint", "convex", "journal"},
+    {"exact", "objective", "closed_form", "representation", "generative", "rl", "certificates", "audit", "adapters", "ledger"},
     {"catalogue"},
     {"__init__"},
 ]
 FAMILIES = ("exact", "objective", "closed_form", "representation", "generative", "rl")
-EXTRAS = ("flax", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")
+EXTRAS = ("flax", "torch", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")
 
 
 def floor_of(module):
@@ -93,7 +93,8 @@ def test_factories_of_methods_share_their_first_arguments():
 
     for name, method in ju.METHODS.items():
         parameters = inspect.signature(method.factory).parameters
-        first = ["model", "optimizer"] if "num_steps" in parameters else ["model"]
+        model = "problem" if "problem" in parameters else "model"
+        first = [model, "optimizer"] if "num_steps" in parameters else [model]
         assert list(parameters)[: len(first)] == first, name
         assert all(p.kind is not p.POSITIONAL_OR_KEYWORD for p in list(parameters.values())[len(first) :]), name
 

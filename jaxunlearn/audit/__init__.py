@@ -6,6 +6,7 @@ model before unlearning and of retrained models.
 
 from jaxunlearn.audit.divergence import divergence as divergence
 from jaxunlearn.audit.divergence import forget_divergence as forget_divergence
+from jaxunlearn.audit.epsilon import epsilon_lower_bound as epsilon_lower_bound
 from jaxunlearn.audit.intervals import Interval as Interval
 from jaxunlearn.audit.intervals import auc_interval as auc_interval
 from jaxunlearn.audit.intervals import clopper_pearson as clopper_pearson

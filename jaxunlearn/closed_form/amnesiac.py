@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from jaxunlearn import risk
-from jaxunlearn.driver import Augment, iterate, one_shot
+from jaxunlearn.driver import Augment, Updated, iterate, one_shot
 from jaxunlearn.exact import retrain
 from jaxunlearn.risk import BatchNormPolicy
 from jaxunlearn.types import Model, UnlearnFn
@@ -116,6 +116,6 @@ def amnesiac(model: Model) -> UnlearnFn:
             return (weights - total).astype(weights.dtype)
 
         params = jax.tree.map(subtract, variables.params, updates.changes)
-        return variables._replace(params=params), {"undone": jnp.sum(undo, dtype=jnp.int32)}
+        return Updated(variables._replace(params=params), {"undone": jnp.sum(undo, dtype=jnp.int32)})
 
     return one_shot(undo)

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from jaxunlearn import tree
-from jaxunlearn.driver import one_shot
+from jaxunlearn.driver import Updated, one_shot
 from jaxunlearn.types import Model, Scalar, UnlearnFn
 
 
@@ -38,6 +38,7 @@ def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
     def perturb(variables, data, request, key):
         normal = optax.tree.random_like(key, variables.params, sampler=jax.random.normal)
         noise = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), normal)
-        return variables._replace(params=optax.tree.add(variables.params, noise)), {"noise_norm": optax.tree.norm(noise)}
+        params = optax.tree.add(variables.params, noise)
+        return Updated(variables._replace(params=params), {"noise_norm": optax.tree.norm(noise)})
 
     return one_shot(perturb)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from tests.problems import distance, lane, method, network, recorded, unpadded
+from tests.problems import distance, lane, method, network, recorded, trained, unpadded
 
 ROWS = [[3, 4, 5], [0, 10, 20, 30, 40, 50, 59], [7]]
 NAN_ROW = 33  # in no request
-WITHOUT_KEY = {"amnesiac"}  # nothing in them is random
+WITHOUT_KEY = {"amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"}
 
 
 def make(name, model=None):
@@ -27,7 +27,7 @@ def case(request):
     """One method: name, function, its jitted batched form, and inputs."""
     unlearn = make(request.param)
     data, _ = recorded()
-    variables = network().init(jax.random.key(1))
+    variables = trained(request.param)
     requests = ju.from_indices(data, ROWS)
     keys = jax.random.split(jax.random.key(2), len(ROWS))
     batched = jax.jit(ju.batched(unlearn, chunk=len(ROWS)))  # one vmap
@@ -50,7 +50,7 @@ def test_tree_shapes_and_dtypes_are_kept(case):
     name, _, _, _, data, requests, keys, _ = case
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         start = partial(init, dtype=dtype)
-        variables = start(keys[0])
+        variables = trained(name, dtype)
         rows = data._replace(train=data.train._replace(inputs=data.train.inputs.astype(dtype)))
         result = jax.eval_shape(make(name, network()._replace(init=start)), variables, rows, lane(requests, 0), keys[0])
         form = [jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (result.variables, variables)]

@@ -1,0 +1,137 @@
+"""The certificate of Descent-to-Delete (Neel, Roth, Sharifi-Malvajerdi: Descent-to-delete, gradient-based methods for machine
+unlearning, ALT 2021, arXiv 2007.02923).
+
+    release = W + N(0, sigma^2 I),    sensitivity = 8 K g^I / (mu n (1 - g^I)),    g = (B - mu) / (B + mu)
+
+for I gradient steps a request from weights near the optimum. Noise without solving anything, but not little.
+"""
+
+import math
+from typing import NamedTuple
+
+from jaxunlearn.certificates.certificate import Assessment, Assumption, Evidence, require_positive
+
+
+class Neel(NamedTuple):
+    """Noise for the distance that a fixed number of gradient steps leaves, from constants and counts alone.
+
+    **Theorem.** A deletion moves the optimum of a mu-strongly convex, B-smooth, K-Lipschitz mean loss by at most
+    `4 K / (mu n)`, I steps shrink what is left by `g^I`, and the geometric sum over a stream stays below
+    `4 K g^I / (mu n (1 - g^I))` on either side. The noise follows from zero-concentrated privacy,
+
+        sigma = 4 sqrt 2 K g^I / (mu n (1 - g^I) (sqrt(ln(1/delta) + epsilon) - sqrt(ln(1/delta)))).
+
+    In the *perfect* variant the state that is kept is the released one, and
+
+        sigma = 8 K g^I / (mu n (1 - g^I) (sqrt(2 ln(2/delta) + 3 epsilon) - sqrt(2 ln(2/delta) + 2 epsilon)))
+
+    with at least `neel_steps(...)` steps at the i-th update.
+
+    **Constants.** K, B, mu, g and I come from `jaxunlearn.descent_to_delete`; n are the rows before the request, which is no
+    more than at the beginning and so errs on the safe side. A request of m rows counts m times.
+
+    **Doubts.** The formulas come from later works that agree, not from the proofs. That the first weights were near the
+    optimum and, in the perfect variant, that each update started from the released weights cannot be seen from a result. What
+    can be seen is checked: the measured residual must not contradict the promised distance (it may overstate it by B / mu).
+    All releases but one are outside of the definition here.
+
+    Args:
+        perfect: what is kept is what was released.
+        update: number of this update, from 1; for the perfect variant.
+        largest_request: rows of the largest request of the stream.
+    """
+
+    perfect: bool = False
+    update: int = 1
+    largest_request: int = 1
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The constants of the descent."""
+        return ("contraction", "descent_steps", "smoothness", "strong_convexity", "lipschitz")
+
+    def assess(self, evidence: Evidence, epsilon: float, delta: float) -> Assessment:
+        """Sensitivity and noise from the constants; the measured residual must not contradict them."""
+        require_positive(self, "update", "largest_request")
+        stats, rows = evidence.stats, evidence.num_retain + evidence.num_forget
+        contraction, steps = stats["contraction"], stats["descent_steps"]
+        sensitivity = self.largest_request * neel_sensitivity(
+            contraction, steps, stats["lipschitz"], stats["strong_convexity"], rows
+        )
+        assumptions = [
+            Assumption(
+                "size of the request",
+                evidence.num_forget <= self.largest_request,
+                f"{evidence.num_forget:.0f} rows, largest_request={self.largest_request}; it scales the noise",
+            ),
+            Assumption(
+                "strong convexity of the descent",
+                stats["strong_convexity"] == stats["l2"] and 0 < contraction < 1,
+                f"mu {stats['strong_convexity']:.3g}, l2 {stats['l2']:.3g}, contraction {contraction:.6g}",
+            ),
+        ]
+        if self.perfect:
+            needed = neel_steps(contraction, evidence.num_params, self.update, epsilon, delta)
+            enough = Assumption(
+                "steps of the perfect variant", steps >= needed, f"{steps:.0f} steps, at least {needed:.1f} needed"
+            )
+            assumptions.append(enough)
+            left = steps - needed
+        else:
+            condition = stats["smoothness"] / stats["strong_convexity"] if stats["strong_convexity"] > 0 else math.inf
+            nearest = stats["distance_bound"] / condition
+            left = sensitivity / 2 - nearest
+            near = Assumption(
+                "distance within the sensitivity",
+                sensitivity < math.inf and left >= -evidence.rounding / (stats["l2"] * evidence.num_retain)
+                if evidence.num_retain > 0 and stats["l2"] > 0
+                else False,
+                f"at least {nearest:.3g} from the retrained optimum by its residual, {sensitivity / 2:.3g} promised; train to "
+                "the optimum first (convex.fit)",
+            )
+            assumptions.append(near)
+        scale = neel_scale(sensitivity, epsilon, delta, perfect=self.perfect)
+        return Assessment(sensitivity, scale, left, tuple(assumptions))
+
+
+def neel_sensitivity(contraction: float, steps: float, lipschitz: float, strong_convexity: float, num_rows: float) -> float:
+    """`8 K g^I / (mu n (1 - g^I))`; inf if the steps do not contract.
+
+    Example:
+        >>> print(f"{jaxunlearn.certificates.neel_sensitivity(0.5, 3, 2.0, 0.1, 1000):.4f}")
+        0.0229
+    """
+    if not (0 < contraction < 1 and strong_convexity > 0 and num_rows > 0):
+        return math.inf
+    left = contraction**steps
+    return 8 * lipschitz * left / (strong_convexity * num_rows * (1 - left))
+
+
+def neel_scale(sensitivity: float, epsilon: float, delta: float, *, perfect: bool = False) -> float:
+    """Published deviation of the noise; the formulas of `Neel`, with `8 K g^I / (mu n (1 - g^I))` as the sensitivity.
+
+    Example:
+        >>> print(f"{jaxunlearn.certificates.neel_scale(1.0, 1.0, 1e-5):.3f}")
+        4.901
+    """
+    if perfect:
+        tail = 2 * math.log(2 / delta)
+        return sensitivity / (math.sqrt(tail + 3 * epsilon) - math.sqrt(tail + 2 * epsilon))
+    tail = math.log(1 / delta)
+    return sensitivity / (math.sqrt(2) * (math.sqrt(tail + epsilon) - math.sqrt(tail)))
+
+
+def neel_steps(contraction: float, num_params: int, update: int, epsilon: float, delta: float) -> float:
+    """Fewest steps of the perfect variant at the given update, not rounded; inf if the steps do not contract.
+
+        (ln(sqrt(2 d) / ((1 - g) (sqrt(2 ln(2/delta) + epsilon) - sqrt(2 ln(2/delta))))) + ln ln(4 d i / delta)) / ln(1/g)
+
+    Example:
+        >>> print(f"{jaxunlearn.certificates.neel_steps(0.5, 10, 1, 1.0, 1e-5):.2f}")
+        10.41
+    """
+    if not 0 < contraction < 1:
+        return math.inf
+    tail = 2 * math.log(2 / delta)
+    first = math.log(math.sqrt(2 * num_params) / ((1 - contraction) * (math.sqrt(tail + epsilon) - math.sqrt(tail))))
+    return (first + math.log(math.log(4 * num_params * update / delta))) / math.log(1 / contraction)

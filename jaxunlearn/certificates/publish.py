@@ -1,0 +1,296 @@
+"""Releasing certified weights: the only place that adds the noise of a certificate.
+
+    release = round(W + noise_scale * z),    z ~ N(0, I) in float64, rounded to the dtype of W at the very end
+
+A certificate is spent once: if an observer gets two releases with different noise, both count, and if noise could be drawn
+again for the same weights, averaging would take it away. So `publish` writes down what it is about to release before it
+does, releases the same bits when it is asked again, and adds up epsilon and delta over what differs.
+
+**Where the noise comes from.** A seed of 256 bits from the operating system (`secrets`), stretched by SHAKE-256 to 64 bits a
+number and turned into normal ones by Box and Muller. A caller's key serves experiments that must be repeated; whoever knows
+it can subtract the noise, and the release says so (`noise_key="caller"`).
+
+**Where it is kept.** `directory/public/` holds the released weights and nothing else; that is what may be handed out.
+`directory/private/` holds one intent a release: a salted hash of the weights before the noise, the certificate, and the seed
+until the release is complete; then the seed is deleted, since the released bits are enough to repeat them. Files have mode
+0600, directories 0700. Do not hand out or back up `private/`: a seed in there gives the noise away, and salt and hash let
+somebody who can compute the weights confirm a guess. Deleting a file does not wipe a disk.
+
+**What it does not do.** Floating-point noise is not exactly Gaussian: its low-order bits can tell more than the bound, by an
+amount of the order of float64 rounding. Two directories do not know of each other.
+"""
+
+import hashlib
+import io
+import json
+import secrets
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from jaxunlearn import journal, status, tree
+from jaxunlearn.certificates.accounting import Privacy, compose
+from jaxunlearn.certificates.certificate import Certificate
+from jaxunlearn.types import Result, Variables
+
+VERSION = 1
+
+
+class ReleaseError(RuntimeError):
+    """What is in a directory of releases is torn, tampered with, gone or of another version."""
+
+
+class Release(NamedTuple):
+    """Weights that may be handed out, and what they cost."""
+
+    number: int  # 1, 2, ... in its directory
+    variables: Variables
+    epsilon: float  # of this release alone
+    delta: float
+    total_epsilon: float  # of all releases from the directory so far, interrupted ones included
+    total_delta: float
+    noise_key: Literal["os", "caller"]
+    path: Path
+    sha256: str  # of the file
+
+
+class _Intent(NamedTuple):
+    """What is promised before anything is released."""
+
+    version: int
+    number: int
+    salt: str
+    input: str  # salted hash of the weights before the noise and of what the certificate promises
+    certificate: dict[str, Any]
+    noise_key: Literal["os", "caller"]
+    seed: str  # empty once the release is complete
+    release: str  # hash of the released file, empty until then
+
+
+def publish(result: Result, certificate: Certificate, directory: str | Path, *, key: PRNGKeyArray | None = None) -> Release:
+    """Add the certificate's noise and write the weights to `directory/public`; the same bits for the same weights, ever after.
+
+    Host only. Interrupted at any point, it is completed with the same bits by the next call with the same result. Together,
+    releases cost the sum of their epsilons and deltas (`compose`; `compose_gaussians` may promise less). Rounding a release
+    further, e.g. to float32, costs nothing. A model that was trained with its noise (`ObjectivePerturbation`) needs no more:
+    its certificate has the noise scale 0, and it is released as it is.
+
+    Args:
+        result: of one request or of a merged one. Only its params are released; model state would leave without noise.
+        certificate: valid, and made for this result by `certify`.
+        directory: of all releases that one observer may see; made if absent.
+        key: a typed key instead of entropy of the operating system, for experiments. Different weights get different noise
+            from the same key.
+
+    Returns:
+        A `Release`, read back from the file. float64 weights stay float64 although float64 may be off: do not calculate with
+        them outside of `jax.enable_x64(True)`, which would round them.
+
+    Raises:
+        ValueError: a void certificate (the failed assumptions are named), or one whose numbers are out of range; several
+            results at once; model state; params that are not float32 or float64.
+        TypeError: inside `jit` or `vmap`.
+        UnlearningError: the result's status is not ok.
+        ReleaseError, LedgerError: the directory was tampered with, a released file is gone, or somebody else publishes there.
+
+    References:
+        Dwork, Roth: The algorithmic foundations of differential privacy, 2014 (composition). Mironov: On significance of the
+        least significant bits for differential privacy, 2012.
+
+    Example:
+        >>> release = publish(result, certificate, "releases")  # doctest: +SKIP
+    """
+    weights = _require_publishable(result, certificate, key)
+    directory = Path(directory)
+    public, private = directory / "public", directory / "private"
+    for folder in (public, private):
+        journal.make_directory(folder)
+    identity = journal.digest([weights, _promise(certificate)])
+    with journal.locked(directory / "lock"):
+        intents = [_completed(intent, public, private) for intent in _read_intents(private)]
+        intent = next((known for known in intents if known.input == _salted(identity, known.salt)), None)
+        if intent is None:
+            intent = _intend(len(intents) + 1, identity, certificate, key)
+            _write_intent(private, intent)
+            intents.append(intent)
+        path = public / _name(intent.number, "npz")
+        if not intent.release:
+            noisy = _add_noise(weights, certificate.noise_scale, bytes.fromhex(intent.seed))
+            journal.write(path, _npz(noisy, _about(intent, intents[: intent.number])))
+            intent = _completed(intent, public, private)
+        variables = load_release(path, result.variables)
+        epsilon, delta = _together(intents)
+    own = intent.certificate
+    return Release(
+        intent.number, variables, own["epsilon"], own["delta"], epsilon, delta, intent.noise_key, path, intent.release
+    )
+
+
+def load_release(path: str | Path, like: Variables) -> Variables:
+    """Read released weights into the tree of `like` (arrays, or what `jax.eval_shape(model.init, key)` returns).
+
+    Raises:
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file holds the weights of another model.
+
+    Example:
+        >>> variables = load_release("releases/public/release-000001.npz", model.init(key))  # doctest: +SKIP
+    """
+    with np.load(path, allow_pickle=False) as file:
+        saved = {name: file[name] for name in file.files if name != "about"}
+    expected = {
+        f"params/{tree.path_of(place)}": (jnp.shape(leaf), np.dtype(leaf.dtype))
+        for place, leaf in jax.tree.leaves_with_path(like.params)
+    }
+    found = {name: (array.shape, array.dtype) for name, array in saved.items()}
+    if found != expected:
+        raise ValueError(f"{path} holds the weights of another model: expected {expected}, found {found}")
+    with jax.enable_x64(True):
+        leaves = [jnp.asarray(saved[name]) for name in expected]
+    return like._replace(params=jax.tree.unflatten(jax.tree.structure(like.params), leaves))
+
+
+def _require_publishable(result: Result, certificate: Certificate, key: PRNGKeyArray | None) -> dict[str, np.ndarray]:
+    values = (result.variables, result.status, *(getattr(certificate, name) for name in certificate._fields), key)
+    if not all(map(tree.is_concrete, jax.tree.leaves(values))):
+        raise TypeError("publish() draws noise and writes files, so call it outside jit and vmap, on the returned Result")
+    failed = [f"{each.name} ({each.detail})" for each in certificate.assumptions if not each.holds]
+    if failed or not certificate.valid:
+        reasons = "; ".join(failed) or "it says so without naming an assumption"
+        raise ValueError(f"the certificate is void, so nothing was released: {reasons}")
+    epsilon, delta, scale = float(certificate.epsilon), float(certificate.delta), float(certificate.noise_scale)
+    if not (0 < epsilon < np.inf and 0 <= delta < 1 and 0 <= scale < np.inf):
+        raise ValueError(
+            "expected a certificate with 0 < epsilon < inf, 0 <= delta < 1 and 0 <= noise_scale < inf, got "
+            f"epsilon={epsilon}, delta={delta}, noise_scale={scale}; make it with certify()"
+        )
+    if key is not None:
+        tree.check_key(key)
+    if np.ndim(result.status):
+        raise ValueError(
+            f"publish releases one model, got the results of {np.shape(result.status)} requests: merge() the requests first"
+        )
+    status.check(result)
+    tree.check_variables(result.variables)
+    if jax.tree.leaves(result.variables.state):
+        raise ValueError(
+            "the certificate covers params, but variables.state holds arrays that would be released without noise; publish "
+            "Variables(params) and keep the state of a public extractor apart"
+        )
+    weights = {
+        f"params/{tree.path_of(place)}": np.asarray(leaf) for place, leaf in jax.tree.leaves_with_path(result.variables.params)
+    }
+    strange = [f"{name} ({array.dtype})" for name, array in weights.items() if array.dtype not in (np.float32, np.float64)]
+    if strange:
+        raise ValueError(
+            f"publish takes float64 or float32 params, got {', '.join(strange)}; round the release, not the result"
+        )
+    return weights
+
+
+def _intend(number: int, identity: str, certificate: Certificate, key: PRNGKeyArray | None) -> _Intent:
+    if key is None:
+        source, seed = "os", secrets.token_hex(32)
+    else:
+        source, seed = "caller", journal.digest([key, identity])
+    salt = secrets.token_hex(32)
+    return _Intent(VERSION, number, salt, _salted(identity, salt), _promise(certificate), source, seed, "")
+
+
+def _promise(certificate: Certificate) -> dict[str, Any]:
+    numbers = {name: float(getattr(certificate, name)) for name in ("epsilon", "delta", "sensitivity", "noise_scale")}
+    return {"mechanism": str(certificate.mechanism), **numbers}
+
+
+def _salted(identity: str, salt: str) -> str:
+    return hashlib.sha256(bytes.fromhex(salt) + identity.encode()).hexdigest()
+
+
+def _add_noise(weights: dict[str, np.ndarray], scale: float, seed: bytes) -> dict[str, np.ndarray]:
+    sizes = [array.size for array in weights.values()]
+    draws = np.split(_standard_normal(seed, sum(sizes)), np.cumsum(sizes)[:-1])
+    return {
+        name: (array.astype(np.float64) + scale * draw.reshape(array.shape)).astype(array.dtype)
+        for (name, array), draw in zip(weights.items(), draws, strict=True)
+    }
+
+
+def _standard_normal(seed: bytes, count: int) -> np.ndarray:
+    """float64 normal numbers from SHAKE-256; the same for the same seed, whatever the version of NumPy."""
+    pairs = (count + 1) // 2
+    words = np.frombuffer(hashlib.shake_256(seed).digest(16 * pairs), "<u8")
+    first, second = (((words >> 11) + 0.5) * 2.0**-53).reshape(2, pairs)  # in (0, 1)
+    radius = np.sqrt(-2 * np.log(first))
+    return np.concatenate([radius * np.cos(2 * np.pi * second), radius * np.sin(2 * np.pi * second)])[:count]
+
+
+def _about(intent: _Intent, until: list[_Intent]) -> dict[str, Any]:
+    epsilon, delta = _together(until)
+    return {
+        "number": intent.number,
+        "mechanism": intent.certificate["mechanism"].split("(")[0],  # its options may be computed from the data
+        **{name: intent.certificate[name] for name in ("epsilon", "delta", "noise_scale")},
+        "total_epsilon": epsilon,
+        "total_delta": delta,
+        "noise_key": intent.noise_key,
+    }
+
+
+def _npz(weights: dict[str, np.ndarray], about: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, about=np.array(json.dumps(about, sort_keys=True)), **weights)
+    return file.getvalue()
+
+
+def _together(intents: list[_Intent]) -> Privacy:
+    return compose(*((intent.certificate["epsilon"], intent.certificate["delta"]) for intent in intents))
+
+
+def _completed(intent: _Intent, public: Path, private: Path) -> _Intent:
+    """The intent as its released file says; files are replaced at once, so one that is there is whole."""
+    path = public / _name(intent.number, "npz")
+    if not path.exists():
+        if intent.release:
+            raise ReleaseError(
+                f"{path} was released and is gone: put it back; other noise for the same weights would be one more release"
+            )
+        return intent
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not intent.release:
+        intent = intent._replace(seed="", release=found)
+        _write_intent(private, intent)
+    elif found != intent.release:
+        raise ReleaseError(f"{path} is not the file that was released: put that one back")
+    return intent
+
+
+def _name(number: int, suffix: str) -> str:
+    return f"release-{number:06d}.{suffix}"
+
+
+def _write_intent(private: Path, intent: _Intent) -> None:
+    content = journal.canonical(intent._asdict())
+    sealed = {**intent._asdict(), "hash": hashlib.sha256(content).hexdigest()}
+    journal.write(private / _name(intent.number, "json"), journal.canonical(sealed))
+
+
+def _read_intents(private: Path) -> list[_Intent]:
+    intents = []
+    for number, path in enumerate(sorted(private.glob("release-*.json")), start=1):
+        try:
+            fields = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ReleaseError(f"{path} was tampered with: it is no JSON") from error
+        if not isinstance(fields, dict) or fields.get("version") != VERSION:
+            raise ReleaseError(f"{path} has another version than {VERSION}, or none: use the library that wrote it")
+        seal = fields.pop("hash", None)
+        if hashlib.sha256(journal.canonical(fields)).hexdigest() != seal or set(fields) != set(_Intent._fields):
+            raise ReleaseError(f"{path} was tampered with: its content does not have the hash that it carries")
+        intents.append(_Intent(**fields))
+        if intents[-1].number != number:
+            raise ReleaseError(f"{path} is release {intents[-1].number} where release {number} is expected: one is gone")
+    return intents

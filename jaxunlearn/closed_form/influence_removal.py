@@ -1,0 +1,49 @@
+"""Influence removal from a convex problem: the first-order step (Koh, Liang: Understanding black-box predictions via influence
+functions, ICML 2017, arXiv 1703.04730).
+
+    W <- W + H(W)^{-1} (sum_{forget} grad loss(W) + l2 m W),    H over ALL rows, those to be forgotten included
+
+What removal costs in accuracy when the Hessian is not that of the retained rows: for one row nothing much, for many a lot. It
+is here to be compared with; bounds of Newton's step do not hold for it and are infinite. Its measured residual is as exact as
+that of the other removals, so a distance to the retrained optimum is known for it too.
+"""
+
+import jax.numpy as jnp
+
+from jaxunlearn.convex import removal
+from jaxunlearn.convex.objective import Solver, in_float64, newton_direction
+from jaxunlearn.convex.problems import Problem
+from jaxunlearn.driver import Updated, one_shot
+from jaxunlearn.types import UnlearnFn
+
+
+def influence_removal(problem: Problem, *, solver: Solver = "dense") -> UnlearnFn:
+    """The influence-function step on the Hessian of all present rows.
+
+    Args:
+        problem: what the variables were trained on, see `jaxunlearn.convex.fit`.
+        solver: as in `jaxunlearn.newton_removal`.
+
+    Returns:
+        An `UnlearnFn`; `stats` as those of `jaxunlearn.newton_removal`, with infinite bounds of the residual.
+
+    Raises:
+        ValueError: params or data that do not belong to the problem.
+
+    Example:
+        >>> unlearn = jaxunlearn.influence_removal(jaxunlearn.convex.softmax(1e-2, 3))
+    """
+
+    def remove(variables, data, request, key):
+        setting = removal.prepare_removal(problem, variables, data, request)
+        pull = -removal.gradient_of_gone(problem, setting, setting.kernel)
+        direction = newton_direction(problem, setting.kernel, data.train, data.present, pull, solver)
+        after, variables = removal.stored(setting.kernel + direction, variables)
+        measured = removal.measure(problem, data, setting, setting.kernel, after - setting.kernel)
+        residual = removal.norm(measured.gradient)
+        unknown = removal.Bounds(*[jnp.full_like(residual, jnp.inf)] * 3)
+        row_norm = removal.row_norm_of(data)
+        stats = removal.report(problem, setting, unknown, residual=residual, residual_bound=residual, row_norm=row_norm)
+        return Updated(variables, stats, converged=jnp.isfinite(stats["distance_bound"]))
+
+    return in_float64(one_shot(remove))

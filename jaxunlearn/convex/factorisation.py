@@ -1,0 +1,161 @@
+"""One eigendecomposition of the Hessian that all requests share, and Woodbury's identity for the rows of one request.
+
+With `K = H(W0)` over the rows present when it was made, `K = U diag(e) U'`, and a request S of m rows,
+
+    K_S = K - l2 m I - V V',    K_S^{-1} b = P b + P V (I - V' P V)^{-1} V' P b,    P = U diag(1 / (e - l2 m)) U',
+
+where the columns of V are `x_j` times the root of their curvature, `V V' = sum_S x_j x_j' (x) curvature_j`. A request costs
+O(D^2) with `D = d c`, and R of them side by side are matrix products. Rows removed earlier stay in V.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxunlearn import tree
+from jaxunlearn.convex.objective import gradient, hessian, in_float64, perturbation_of, sum_over_rows
+from jaxunlearn.convex.problems import Problem
+from jaxunlearn.convex.removal import Setting, row_norm_of
+from jaxunlearn.convex.rows import kernel_of
+from jaxunlearn.curvature import spectral_norm_bound
+from jaxunlearn.types import Data, Variables
+
+NAME = "factorisation"  # in Data.extra
+
+
+class Factorisation(NamedTuple):
+    """What removals from one model share. `D = d c`; `q` columns of rows removed since the eigendecomposition."""
+
+    vectors: Float[Array, "D D"]
+    values: Float[Array, "D"]
+    centre: Float[Array, "d c"]  # the weights W0 at which the Hessian was taken
+    gram: Float[Array, "d d"]  # X' X
+    spectral_norm: Float[Array, ""]  # at least that of X
+    row_norm: Float[Array, ""]  # largest norm of a row
+    num_rows: Float[Array, ""]  # rows in the eigendecomposition
+    removed: Float[Array, "D q"]  # columns of V of rows removed since; zeros where there is none yet
+    num_columns: Int[Array, ""]  # of them in use
+    num_removed: Float[Array, ""]
+    kernel: Float[Array, "d c"]  # the current weights
+    gradient: Float[Array, "d c"]  # of the current objective there, as far as it is known
+    slack: Float[Array, ""]  # bound of the norm of what is not known of it
+
+
+def factorise(
+    problem: Problem,
+    data: Data,
+    kernel: Float[Array, "d c"],
+    slope: Float[Array, "d c"],
+    slack: Float[Array, ""],
+    capacity: int,
+) -> Factorisation:
+    """Eigendecomposition of the Hessian over the present rows, O(n D^2 + D^3)."""
+    matrix = hessian(problem, kernel, data.train, data.present)
+    values, vectors = jnp.linalg.eigh(matrix)
+    gram = sum_over_rows(lambda inputs, targets, counts: inputs.T @ inputs, data.train, data.present)
+    return Factorisation(
+        vectors=vectors,
+        values=values,
+        centre=kernel,
+        gram=gram,
+        spectral_norm=spectral_norm_bound(gram),
+        row_norm=row_norm_of(data),
+        num_rows=jnp.sum(data.present > 0).astype(jnp.float64),
+        removed=jnp.zeros((kernel.size, capacity)),
+        num_columns=jnp.int32(0),
+        num_removed=jnp.float64(0),
+        kernel=kernel,
+        gradient=slope,
+        slack=slack,
+    )
+
+
+def prepare(problem: Problem, *, capacity: int = 0) -> Callable[[Variables, Data, jax.Array], Data]:
+    """`prepare(problem)(variables, data, key) -> Data` with a `Factorisation` in `extra["factorisation"]`; jit it or not.
+
+    Args:
+        problem: what the variables were trained on.
+        capacity: columns kept for rows removed in a stream before it factorises anew: slots times outputs for each request,
+            about `D / 10` in all. 0 where requests are alternatives (`batched`).
+
+    Raises:
+        ValueError: params or data that do not belong to the problem.
+    """
+    tree.require_count("capacity", capacity, least=0)
+
+    @in_float64
+    def prepared(variables: Variables, data: Data, key: jax.Array) -> Data:
+        del key
+        kernel = kernel_of(problem, variables, data)
+        slope = gradient(problem, kernel, data.train, data.present, perturbation_of(data, kernel))
+        made = factorise(problem, data, kernel, slope, jnp.float64(0), capacity)
+        return data._replace(extra={**data.extra, NAME: made})
+
+    return prepared
+
+
+class Downdate(NamedTuple):
+    """The factorisation without the rows of one request."""
+
+    vectors: Float[Array, "D D"]
+    values: Float[Array, "D"]  # e - l2 m, m counting all rows removed so far
+    columns: Float[Array, "D p"]  # V
+    solved: Float[Array, "D p"]  # P V
+    small: Float[Array, "p p"]  # lower Cholesky factor of I - V' P V
+    leverage: Float[Array, ""]  # lower bound of the largest eigenvalue of V' P V; NaN if it reached 1
+
+    def solve(self, b: Float[Array, "d c"]) -> Float[Array, "d c"]:
+        """`K_S^{-1} b`."""
+        plain = _apply_inverse(self.vectors, self.values, b.ravel())
+        small = jax.scipy.linalg.cho_solve((self.small, True), self.columns.T @ plain)
+        return (plain + self.solved @ small).reshape(b.shape)
+
+    def multiply(self, b: Float[Array, "d c"]) -> Float[Array, "d c"]:
+        """`K_S b`."""
+        flat = b.ravel()
+        product = self.vectors @ (self.values * (flat @ self.vectors)) - self.columns @ (flat @ self.columns)
+        return product.reshape(b.shape)
+
+
+def _apply_inverse(vectors: Float[Array, "D D"], values: Float[Array, "D"], b: Float[Array, "D"]) -> Float[Array, "D"]:
+    return vectors @ ((b @ vectors) / values)
+
+
+def columns_of_gone(problem: Problem, setting: Setting, centre: Float[Array, "d c"]) -> Float[Array, "D k*c"]:
+    """The columns of V of one request; zeros in unused slots."""
+    inputs, (d, c) = setting.gone.inputs, centre.shape
+    roots = problem.curvature_root(inputs @ centre) * setting.counts[:, None, None]
+    return jnp.einsum("ki,kab->iakb", inputs, roots).reshape(d * c, inputs.shape[0] * c)
+
+
+def downdate(problem: Problem, made: Factorisation, setting: Setting) -> Downdate:
+    """Take the rows of a request, and those that went before, off the factorisation."""
+    columns = jnp.concatenate([made.removed, columns_of_gone(problem, setting, made.centre)], axis=1)
+    values = made.values - problem.l2 * (made.num_rows - setting.num_retain)
+    solved = jax.vmap(lambda column: _apply_inverse(made.vectors, values, column), 1, 1)(columns)
+    small = jnp.linalg.cholesky(jnp.eye(columns.shape[1]) - columns.T @ solved)
+    leverage = 1 - jnp.min(jnp.diagonal(small) ** 2)
+    return Downdate(made.vectors, values, columns, solved, small, leverage)
+
+
+def carried(
+    problem: Problem,
+    made: Factorisation,
+    setting: Setting,
+    kernel: Float[Array, "d c"],
+    slope: Float[Array, "d c"],
+    slack: Float[Array, ""],
+) -> Factorisation:
+    """The factorisation after a removal: its columns are kept, the eigendecomposition stays."""
+    columns = columns_of_gone(problem, setting, made.centre)
+    return made._replace(
+        removed=jax.lax.dynamic_update_slice(made.removed, columns, (jnp.int32(0), made.num_columns)),
+        num_columns=made.num_columns + columns.shape[1],
+        num_removed=made.num_rows - setting.num_retain,
+        kernel=kernel,
+        gradient=slope,
+        slack=slack,
+    )
