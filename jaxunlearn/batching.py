@@ -1,12 +1,14 @@
 """Many requests at once: `batched` (alternatives from one start) and `streamed` (one model, one after another)."""
 
 import sys
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray, PyTree
@@ -28,8 +30,12 @@ def request_mesh(devices: Any = None) -> Mesh:
 
 
 def replicate(values: PyTree, mesh: Mesh) -> PyTree:
-    """Put one copy on every device of a mesh; do it once for variables and data, and `batched` need not."""
-    return jax.device_put(values, NamedSharding(mesh, P()))
+    """Put one copy on every device of a mesh; do it once for variables and data, and `batched` need not.
+
+    Raises:
+        ValueError: on a mesh that spans processes, values that differ between them.
+    """
+    return _place(values, NamedSharding(mesh, P()))
 
 
 def batched(
@@ -45,7 +51,9 @@ def batched(
             R or more is one `vmap`. By default 1 on CPUs, where it was never slower (see `experiments/results`), and all
             at once on accelerators.
         mesh: shards the requests over its `request` axis, see `request_mesh`. Variables and data are copied to every
-            device unless they are there already (`replicate`). No device waits for another.
+            device unless they are there already (`replicate`). No device waits for another. On a mesh that spans processes
+            (`jax.distributed`) every process makes the same call with the same values, and gets its part of one result:
+            `jax.experimental.multihost_utils.process_allgather(result, tiled=True)` makes all of it readable.
 
     Returns:
         `(variables, data, requests, keys) -> Result` with a leading axis R on every leaf. Without a mesh it is pure:
@@ -53,7 +61,8 @@ def batched(
         results trimmed outside the program; call it outside `jit`.
 
     Raises:
-        ValueError: leading axes that differ, a chunk that is not positive, a mesh without the axis or with Explicit axes.
+        ValueError: leading axes that differ, a chunk that is not positive, a mesh without the axis or with Explicit axes,
+            arguments that differ between processes.
         TypeError: a meshed call inside `jit`.
 
     Example:
@@ -88,10 +97,46 @@ def batched(
         shared, per_request, form = _separate(arguments, in_axes)
         lanes = _num_lanes(per_request)
         padded = _pad(per_request, -lanes % mesh.size)
-        result = program(replicate(shared, mesh), jax.device_put(padded, NamedSharding(mesh, P(AXIS))), form)
+        result = program(replicate(shared, mesh), _place(padded, NamedSharding(mesh, P(AXIS))), form)
         return result if lanes % mesh.size == 0 else jax.tree.map(lambda x: x[:lanes], result)
 
     return meshed
+
+
+def _place(values: PyTree, sharding: NamedSharding) -> PyTree:
+    """`device_put`; where devices belong to several processes, each puts its own part of values that all of them hold."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(values, sharding)
+
+    # device_put takes neither typed keys nor committed arrays to the devices of other processes.
+    def place(x: Any) -> jax.Array:
+        if _spans_processes(x):
+            return jax.device_put(x, sharding)
+        x = jnp.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    _require_same_in_all_processes([x for x in jax.tree.leaves(values) if not _spans_processes(x)], sharding.mesh)
+    return jax.tree.map(place, values)
+
+
+def _spans_processes(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
+
+
+def _require_same_in_all_processes(leaves: list, mesh: Any) -> None:
+    if not leaves or len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
+        return  # a process without a device in the mesh does not take part, and would be waited for
+    from jax.experimental.multihost_utils import process_allgather
+
+    checksum = 0
+    for x in map(jnp.asarray, leaves):
+        host = np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        checksum = zlib.crc32(host.tobytes(), zlib.crc32(repr(jax.typeof(x)).encode(), checksum))
+    if len(np.unique(process_allgather(np.uint32(checksum)))) > 1:
+        raise ValueError(
+            "the processes passed different values to a mesh that spans them; use the same data, requests, seeds and keys in "
+            "every process"
+        )
 
 
 class _Form(NamedTuple):
