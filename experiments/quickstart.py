@@ -1,18 +1,21 @@
-"""Forty-two forget requests answered by every method, and compared with retraining.
+"""Forty-two forget requests answered by four methods, and compared with retraining.
 
     python experiments/quickstart.py                        # five seeds, under two minutes on two CPU cores
     python experiments/quickstart.py --smoke                # tiny, for a first look whether it runs
     python experiments/quickstart.py --dataset mnist --data-dir DIR --rows 2000 --network cnn
+    python experiments/quickstart.py --mesh --chunk 4       # over all devices; more in experiments/launch/README.md
 
 A small network learns 500 digits, some with wrong labels, by heart. 32 requests for 8 to 64 random rows and 10 requests for
-a whole class are answered by every method in one compiled call, and so are their retrained references. Written to the
-folder `--out`: `report.html` (one page with tables and plots), `quickstart.png`, `quickstart.json`.
+a whole class are answered by four methods, in one compiled call each, and so are their retrained references. All methods
+and more scenarios: `experiments/compare.py`. Written to the folder `--out`: `report.html` (one page with tables and plots),
+`quickstart.png`, `quickstart.json`.
 """
 
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a scrip
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import jaxunlearn as ju
 from experiments.common import plots, report, study, training
 from experiments.common.report import Column, Section, Table
+from experiments.common.scale import Scale, in_bfloat16, leads, start
 
 # Chosen by experiments/tune_quickstart.py on other draws of rows, wrong labels, training seeds and requests.
 SETTINGS: dict[str, dict[str, dict[str, float]]] = {
@@ -98,6 +103,7 @@ class Config:
     """Folder of the results."""
     smoke: bool = False
     """Run in seconds with too few seeds, requests and steps to mean anything."""
+    scale: tyro.conf.OmitArgPrefixes[Scale] = field(default_factory=Scale)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -107,9 +113,10 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = Config(
             seeds=2, random_requests=3, rows=200, training_steps=20, unlearning_steps=5, out=config.out,
-            dataset=config.dataset, data_dir=config.data_dir, network=config.network,
+            dataset=config.dataset, data_dir=config.data_dir, network=config.network, scale=config.scale,
         )  # fmt: skip
-    console = Console()
+    mesh = start(config.scale)
+    console = Console(quiet=not leads())
     setting = study.overfitted(
         config.dataset,
         config.data_dir,
@@ -132,19 +139,23 @@ def main(config: Config) -> dict[str, Any]:
         def advance(doing: str) -> None:
             progress.update(task, advance=1, doing=doing)
 
-        originals = setting.originals(range(config.training_seed, config.training_seed + config.seeds), jax.random.key(0))
+        computed = setting._replace(model=in_bfloat16(setting.model)) if config.scale.bf16 else setting
+        seeds = range(config.training_seed, config.training_seed + config.seeds)
+        originals = computed.originals(seeds, jax.random.key(0), chunk=config.scale.chunk, mesh=mesh)
         found = {
-            name: answer_scenario(config, setting, originals, name, requests, advance) for name, requests in scenarios.items()
+            name: answer_scenario(config, setting, computed, mesh, originals, name, requests, advance)
+            for name, requests in scenarios.items()
         }
         progress.update(task, doing="done")
     environment = training.environment()
     summary = {
-        "config": {**vars(config), "out": None},
+        "config": {**vars(config), "out": None, "scale": config.scale.recorded()},
         "environment": environment,
         "settings": SETTINGS,
         "scenarios": {name: scenario["json"] for name, scenario in found.items()},
     }
-    write(config.out, summary, found, environment)
+    if leads():
+        write(config.out, summary, found, environment)
     for scenario in found.values():
         report.print_table(scenario["table"], console)
         report.print_table(scenario["gap_table"], console)
@@ -156,21 +167,27 @@ def main(config: Config) -> dict[str, Any]:
 def answer_scenario(
     config: Config,
     setting: study.Study,
+    computed: study.Study,
+    mesh: Mesh | None,
     originals: ju.Variables,
     name: str,
     requests: ju.ForgetRequest,
     advance: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Answers of every method to one kind of request, audited: tables, figures and what goes into the JSON."""
+    """Answers of every method to one kind of request, audited: tables, figures and what goes into the JSON.
+
+    Methods run on `computed`, whose model may compute in bfloat16; the audit runs on `setting`.
+    """
     lanes = requests.indices.shape[0]
     advance(f"{name}: retraining {config.seeds * lanes} models")
-    answers = {RETRAINED: study.answer(setting.retrain(), originals, setting.data, requests, jax.random.key(1))}
+    run = partial(study.answer, chunk=config.scale.chunk, mesh=mesh)
+    answers = {RETRAINED: run(computed.retrain(), originals, setting.data, requests, jax.random.key(1))}
     for position, (method, options) in enumerate(SETTINGS[name].items()):
         advance(f"{name}: {method}")
         unlearn = study.unlearner(
-            method, setting.model, num_steps=config.unlearning_steps, batch_size=setting.batch_size, **options
+            method, computed.model, num_steps=config.unlearning_steps, batch_size=setting.batch_size, **options
         )
-        answers[method] = study.answer(unlearn, originals, setting.data, requests, jax.random.key(2 + position))
+        answers[method] = run(unlearn, originals, setting.data, requests, jax.random.key(2 + position))
     advance(f"{name}: auditing")
     audit = jax.jit(lambda variables, reference: study.measure(setting, variables, reference, requests))
     reference = answers[RETRAINED].result.variables

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from jaxunlearn import audit, certificates, convex, curvature, losses, transforms
-from jaxunlearn.batching import batched, replicate, request_mesh, streamed
+from jaxunlearn.batching import batched, end_of_stream, replicate, request_mesh, streamed
 from jaxunlearn.catalogue import METHODS, citation
 from jaxunlearn.closed_form.amnesiac import amnesiac
 from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
@@ -80,6 +80,7 @@ __all__ = [
     "descend",
     "descent_to_delete",
     "empty_request",
+    "end_of_stream",
     "eu_k",
     "feed",
     "filtered",

@@ -240,3 +240,27 @@ def streamed(unlearn: UnlearnFn) -> Batched:
         return Result(carry[0], codes, stats, {**carry[2], "present": carry[1]})
 
     return stream
+
+
+def end_of_stream(result: Result, data: Data) -> tuple[Result, Data]:
+    """What a stream leaves behind: the result of its last request, and the data as the next request would meet them.
+
+    Args:
+        result: of `streamed`.
+        data: what the stream was given.
+
+    Returns:
+        A `Result` with the last status and statistics, for `check` or `jaxunlearn.certificates.certify`; and `data` with the
+        removed rows marked and what the method carried in `extra`.
+
+    Example:
+        >>> stream = jaxunlearn.streamed(jaxunlearn.output_perturbation(model, sigma=0.1))
+        >>> requests = jaxunlearn.from_indices(data, [[1], [2, 3]])
+        >>> result, left = jaxunlearn.end_of_stream(stream(variables, data, requests, jax.random.split(key)), data)
+        >>> int(left.present.sum())
+        57
+    """
+    extra = dict(result.extra)
+    present = extra.pop("present")
+    status, stats = jax.tree.map(lambda x: x[-1], (result.status, result.stats))
+    return Result(result.variables, status, stats, extra), Data(data.train, present, {**data.extra, **extra})

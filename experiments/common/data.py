@@ -1,4 +1,4 @@
-"""Labelled images as NumPy arrays: scikit-learn's digits, or anything prepared by TensorFlow Datasets.
+"""Data sets as NumPy arrays: scikit-learn's digits and two of its tables, or labelled images from TensorFlow Datasets.
 
 TensorFlow itself is never imported: prepared files are read through `as_data_source`.
 """
@@ -12,14 +12,15 @@ from rich.progress import track
 from jaxunlearn import Examples
 
 ROWS_AT_ONCE = 512
+TABLES = ("breast_cancer", "diabetes")
 
 
 class Dataset(NamedTuple):
-    """Inputs are float32 [n, h, w, channels], targets int32 [n]."""
+    """Images float32 [n, h, w, channels] or table rows float32 [n, features]; labels int32 [n] or real targets [n, 1]."""
 
     train: Examples
     test: Examples
-    num_classes: int
+    num_classes: int  # 0 for real targets
     name: str
 
 
@@ -32,16 +33,20 @@ def load(
     seed: int = 0,
     progress: bool = True,
 ) -> Dataset:
-    """Load a data set of images with labels.
+    """Load a data set.
 
     Args:
-        name: `digits` (1,797 images of 8x8x1 that ship with scikit-learn, split 4:1 by class), or a name from the TFDS
-            catalogue such as `mnist` or `cifar10` whose `train` and `test` splits were prepared before.
-        data_dir: where TFDS finds prepared data, by default its own `~/tensorflow_datasets`; not used for `digits`.
+        name: `digits` (1,797 images of 8x8x1 that ship with scikit-learn, split 4:1 by class), one of its tables
+            `breast_cancer` (569 rows, 30 features, two classes) and `diabetes` (442 rows, 10 features, a real target),
+            split 4:1 too, or a name from the TFDS catalogue such as `mnist` or `cifar10` whose `train` and `test` splits
+            were prepared before.
+        data_dir: where TFDS finds prepared data, by default its own `~/tensorflow_datasets`; not used for what ships
+            with scikit-learn.
         scaling: `unit` maps pixels to [0, 1]; `standardise` then subtracts the mean and divides by the standard deviation
-            of each channel over the training split. Those two numbers do depend on rows that may be forgotten later.
+            of each channel over the training split. Columns of tables and real targets are always standardised. Those two
+            numbers do depend on rows that may be forgotten later.
         max_rows: keep at most this many rows of each split, for a quick trial.
-        seed: splits `digits`.
+        seed: splits what ships with scikit-learn.
         progress: show a bar on stderr while files are read; only where stderr is a terminal.
 
     Raises:
@@ -53,6 +58,9 @@ def load(
         raise ValueError(f"scaling must be unit or standardise, got {scaling!r}")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, or None for all rows, got {max_rows}")
+    if name in TABLES:
+        train, test, num_classes = _table(name, max_rows, seed)
+        return Dataset(train, test, num_classes, name)
     if name == "digits":
         train, test, num_classes = _digits(max_rows, seed)
     else:
@@ -75,6 +83,30 @@ def _digits(max_rows: int | None, seed: int) -> tuple[Examples, Examples, int]:
     return train, test, 10
 
 
+def _table(name: str, max_rows: int | None, seed: int) -> tuple[Examples, Examples, int]:
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
+    classifies = name == "breast_cancer"
+    loaded: Any = (datasets.load_breast_cancer if classifies else datasets.load_diabetes)(return_X_y=True)
+    inputs, targets = loaded
+    targets = targets.astype(np.int32) if classifies else targets[:, None]
+    rows = train_test_split(np.arange(len(targets)), test_size=0.2, random_state=seed, stratify=targets if classifies else None)
+    parts = [Examples(inputs[part[:max_rows]], targets[part[:max_rows]]) for part in rows]
+
+    def standardised(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+        return ((values - like.mean(axis=0)) / np.maximum(like.std(axis=0), 1e-6)).astype(np.float32)
+
+    train, test = (
+        Examples(
+            standardised(part.inputs, parts[0].inputs),
+            part.targets if classifies else standardised(part.targets, parts[0].targets),
+        )
+        for part in parts
+    )
+    return train, test, 2 if classifies else 0
+
+
 def _prepared(name: str, data_dir: str | None, max_rows: int | None, progress: bool) -> tuple[Examples, Examples, int]:
     import tensorflow_datasets as tfds
 
@@ -82,7 +114,8 @@ def _prepared(name: str, data_dir: str | None, max_rows: int | None, progress: b
         builder: Any = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(
-            f"unknown data set {name!r}: use 'digits', or a name from the TFDS catalogue such as 'mnist' or 'cifar10'"
+            f"unknown data set {name!r}: use 'digits', {', '.join(map(repr, TABLES))}, or a name from the TFDS catalogue "
+            "such as 'mnist' or 'cifar10'"
         ) from None
     features, splits = builder.info.features, builder.info.splits
     if not splits:

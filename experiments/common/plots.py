@@ -179,6 +179,65 @@ def time_per_request(
     return figure
 
 
+def pareto(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    levels: Mapping[str, float] | None = None,
+    reference: str = "retrained",
+    reference_time: float | None = None,
+    unit: str = "seed spreads",
+    title: str | None = None,
+) -> Figure:
+    """Gap to retrained models against time a request, both logarithmic: lower left is better.
+
+    A line joins the methods that none beats in both. Every method has a colour and a marker of its own, named in the legend
+    from the smallest gap to the largest.
+
+    Args:
+        points: `{method: (milliseconds a request, gap)}`, both positive.
+        levels: gaps drawn as horizontal lines, e.g. that of doing nothing.
+        reference: name of the vertical line.
+        reference_time: milliseconds a request of the reference, drawn as a vertical line.
+        unit: of the gap.
+        title: above the figure.
+
+    Raises:
+        ValueError: no point, or a time or gap that is not positive and finite.
+    """
+    values = np.array([*points.values()], float).reshape(-1, 2)
+    if len(values) == 0 or not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(f"expected positive times and gaps, got {dict(points)}")
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    panel = figure.subplots()
+    _style(panel, "both")
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    looks = dict(zip(points, ((colour, marker) for marker in "os^Dv" for colour in PALETTE), strict=False))
+    for method in sorted(points, key=lambda name: points[name][1]):
+        colour, marker = looks[method]
+        time, gap = points[method]
+        label = f"{_short(gap)}  {method}"
+        panel.plot(time, gap, color=colour, marker=marker, markersize=7, linestyle="none", label=label, zorder=3)
+    front = [point for point in sorted(map(tuple, values)) if not any(_beats(other, point) for other in map(tuple, values))]
+    panel.plot(*zip(*front, strict=True), color=GREY, linewidth=1, zorder=1)
+    for place, (name, gap) in enumerate((levels or {}).items()):
+        style = (":", "--", "-.")[place % 3]
+        panel.axhline(gap, color=DARK, linewidth=1, linestyle=style, label=f"{_short(gap)}  {name}", zorder=2)
+    if reference_time is not None:
+        panel.axvline(reference_time, color=BLACK, linewidth=1, linestyle=(0, (4, 3)), label=reference, zorder=2)
+    panel.xaxis.set_major_formatter(PLAIN)
+    panel.yaxis.set_major_formatter(PLAIN)
+    panel.set_xlabel("time a request [ms]")
+    panel.set_ylabel(f"largest gap to {reference} [{unit}]")
+    panel.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False, fontsize=9, title="gap", alignment="left")
+    _entitle(figure, title)
+    return figure
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(x <= y for x, y in zip(one, other, strict=True))
+
+
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()

@@ -1,5 +1,7 @@
 """Tables and pages: the same rows for the terminal, Markdown and one self-contained HTML file."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,6 +104,14 @@ def to_markdown(table: Table) -> str:
     ]
     body = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
     return f"{table.caption}\n\n{body}" if table.caption else body
+
+
+def compact_json(value: Any) -> str:
+    """Indented JSON with lists and innermost objects on one line each."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    for brackets in (r"\[[^\[\]{}]*\]", r"\{[^{}]*\}"):
+        text = re.sub(brackets, lambda match: re.sub(r"\s*\n\s*", " ", match.group()), text)
+    return text + "\n"
 
 
 def environment_table(environment: Mapping[str, Any]) -> Table:

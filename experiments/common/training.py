@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 import jaxunlearn
+from experiments.common.scale import gathered
 from jaxunlearn import Data, Model, Status, Variables
 from jaxunlearn.driver import Loop
 from jaxunlearn.risk import BatchNormPolicy
@@ -48,7 +49,7 @@ def train(
         chunk, mesh: see `jaxunlearn.batched`.
 
     Returns:
-        `Variables` with a leading axis `len(seeds)` on every leaf.
+        `Variables` with a leading axis `len(seeds)` on every leaf; every process of several gets all of them.
 
     Raises:
         ValueError: no seed, or a model without `init`.
@@ -64,7 +65,7 @@ def train(
     # Retraining takes no more than tree, shapes and dtypes from the variables that go in.
     like = jax.jit(model.init)(key)
     result = (jax.jit(run) if mesh is None else run)(like, data, jaxunlearn.empty_request(), keys)
-    return jaxunlearn.check(result, allow=[Status.EMPTY_REQUEST]).variables
+    return jaxunlearn.check(gathered(result), allow=[Status.EMPTY_REQUEST]).variables
 
 
 class Timed(NamedTuple):

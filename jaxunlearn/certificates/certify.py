@@ -32,7 +32,7 @@ def certify(
 
     Args:
         result: of `newton_removal`, `woodbury_removal`, `influence_removal` or `descent_to_delete`, for one request or one
-            merged request. Of a stream, with the last entry of status and stats.
+            merged request, or of a stream by `jaxunlearn.end_of_stream`.
         data: what the removal was given; its rows may already be marked as removed.
         epsilon: positive and finite.
         delta: in (0, 1), well below one over the number of rows.
@@ -155,7 +155,7 @@ def _evidence(result: Result, data: Data, mechanism: Mechanism) -> Evidence:
     if many or np.shape(result.status):
         raise ValueError(
             f"certify speaks of one model, got results of {np.shape(result.status)} requests: merge the requests and answer "
-            "them with one, or take the last entry of status and stats of a stream"
+            "them with one, or take the end_of_stream"
         )
     stats = {name: float(np.asarray(result.stats[name])) for name in names}
     return Evidence(stats, data, sum(np.size(leaf) for leaf in jax.tree.leaves(result.variables.params)))

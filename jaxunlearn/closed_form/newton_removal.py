@@ -57,16 +57,15 @@ def newton_removal(problem: Problem, *, steps: int = 2, solver: Solver = "dense"
         retained = retain_weights(data, request)
         kernel = setting.kernel
         slope = gradient(problem, kernel, data.train, retained, setting.linear)
-        for step in range(steps):
-            direction = newton_direction(problem, kernel, data.train, retained, slope, solver)
-            after = kernel + direction
-            if step == steps - 1:
-                after, variables = removal.stored(after, variables)
-            measured = removal.measure(problem, data, setting, kernel, after - kernel)
-            last, kernel, slope = after - kernel, after, measured.gradient
+        for _ in range(steps - 1):
+            kernel = kernel + newton_direction(problem, kernel, data.train, retained, slope, solver)
+            slope = gradient(problem, kernel, data.train, retained, setting.linear)
+        direction = newton_direction(problem, kernel, data.train, retained, slope, solver)
+        after, variables = removal.stored(kernel + direction, variables)
+        measured = removal.measure(problem, data, setting, kernel, after - kernel)
         row_norm = removal.row_norm_of(data)
-        limits = removal.bounds(problem, setting, measured, last, row_norm=row_norm)
-        residual = removal.norm(slope)
+        limits = removal.bounds(problem, setting, measured, after - kernel, row_norm=row_norm)
+        residual = removal.norm(measured.gradient)
         stats = removal.report(problem, setting, limits, residual=residual, residual_bound=residual, row_norm=row_norm)
         return Updated(variables, stats, converged=jnp.isfinite(stats["distance_bound"]))
 

@@ -85,39 +85,34 @@ def woodbury_removal(problem: Problem, *, steps: int = 2, measure: bool = True, 
             )
         without = downdate(problem, made, setting)
         kernel, slope = setting.kernel, slope - removal.gradient_of_gone(problem, setting, setting.kernel)
-        for step in range(steps):
-            direction = _dense_if(~(without.leverage < LEVERAGE), problem, kernel, data, request, slope, without)
-            after = kernel + direction
-            if step == steps - 1:
-                rounded, variables = removal.stored(after, variables)
-                rounding, after = (0.0, rounded) if measure else (removal.norm(rounded - after), after)
-            moved = after - kernel
-            if measure:
-                measured = removal.measure(problem, data, setting, kernel, moved)
-                limits = removal.bounds(
-                    problem,
-                    setting,
-                    measured,
-                    moved,
-                    row_norm=made.row_norm,
-                    spectral_norm=made.spectral_norm,
-                    slack=slack if step == 0 else 0.0,
-                )
-                slope, residual, slack_after = measured.gradient, removal.norm(measured.gradient), jnp.float64(0)
-            else:
-                slope = slope + without.multiply(moved)
-                limits = _bounds_without_a_pass(problem, setting, made, kernel, moved, removal.norm(slope) + slack)
-                residual, slack_after = jnp.float64(jnp.nan), limits.data
-            kernel = after
-        bound = residual if measure else limits.data
-        stats = removal.report(
-            problem, setting, limits, residual=residual, residual_bound=bound, row_norm=made.row_norm, rounding=rounding
-        )
+
+        def newton_step(kernel, slope):
+            return _dense_if(~(without.leverage < LEVERAGE), problem, kernel, data, request, slope, without)
+
+        for _ in range(steps - 1):
+            step = newton_step(kernel, slope)
+            kernel, slope = kernel + step, removal.measure(problem, data, setting, kernel, step).gradient
+            slack = jnp.zeros_like(slack)  # what was not known of the gradient is known now
+        after, variables = removal.stored(kernel + newton_step(kernel, slope), variables)
+        step = after - kernel
+        if measure:
+            measured = removal.measure(problem, data, setting, kernel, step)
+            norms = {"row_norm": made.row_norm, "spectral_norm": made.spectral_norm}
+            limits = removal.bounds(problem, setting, measured, step, slack=slack, **norms)
+            slope, slack = measured.gradient, jnp.zeros_like(slack)
+            residual = bound = removal.norm(slope)
+        else:
+            slope = slope + without.multiply(step)
+            limits = _bounds_without_a_pass(problem, setting, made, kernel, step, removal.norm(slope) + slack)
+            residual, bound = jnp.float64(jnp.nan), limits.data
+            slack = bound
+        stats = removal.report(problem, setting, limits, residual=residual, residual_bound=bound, row_norm=made.row_norm)
         stats["leverage"] = jnp.where(without.leverage < LEVERAGE, without.leverage, 1.0)
         extra: dict[str, Any] = {}
         if carry:
-            after_removal = carried(problem, made, setting, rounded, slope, slack_after)
-            extra[NAME] = tree.select(setting.num_forget == 0, made._replace(kernel=setting.kernel), after_removal)
+            unchanged = made._replace(kernel=setting.kernel)
+            moved_on = carried(problem, made, setting, after, slope, slack)
+            extra[NAME] = tree.select(setting.num_forget == 0, unchanged, moved_on)
         return Updated(variables, stats, extra, converged=jnp.isfinite(stats["distance_bound"]))
 
     return in_float64(one_shot(remove))

@@ -143,19 +143,17 @@ def report(
     residual: Float[Array, ""],
     residual_bound: Float[Array, ""],
     row_norm: Float[Array, ""],
-    rounding: Float[Array, ""] | float = 0.0,
 ) -> dict[str, Array]:
     """The statistics of every removal.
 
     Args:
         residual: exact norm of the gradient, NaN if it was not measured.
         residual_bound: the residual, or an upper bound of it.
-        rounding: distance by which the weights moved after that, when they were rounded to their dtype.
     """
     stats = {
         "residual": residual,
         "residual_bound": residual_bound,
-        "distance_bound": residual_bound / (problem.l2 * setting.num_retain) + rounding,
+        "distance_bound": residual_bound / (problem.l2 * setting.num_retain),
         "worst_case_bound": limits.worst_case,
         "data_bound": limits.data,
         "quartic_bound": limits.quartic,

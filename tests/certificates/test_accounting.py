@@ -25,7 +25,7 @@ def test_gaussians_compose_to_one_gaussian():
 
 
 @given(st.lists(st.floats(0.05, 5), min_size=2, max_size=5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_gaussian_composition_costs_less_than_the_sum(epsilons):
     delta = 1e-6
     scales = [float(gaussian_scale(1.0, epsilon, delta)) for epsilon in epsilons]
@@ -41,7 +41,7 @@ def test_gaussian_composition_refuses_what_does_not_fit():
 
 
 @given(st.floats(0, 30), st.one_of(st.just(0.0), st.floats(1e-300, 1)), st.integers(1, 40))
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_group_privacy_is_that_of_one_row_after_the_other(epsilon, delta, num_rows):
     together = group(epsilon, delta, num_rows)
     np.testing.assert_allclose(together.epsilon, num_rows * epsilon)

@@ -28,7 +28,7 @@ def exact_delta(mu, epsilon):
 
 
 @given(EPSILONS, DELTAS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_scale_is_the_smallest_and_never_below(epsilon, delta):
     sigma = float(gaussian_scale(1.0, epsilon, delta))
     found = exact_delta(1 / mpmath.mpf(sigma), epsilon)
@@ -42,7 +42,7 @@ def test_scale_is_the_smallest_and_never_below(epsilon, delta):
 
 
 @given(EPSILONS, DELTAS, st.floats(1.0001, 100), st.floats(1e-200, 1e6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_scale_is_monotone_and_linear_in_the_sensitivity(epsilon, delta, factor, sensitivity):
     sigma = float(gaussian_scale(1.0, epsilon, delta))
     assert float(gaussian_scale(1.0, epsilon * factor, delta)) <= sigma

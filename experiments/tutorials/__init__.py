@@ -1,0 +1,1 @@
+"""Tutorials: scripts in cells, to be read from top to bottom and run as they are."""

@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import audit
+
+bound = jax.jit(audit.epsilon_lower_bound, static_argnames="level")
+
+
+def test_randomized_response_shows_its_epsilon():
+    share = np.exp(1.5) / (1 + np.exp(1.5))
+    rng = np.random.default_rng(0)
+    told = [(rng.random(40_000) < p).astype(np.float32) for p in (share, 1 - share)]
+    assert 1.4 < bound(*told, delta=0.0) < 1.5
+    np.testing.assert_allclose(bound(*told[::-1], delta=0.0), bound(*told, delta=0.0), atol=0.05)
+    assert bound(*told, delta=0.5) < 0.7
+
+
+def test_equal_worlds_show_nothing_and_apart_they_show_what_counts_allow():
+    scores = jnp.linspace(0, 1, 4000)
+    shuffled = jax.random.permutation(jax.random.key(0), scores)
+    assert bound(shuffled, shuffled, delta=0.0) == 0
+    apart = bound(shuffled + 2, shuffled, delta=0.0)
+    trials = 2000
+    low = (0.025) ** (1 / trials)  # limits of Clopper and Pearson for all and for none of the trials
+    np.testing.assert_allclose(apart, np.log(low / (1 - low)), rtol=1e-3)
+
+
+def test_bound_holds_in_the_promised_share_of_repetitions():
+    z = jax.random.normal(jax.random.key(1), (2, 64, 400))
+    first, second = (jnp.abs(z) < 0.5).astype(jnp.float32)  # one coin for both worlds: the true epsilon is 0
+    exceeded = jax.jit(jax.vmap(lambda a, b: audit.epsilon_lower_bound(a, b, delta=0.0, level=0.8)))(first, second) > 0
+    assert np.mean(exceeded) < 0.2 + 3 * np.sqrt(0.16 / 64)
+
+
+def test_samples_of_different_size_and_bad_input():
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(3, 1, 9000).astype(np.float32), rng.normal(0, 1, 3000).astype(np.float32)
+    assert 4 < bound(first, second, delta=1e-3) < 20
+    assert 4 < bound(second, first, delta=1e-3) < 20
+    assert jnp.isnan(bound(np.append(first[1:], np.float32(np.nan)), second, delta=1e-3))
+    with pytest.raises(ValueError, match="two vectors"):
+        audit.epsilon_lower_bound(first[:3], second, delta=0.0)
+    with pytest.raises(ValueError, match="two vectors"):
+        audit.epsilon_lower_bound(first[None], second, delta=0.0)
+    with pytest.raises(ValueError, match="level is a fraction"):
+        audit.epsilon_lower_bound(first, second, delta=0.0, level=95)
