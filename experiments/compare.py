@@ -350,7 +350,7 @@ def compare(config: Config, mesh: Mesh | None, console: Console) -> dict[str, An
     networks = [name for name in ju.METHODS if takes[name] == "model" and name != "retrain"]
     if not config.methods:
         others = ", ".join(name for name in ju.METHODS if takes[name] != "model")
-        console.print(f"left out, since they take a convex problem and not a network: {others}; see certified_stream.py")
+        console.print(f"left out, since they take a convex problem and not a network: {others}")
     methods = [ORIGINAL, *(config.methods or networks), AGAIN, RETRAINED]
     tables = [table for name in names for table in NAMES[name]]
     reasons = {table: {method: why_left_out(method, table, pair[0], config.seeds) for method in methods} for table in tables}

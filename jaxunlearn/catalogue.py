@@ -322,7 +322,7 @@ METHODS: dict[str, Method] = {
         newton_removal,
         "closed_form",
         "Newton steps on the retained rows of a convex problem, with an exact residual",
-        frozenset({"forget", "retain"}),
+        frozenset({"retain"}),
         "certified",
         "identity",
         _GUO_2020,

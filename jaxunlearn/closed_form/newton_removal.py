@@ -36,7 +36,7 @@ def newton_removal(problem: Problem, *, steps: int = 2, solver: Solver = "dense"
         An `UnlearnFn`; `stats`, all Float[]: `residual` (norm of the retained objective's gradient, in its sum form),
         `residual_bound` (the same), `distance_bound` (to the retrained optimum), `worst_case_bound`, `data_bound`,
         `quartic_bound` (of the residual, for the last step; see `jaxunlearn.convex.removal`), `row_norm` (largest norm of a
-        present row), `l2`, `num_forget`, `num_retain`. Weights that come in float64 leave in float64; in other dtypes they
+        retained row), `l2`, `num_forget`, `num_retain`. Weights that come in float64 leave in float64; in other dtypes they
         are rounded before the residual is taken.
 
     Raises:
@@ -62,8 +62,8 @@ def newton_removal(problem: Problem, *, steps: int = 2, solver: Solver = "dense"
             slope = gradient(problem, kernel, data.train, retained, setting.linear)
         direction = newton_direction(problem, kernel, data.train, retained, slope, solver)
         after, variables = removal.stored(kernel + direction, variables)
-        measured = removal.measure(problem, data, setting, kernel, after - kernel)
-        row_norm = removal.row_norm_of(data)
+        measured = removal.measure(problem, data, setting, kernel, after - kernel, retained=retained)
+        row_norm = removal.row_norm_of(data._replace(present=retained))
         limits = removal.bounds(problem, setting, measured, after - kernel, row_norm=row_norm)
         residual = removal.norm(measured.gradient)
         stats = removal.report(problem, setting, limits, residual=residual, residual_bound=residual, row_norm=row_norm)

@@ -62,10 +62,19 @@ class Measured(NamedTuple):
     frobenius: Float[Array, ""]  # ||X||_F, at least the spectral norm
 
 
-def measure(problem: Problem, data: Data, setting: Setting, before: Float[Array, "d c"], step: Float[Array, "d c"]) -> Measured:
+def measure(
+    problem: Problem,
+    data: Data,
+    setting: Setting,
+    before: Float[Array, "d c"],
+    step: Float[Array, "d c"],
+    *,
+    retained: Float[Array, "n"] | None = None,
+) -> Measured:
     """Exact gradient after a step, and what its bounds need. Rows are read once.
 
-    Sums run over the present rows, which requests share, and the forgotten ones are taken off again.
+    Sums run over the retained rows if they are given; else over the present rows, which requests share, and the forgotten
+    ones are taken off again.
     """
 
     def terms(inputs, targets, counts):
@@ -78,9 +87,13 @@ def measure(problem: Problem, data: Data, setting: Setting, before: Float[Array,
         lengths = jnp.sum(change**2, axis=1)
         return (columns.T @ inputs).T, jnp.sum(lengths**2), jnp.sum(lengths), jnp.sum(inputs**2)
 
-    everything = sum_over_rows(terms, data.train, data.present)
-    forgotten = terms(setting.gone.inputs, setting.gone.targets, setting.counts)
-    columns, quartic, quadratic, squares = jax.tree.map(jnp.subtract, everything, forgotten)
+    if retained is None:
+        everything = sum_over_rows(terms, data.train, data.present)
+        forgotten = terms(setting.gone.inputs, setting.gone.targets, setting.counts)
+        sums = jax.tree.map(jnp.subtract, everything, forgotten)
+    else:
+        sums = sum_over_rows(terms, data.train, retained)
+    columns, quartic, quadratic, squares = sums
     slopes, predicted = jnp.split(columns, 2, axis=1)
     after = before + step
     penalty = problem.l2 * setting.num_retain
