@@ -45,10 +45,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
+import torch  # pyright: ignore[reportMissingImports]  # of the `benchmarks` extra
 import tyro
 from rich.console import Console
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, log_softmax  # pyright: ignore[reportMissingImports]
 
 import jaxunlearn as ju
 from experiments.benchmarks import timing
