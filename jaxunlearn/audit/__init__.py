@@ -12,6 +12,7 @@ from jaxunlearn.audit.intervals import auc_interval as auc_interval
 from jaxunlearn.audit.intervals import clopper_pearson as clopper_pearson
 from jaxunlearn.audit.intervals import crossed_interval as crossed_interval
 from jaxunlearn.audit.intervals import t_interval as t_interval
+from jaxunlearn.audit.margin import margins as margins
 from jaxunlearn.audit.membership import MembershipInference as MembershipInference
 from jaxunlearn.audit.membership import Roc as Roc
 from jaxunlearn.audit.membership import Scores as Scores
