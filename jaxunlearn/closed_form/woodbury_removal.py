@@ -90,8 +90,9 @@ def woodbury_removal(problem: Problem, *, steps: int = 2, measure: bool = True, 
             return _dense_if(~(without.leverage < LEVERAGE), problem, kernel, data, request, slope, without)
 
         for _ in range(steps - 1):
-            step = newton_step(kernel, slope)
-            kernel, slope = kernel + step, removal.measure(problem, data, setting, kernel, step).gradient
+            kernel = kernel + newton_step(kernel, slope)
+            slope = gradient(problem, kernel, data.train, data.present, setting.linear)
+            slope = slope - removal.gradient_of_gone(problem, setting, kernel)
             slack = jnp.zeros_like(slack)  # what was not known of the gradient is known now
         after, variables = removal.stored(kernel + newton_step(kernel, slope), variables)
         step = after - kernel

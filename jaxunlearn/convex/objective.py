@@ -13,7 +13,7 @@ from jaxunlearn.convex.problems import Problem
 from jaxunlearn.types import Data, Examples
 
 Solver: TypeAlias = Literal["dense", "cg"]
-BLOCK_ELEMENTS = 2**19  # 4 MiB of float64: a block of rows stays in the cache while it is used twice
+BLOCK_ELEMENTS = 2**20  # 8 MiB of float64: a block of rows stays in the cache while it is used several times
 
 
 def in_float64(function: Callable) -> Callable:
@@ -73,10 +73,10 @@ def gradient(
     """Gradient of the objective over rows with `weights > 0`; `linear` is the perturbation."""
 
     def block(inputs, targets, counts):
-        slopes = jnp.where(counts[:, None] > 0, problem.slope(inputs @ kernel, targets), 0)
-        return (slopes.T @ inputs).T
+        del counts  # rows that do not count are zeros
+        return (problem.slope(inputs @ kernel, targets).T @ inputs).T
 
-    total = sum_over_rows(block, examples, weights, width=1)
+    total = sum_over_rows(block, examples, weights)
     return total + problem.l2 * jnp.sum(weights > 0) * kernel + linear
 
 

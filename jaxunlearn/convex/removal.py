@@ -78,14 +78,13 @@ def measure(
     """
 
     def terms(inputs, targets, counts):
+        del counts  # rows that do not count are zeros
         scores, change = inputs @ before, inputs @ step
-        counted = counts[:, None] > 0
-        slopes = jnp.where(counted, problem.slope(scores + change, targets), 0)
-        old_slopes = jnp.where(counted, problem.slope(scores, targets), 0)
-        bends = jnp.where(counted, jnp.einsum("bij,bj->bi", problem.curvature(scores), change), 0)
-        columns = jnp.concatenate([slopes, old_slopes + bends], axis=1)
+        slopes = problem.slope(scores + change, targets)
+        predicted = problem.slope(scores, targets) + jnp.einsum("bij,bj->bi", problem.curvature(scores), change)
         lengths = jnp.sum(change**2, axis=1)
-        return (columns.T @ inputs).T, jnp.sum(lengths**2), jnp.sum(lengths), jnp.sum(inputs**2)
+        squares = jnp.sum(inputs**2)
+        return (slopes.T @ inputs).T, (predicted.T @ inputs).T, jnp.sum(lengths**2), jnp.sum(lengths), squares
 
     if retained is None:
         everything = sum_over_rows(terms, data.train, data.present)
@@ -93,8 +92,7 @@ def measure(
         sums = jax.tree.map(jnp.subtract, everything, forgotten)
     else:
         sums = sum_over_rows(terms, data.train, retained)
-    columns, quartic, quadratic, squares = sums
-    slopes, predicted = jnp.split(columns, 2, axis=1)
+    slopes, predicted, quartic, quadratic, squares = sums
     after = before + step
     penalty = problem.l2 * setting.num_retain
     gradient = slopes + penalty * after + setting.linear
