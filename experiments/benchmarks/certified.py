@@ -120,7 +120,7 @@ def main(config: Config) -> None:
     variants = {"NumPy": lambda: newton_in_numpy(wide, labels, weights, [5])}
     variants |= {"shared factorisation": lambda: prepare(head, data, key)}
     variants |= {name: partial(run, name) for name in names}
-    times = timing.interleaved(variants, rounds=config.rounds, pause=0.2, load=at_start)
+    times = timing.interleaved(variants, rounds=config.rounds, pause=0.2, warm=True, load=at_start)
     median = times.median
     solves = {name: config.requests if name in names[3:] else 1 for name in variants}
     factorise = median["shared factorisation"]

@@ -28,7 +28,7 @@ def load_per_core() -> float:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], Any]], *, rounds: int, pause: float = 0.0, load: float | None = None
+    variants: Mapping[str, Callable[[], Any]], *, rounds: int, pause: float = 0.0, warm: bool = False, load: float | None = None
 ) -> Times:
     """Call every variant once to compile it, then in turn, `rounds` times.
 
@@ -39,6 +39,7 @@ def interleaved(
         rounds: timed calls of each.
         pause: seconds of rest after every call. Threads of a library that wait in a busy loop have gone to sleep by then,
             and do not take a core from the next variant.
+        warm: make an untimed call before each timed one, where memory that was idle for a moment is slow at first.
         load: load per core to judge by, where the program itself was busy before this call; by default that of now.
     """
     load = load_per_core() if load is None else load
@@ -50,6 +51,8 @@ def interleaved(
     for repetition in range(rounds):
         order = list(variants) if repetition % 2 == 0 else list(variants)[::-1]
         for name in order:
+            if warm:
+                jax.block_until_ready(variants[name]())
             runs[name].append(_seconds(variants[name]))
             spinning[name] = max(spinning[name], _rest(pause))
     median = {name: statistics.median(values) for name, values in runs.items()}

@@ -133,7 +133,7 @@ def bounds(
         spectral_norm: at least that of the retained rows; the Frobenius norm by default.
         slack: bound of what was not known of the gradient before the step.
     """
-    size = measured.frobenius if spectral_norm is None else jnp.minimum(spectral_norm, measured.frobenius)
+    size = measured.frobenius if spectral_norm is None else spectral_norm
     factor = 0.5 * problem.curvature_lipschitz * size
     first = measured.linear_residual + slack
     quartic = first + factor * measured.quartic
