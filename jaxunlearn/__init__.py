@@ -1,9 +1,10 @@
 """Machine unlearning in JAX: every update a pure function, many requests in one compiled call."""
 
 import warnings
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from jaxunlearn import audit, certificates, convex, curvature, losses, transforms
+from jaxunlearn import convex, curvature, losses, transforms
 from jaxunlearn.batching import batched, end_of_stream, replicate, request_mesh, streamed
 from jaxunlearn.catalogue import METHODS, citation
 from jaxunlearn.closed_form.amnesiac import amnesiac
@@ -45,7 +46,11 @@ from jaxunlearn.types import (
     Weighted,
 )
 
+if TYPE_CHECKING:
+    from jaxunlearn import audit, certificates
+
 __version__ = "0.1.0"
+_ON_FIRST_USE = ("audit", "certificates")  # a third of the start-up time, and not every program needs them
 
 # name: (what to write instead, the object or None once it is gone)
 _DEPRECATED: dict[str, tuple[str, Any]] = {}
@@ -118,6 +123,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return import_module(f"jaxunlearn.{name}")
     if name in _DEPRECATED:
         advice, value = _DEPRECATED[name]
         if value is None:
