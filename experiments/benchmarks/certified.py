@@ -30,7 +30,7 @@ from rich.console import Console
 
 import jaxunlearn as ju
 from experiments.benchmarks import timing
-from experiments.common import training
+from experiments.common import certified, training
 from experiments.common.data import load, subset
 from experiments.common.report import Column, Table, print_table
 
@@ -145,7 +145,7 @@ def main(config: Config) -> None:
         f"{memory.temp_size_in_bytes / 2**20:.0f} MiB of temporaries, as many Hessians would take {matrices / 2**20:.0f} MiB"
     )
 
-    stream = streamed(problem, data, head, (test_rows, test_labels), config.removals, console)
+    stream = streamed(problem, data, head, ju.Examples(test_rows, test_labels), config.removals, console)
     load_note = "" if times.valid else "; INVALID, machine busy"
     console.print(f"load average before: {times.load_per_core:.2f} per core{load_note}")
     if config.out is not None:
@@ -176,41 +176,24 @@ def streamed(
     problem: ju.convex.Problem,
     data: ju.Data,
     head: ju.Variables,
-    test: tuple[np.ndarray, np.ndarray],
+    test: ju.Examples,
     removals: int,
     console: Console,
 ) -> dict[str, Any]:
     """Single removals one after another, bounds checked at every step; the end is certified and compared with retraining."""
-    order = np.random.default_rng(0).permutation(len(data.present))[:removals]
-    requests = ju.from_indices(data, [[row] for row in order], capacity=1)
-    key = jax.random.key(1)
-    begun = jax.jit(ju.convex.prepare(problem, capacity=data.train.inputs.shape[1] // 10))(head, data, key)
-    stream = jax.jit(ju.streamed(ju.woodbury_removal(problem, steps=1, carry=True)))
-    keys = jax.random.split(key, removals)
-    program = stream.lower(head, begun, requests, keys).compile()
-    start = time.perf_counter()
-    result = ju.check(jax.block_until_ready(program(head, begun, requests, keys)))
-    seconds = time.perf_counter() - start
-    stats = {name: np.asarray(value) for name, value in result.stats.items()}
-    rounding = 1e-11
-    if not np.all(stats["residual"] <= stats["quartic_bound"] + rounding):
-        raise AssertionError("a true residual exceeds its quartic bound")
-    if not np.all(stats["quartic_bound"] <= stats["data_bound"] + rounding):
-        raise AssertionError("a quartic bound exceeds the data bound")
-    last, left = ju.end_of_stream(result, begun)
+    order = certified.deletions(data.train.targets, removals, seed=0)
+    key, capacity = jax.random.key(1), data.train.inputs.shape[1] // 10
+    done = certified.stream(problem, data, head, order, steps=1, capacity=capacity, key=key)
+    last, left, stats = done.last, done.left, done.stats
     certificate = ju.certificates.certify(last, left, epsilon=EPSILON, delta=DELTA, extractor="none", adaptive=False)
     retrained = jax.jit(ju.refit(problem))(head, left, ju.empty_request(), key)
-    kernels = [np.asarray(x.variables.params["kernel"])[:, 0] for x in (last, retrained)]
-    rows, labels = test
-    noise = certificate.noise_scale * np.random.default_rng(2).normal(size=(200, kernels[0].size))
-
-    def accuracy(kernel: np.ndarray) -> float:
-        return float(np.mean((rows @ kernel > 0) == labels))
+    kernels = [certified.kernel_of(x) for x in (last, retrained)]
+    releases = certified.accuracy_of_releases(kernels[0], certificate.noise_scale, test, draws=200, seed=2)
 
     found = {
         "removals": removals,
-        "seconds": seconds,
-        "milliseconds_a_removal": 1e3 * seconds / removals,
+        "seconds": done.seconds,
+        "milliseconds_a_removal": 1e3 * done.seconds / removals,
         "certified": certificate.valid,
         "epsilon": EPSILON,
         "delta": DELTA,
@@ -220,14 +203,14 @@ def streamed(
         "largest_data_bound": float(stats["data_bound"].max()),
         "largest_distance_bound": float(stats["distance_bound"].max()),
         "distance_to_retrained": float(np.linalg.norm(kernels[0] - kernels[1])),
-        "accuracy_of_retrained": accuracy(kernels[1]),
-        "accuracy_without_noise": accuracy(kernels[0]),
-        "accuracy_of_releases": float(np.mean([accuracy(kernels[0] + draw) for draw in noise])),
+        "accuracy_of_retrained": certified.accuracy(kernels[1], test),
+        "accuracy_without_noise": certified.accuracy(kernels[0], test),
+        "accuracy_of_releases": float(releases.estimate),
         "budget_of_objective_perturbation_at_sigma_1": ju.certificates.removal_budget(1.0, EPSILON, DELTA),
         "sum_of_quartic_bounds": float(stats["quartic_bound"].sum()),
     }
     console.print(
-        f"{removals} removals one after another: {seconds:.1f} s; certified at ({EPSILON}, {DELTA}): {certificate.valid}; "
+        f"{removals} removals one after another: {done.seconds:.1f} s; certified at ({EPSILON}, {DELTA}): {certificate.valid}; "
         f"distance to retrained {found['distance_to_retrained']:.1e}; test accuracy {found['accuracy_of_releases']:.2%} of "
         f"releases, {found['accuracy_of_retrained']:.2%} retrained; largest residual {found['largest_residual']:.1e}, quartic "
         f"bound {found['largest_quartic_bound']:.1e}, data bound {found['largest_data_bound']:.1e}, in order at every step"

@@ -179,6 +179,45 @@ def time_per_request(
     return figure
 
 
+def curves(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    level: tuple[str, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Lines over one axis.
+
+    Args:
+        series: `{name: (x, y)}`. On a logarithmic axis values that are not positive are left out.
+        x_label, y_label: with units.
+        log_x, log_y: logarithmic axes.
+        level: name and value of a dashed horizontal line to compare with.
+        title: above the figure.
+    """
+    figure = Figure(figsize=(7.4, 4.0), layout="constrained")
+    panel = figure.subplots()
+    _style(panel, "both")
+    if log_x:
+        panel.set_xscale("log", nonpositive="mask")
+        panel.xaxis.set_major_formatter(PLAIN)
+    if log_y:
+        panel.set_yscale("log", nonpositive="mask")
+    if level is not None:
+        panel.axhline(level[1], color=BLACK, linewidth=1, linestyle=(0, (4, 3)), label=level[0])
+    for place, (name, (x, y)) in enumerate(series.items()):
+        marker = "o" if len(x) <= 20 else None
+        panel.plot(x, y, color=PALETTE[place % len(PALETTE)], linewidth=1.5, marker=marker, markersize=5, label=name)
+    panel.set_xlabel(x_label)
+    panel.set_ylabel(y_label)
+    panel.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False)
+    _entitle(figure, title)
+    return figure
+
+
 def pareto(
     points: Mapping[str, tuple[float, float]],
     *,

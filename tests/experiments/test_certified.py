@@ -1,0 +1,61 @@
+"""The script about certified streams, in its smoke size."""
+
+import json
+
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from experiments import certified_stream
+from experiments.common import certified
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("certified")
+    return certified_stream.main(certified_stream.Config(smoke=True, out=out)), out
+
+
+def test_a_head_is_certified_unless_its_features_saw_the_rows(run):
+    heads = run[0]["heads"]
+    assert [head["stream"]["verdict"] for head in heads.values()] == ["valid", "valid", "refused"]
+    (reason,) = heads["own features"]["assumptions_that_failed"]
+    assert reason.startswith("extractor: ")
+    assert heads["own features"]["stream"]["accuracy"] is None  # what is refused is not released
+
+
+def test_distances_are_within_their_bounds_and_bounds_in_order(run):
+    for head in run[0]["heads"].values():
+        largest = head["largest"]
+        assert largest["true residual"] <= largest["quartic bound"] <= largest["data bound"] <= largest["worst case"]
+        for answers in (head["stream"], head["simultaneous"]):
+            assert answers["distance"] <= answers["distance_bound"] + 1e-12
+
+
+def test_less_noise_for_a_larger_epsilon(run):
+    noise = [row["noise"] for row in run[0]["accuracy_against_epsilon"]]
+    assert noise == sorted(noise, reverse=True)
+
+
+def test_files_are_written_and_name_no_folder(run):
+    summary, out = run
+    text = (out / "certified_stream.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(summary))
+    assert str(out) not in text
+    assert (out / "certified_stream.png").read_bytes().startswith(b"\x89PNG")
+    assert "refused: extractor" in (out / "report.html").read_text()
+
+
+def test_deletions_leave_rows_of_every_class():
+    labels = np.array([0] * 20 + [1] * 4 + [2] * 2)
+    rows = certified.deletions(labels, 100, seed=0, keep=0.25)
+    assert np.bincount(np.delete(labels, rows)).tolist() == [5, 2, 2]
+    assert rows[:3].tolist() == certified.deletions(labels, 3, seed=0, keep=0.25).tolist()
+
+
+def test_accuracy_is_that_of_the_released_weights():
+    kernel = np.array([[1.0], [0.0]])
+    examples = ju.Examples(np.array([[1.0, 0], [-1, 0], [2, 0], [-2, 0]]), np.array([1, 0, 1, 0]))
+    assert certified.accuracy(kernel, examples) == 1
+    assert certified.accuracy_of_releases(kernel, 0.0, examples, draws=3, seed=0).estimate == 1
+    assert certified.accuracy_of_releases(kernel, 100.0, examples, draws=200, seed=0).estimate < 0.8
