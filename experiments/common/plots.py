@@ -187,6 +187,7 @@ def curves(
     log_x: bool = False,
     log_y: bool = False,
     level: tuple[str, float] | None = None,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Lines over one axis.
@@ -196,6 +197,7 @@ def curves(
         x_label, y_label: with units.
         log_x, log_y: logarithmic axes.
         level: name and value of a dashed horizontal line to compare with.
+        bands: lower and upper limits of some of the series.
         title: above the figure.
     """
     figure = Figure(figsize=(7.4, 4.0), layout="constrained")
@@ -209,11 +211,14 @@ def curves(
     if level is not None:
         panel.axhline(level[1], color=BLACK, linewidth=1, linestyle=(0, (4, 3)), label=level[0])
     for place, (name, (x, y)) in enumerate(series.items()):
-        marker = "o" if len(x) <= 20 else None
-        panel.plot(x, y, color=PALETTE[place % len(PALETTE)], linewidth=1.5, marker=marker, markersize=5, label=name)
+        colour, marker = PALETTE[place % len(PALETTE)], "o" if len(x) <= 20 else None
+        panel.plot(x, y, color=colour, linewidth=1.5 if len(x) <= 200 else 0.8, marker=marker, markersize=5, label=name)
+        if bands and name in bands:
+            panel.fill_between(x, *bands[name], color=colour, alpha=0.2, linewidth=0)
     panel.set_xlabel(x_label)
     panel.set_ylabel(y_label)
-    panel.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False)
+    for line in panel.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False).get_lines():
+        line.set_linewidth(1.5)
     _entitle(figure, title)
     return figure
 
