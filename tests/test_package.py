@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types"},
-    {"status", "tree"},
+    {"status", "tree", "precision"},
     {"risk"},
     {"losses", "transforms", "curvature"},
     {"requests", "driver", "batching", "checkpoint", "convex", "journal"},

@@ -1,8 +1,11 @@
 """Refusals that the metrics share. They look at values only where these are concrete; under tracing NaN stays NaN."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+from jaxunlearn.tree import is_concrete
 
 
 def require_models(metric: str, count: int, least: int) -> None:
@@ -20,7 +23,7 @@ def require_equal(metric: str, what: str, first: int, second: int) -> None:
 def require_numbers(metric: str, **arrays: ArrayLike) -> None:
     """ValueError if a concrete array holds NaN."""
     for name, values in arrays.items():
-        if not isinstance(values, jax.core.Tracer) and np.any(np.isnan(np.asarray(values))):
+        if is_concrete(values) and np.any(np.isnan(np.asarray(values))):
             raise ValueError(f"{metric}: {name} hold NaN; leave out the models or examples that diverged, and say so")
 
 
@@ -28,8 +31,19 @@ def require_probabilities(metric: str, **arrays: ArrayLike) -> None:
     """ValueError unless concrete arrays are probabilities that sum to 1 on their last axis, within 1e-3."""
     for name, values in arrays.items():
         require_numbers(metric, **{name: values})
-        if isinstance(values, jax.core.Tracer):
+        if not is_concrete(values):
             continue
         values = np.asarray(values)
         if np.any(values < 0) or np.any(np.abs(values.sum(axis=-1) - 1) > 1e-3):
             raise ValueError(f"{metric}: {name} must be at least 0 and sum to 1 over the last axis; take softmax of logits")
+
+
+def require_margins(metric: str, candidate: ArrayLike, reference: ArrayLike, *, least: int) -> tuple[jax.Array, jax.Array]:
+    """Both as arrays; ValueError unless they are [models, examples] of the same examples with models enough and no NaN."""
+    candidate, reference = jnp.asarray(candidate), jnp.asarray(reference)
+    if candidate.ndim != 2 or reference.ndim != 2:
+        raise ValueError(f"{metric}: expected margins [models, examples], got {candidate.shape} and {reference.shape}")
+    require_equal(metric, "examples", candidate.shape[1], reference.shape[1])
+    require_models(metric, min(candidate.shape[0], reference.shape[0]), least)
+    require_numbers(metric, **{"candidate margins": candidate, "reference margins": reference})
+    return candidate, reference

@@ -11,9 +11,10 @@ that of the other removals, so a distance to the retrained optimum is known for 
 import jax.numpy as jnp
 
 from jaxunlearn.convex import removal
-from jaxunlearn.convex.objective import Solver, in_float64, newton_direction
+from jaxunlearn.convex.objective import Solver, newton_direction
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.driver import Updated, one_shot
+from jaxunlearn.precision import in_float64
 from jaxunlearn.types import UnlearnFn
 
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from jaxunlearn import tree
 from jaxunlearn.convex import removal
-from jaxunlearn.convex.objective import Solver, gradient, in_float64, newton_direction
+from jaxunlearn.convex.objective import Solver, gradient, newton_direction
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.driver import Updated, one_shot
+from jaxunlearn.precision import in_float64
 from jaxunlearn.risk import retain_weights
 from jaxunlearn.types import UnlearnFn
 

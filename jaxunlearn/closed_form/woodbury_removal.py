@@ -18,9 +18,10 @@ from jax.custom_batching import sequential_vmap
 from jaxunlearn import tree
 from jaxunlearn.convex import removal
 from jaxunlearn.convex.factorisation import NAME, Factorisation, carried, downdate, factorise
-from jaxunlearn.convex.objective import gradient, in_float64, newton_direction
+from jaxunlearn.convex.objective import gradient, newton_direction
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.driver import Updated, one_shot
+from jaxunlearn.precision import in_float64
 from jaxunlearn.risk import retain_weights
 from jaxunlearn.types import UnlearnFn
 

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxunlearn import tree
-from jaxunlearn.convex.objective import gradient, hessian, in_float64, perturbation_of, sum_over_rows
+from jaxunlearn.convex.objective import gradient, hessian, perturbation_of, sum_over_rows
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.convex.removal import Setting, row_norm_of
 from jaxunlearn.convex.rows import kernel_of
 from jaxunlearn.curvature import spectral_norm_bound
+from jaxunlearn.precision import in_float64
 from jaxunlearn.types import Data, Variables
 
 NAME = "factorisation"  # in Data.extra

@@ -1,7 +1,6 @@
 """The objective of a convex problem in float64: sums over rows, gradient, Hessian and Newton's direction."""
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Literal, TypeAlias
 
 import jax
@@ -14,17 +13,6 @@ from jaxunlearn.types import Data, Examples
 
 Solver: TypeAlias = Literal["dense", "cg"]
 BLOCK_ELEMENTS = 2**20  # 8 MiB of float64: a block of rows stays in the cache while it is used several times
-
-
-def in_float64(function: Callable) -> Callable:
-    """Run a function where float64 is on. Arrays that go in or out keep their dtypes."""
-
-    @wraps(function)
-    def run(*arguments, **options):
-        with jax.enable_x64(True):
-            return function(*arguments, **options)
-
-    return run
 
 
 def sum_over_rows(function: Callable[..., PyTree], examples: Examples, weights: Float[Array, "n"], *, width: int = 1) -> PyTree:

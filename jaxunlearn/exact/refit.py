@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from jaxunlearn.convex import removal
 from jaxunlearn.convex.fitting import CONVERGED, minimise
-from jaxunlearn.convex.objective import Solver, in_float64
+from jaxunlearn.convex.objective import Solver
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.driver import Updated, one_shot
+from jaxunlearn.precision import in_float64
 from jaxunlearn.risk import retain_weights
 from jaxunlearn.types import UnlearnFn
 
