@@ -229,7 +229,7 @@ def test_entanglement_by_hand():
 
 
 METRICS = {
-    "klom": lambda margins: np.mean(klom(*margins)),
+    "klom": lambda margins: float(np.mean(klom(*margins))),
     "forgetting quality": lambda margins: -float(quality(*margins).score),
     "u_lira": lambda margins: float(u_lira(*margins).accuracy.estimate),
 }
