@@ -73,7 +73,7 @@ def batched(
         tree.require_count("chunk", chunk)
     if mesh is None:
         chunk = chunk or _default_chunk(jax.default_backend())
-        return lambda *arguments: _run(unlearn, chunk, *_separate(arguments, in_axes))
+        return lambda *arguments: _run(unlearn, chunk, *separate(arguments, in_axes))
     _check_mesh(mesh)
     chunk = chunk or _default_chunk(mesh.devices.flat[0].platform)
 
@@ -94,8 +94,8 @@ def batched(
         arguments = (variables, data, requests, keys)
         if not all(map(tree.is_concrete, jax.tree.leaves(arguments))):
             raise TypeError("batched(mesh=...) lays out requests on the host and compiles by itself: call it outside jit")
-        shared, per_request, form = _separate(arguments, in_axes)
-        lanes = _num_lanes(per_request)
+        shared, per_request, form = separate(arguments, in_axes)
+        lanes = num_lanes(per_request)
         padded = _pad(per_request, -lanes % mesh.size)
         result = program(replicate(shared, mesh), _place(padded, NamedSharding(mesh, P(AXIS))), form)
         return result if lanes % mesh.size == 0 else jax.tree.map(lambda x: x[:lanes], result)
@@ -150,7 +150,8 @@ class _Form(NamedTuple):
         return jax.tree.unflatten(self.treedef, [next(mapped_leaves if m else shared_leaves) for m in self.is_mapped])
 
 
-def _separate(arguments: tuple, in_axes: Any) -> tuple[list, list, _Form]:
+def separate(arguments: tuple, in_axes: Any) -> tuple[list, list, _Form]:
+    """Leaves that all lanes share, leaves with one entry a lane, and how they are put together again."""
     # None is an empty tree to JAX, so that a shared argument is marked by a number instead.
     marked = jax.tree.map(lambda axis: _SHARED if axis is None else axis, tuple(in_axes), is_leaf=lambda axis: axis is None)
     axes = jax.tree.leaves(jax.tree.broadcast(marked, arguments))
@@ -169,7 +170,7 @@ def _default_chunk(platform: str) -> int:
 
 
 def _run(unlearn: UnlearnFn, chunk: int, shared: list, per_request: list, form: _Form) -> Result:
-    lanes = _num_lanes(per_request)
+    lanes = num_lanes(per_request)
 
     def one(per_request: list) -> Result:
         return unlearn(*form.join(shared, per_request))
@@ -183,7 +184,8 @@ def _run(unlearn: UnlearnFn, chunk: int, shared: list, per_request: list, form: 
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:lanes], result)
 
 
-def _num_lanes(per_request: list) -> int:
+def num_lanes(per_request: list) -> int:
+    """Length of the leading axis that all leaves must have."""
     lanes = sorted({jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in per_request})
     if len(lanes) != 1 or lanes == [0]:
         raise ValueError(
@@ -218,7 +220,7 @@ def streamed(unlearn: UnlearnFn) -> Batched:
     """
 
     def stream(variables: Variables, data: Data, requests: ForgetRequest, keys: PRNGKeyArray) -> Result:
-        _num_lanes(jax.tree.leaves((requests, keys)))
+        num_lanes(jax.tree.leaves((requests, keys)))
 
         def answer(carry, request_and_key):
             variables, present, extra = carry

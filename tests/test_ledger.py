@@ -439,7 +439,6 @@ def killed(tmp_path_factory):
     return json.loads(run.stdout)
 
 
-@pytest.mark.xdist_group("crashes")
 @pytest.mark.parametrize("step", list(crashes.STEPS))
 def test_killed_at_any_point_a_step_is_finished_as_if_nothing_had_happened(killed, step):
     points = killed[step]
@@ -447,14 +446,12 @@ def test_killed_at_any_point_a_step_is_finished_as_if_nothing_had_happened(kille
     assert all(point["killed"] and point["as_if_never_killed"] and not point["seeds_left"] for point in points)
 
 
-@pytest.mark.xdist_group("crashes")
 def test_a_promised_release_has_the_same_bits_after_any_crash(killed):
     bits = [point["same_bits"] for point in killed["release"] if "same_bits" in point]
     assert len(bits) > 5
     assert all(bits)
 
 
-@pytest.mark.xdist_group("crashes")
 def test_records_that_a_crash_tore_are_repaired_on_record(killed):
     for step, count in {"submit": 2, "apply": 2, "release": 2, "purge": 2}.items():
         assert sum(point["repaired"] for point in killed[step]) == count

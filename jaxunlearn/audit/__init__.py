@@ -6,6 +6,10 @@ model before unlearning and of retrained models.
 
 from jaxunlearn.audit.divergence import divergence as divergence
 from jaxunlearn.audit.divergence import forget_divergence as forget_divergence
+from jaxunlearn.audit.ensemble import Ensemble as Ensemble
+from jaxunlearn.audit.ensemble import ensemble as ensemble
+from jaxunlearn.audit.ensemble import random_halves as random_halves
+from jaxunlearn.audit.ensemble import subsets as subsets
 from jaxunlearn.audit.epsilon import epsilon_lower_bound as epsilon_lower_bound
 from jaxunlearn.audit.forgetting_quality import ForgettingQuality as ForgettingQuality
 from jaxunlearn.audit.forgetting_quality import competition_score as competition_score
@@ -31,11 +35,24 @@ from jaxunlearn.audit.membership import tpr_at_fpr as tpr_at_fpr
 from jaxunlearn.audit.memorisation import Memorisation as Memorisation
 from jaxunlearn.audit.memorisation import entanglement as entanglement
 from jaxunlearn.audit.memorisation import memorisation as memorisation
+from jaxunlearn.audit.nulls import Judgement as Judgement
+from jaxunlearn.audit.nulls import Verdict as Verdict
+from jaxunlearn.audit.nulls import bootstrap as bootstrap
+from jaxunlearn.audit.nulls import false_positive_rate as false_positive_rate
+from jaxunlearn.audit.nulls import floor_of as floor_of
+from jaxunlearn.audit.nulls import judge as judge
+from jaxunlearn.audit.nulls import permutation_p_value as permutation_p_value
 from jaxunlearn.audit.performance import Performance as Performance
 from jaxunlearn.audit.performance import Sets as Sets
 from jaxunlearn.audit.performance import accuracy as accuracy
 from jaxunlearn.audit.performance import gap as gap
 from jaxunlearn.audit.performance import performance as performance
+from jaxunlearn.audit.report import print_report as print_report
+from jaxunlearn.audit.report import to_json as to_json
+from jaxunlearn.audit.report import to_markdown as to_markdown
+from jaxunlearn.audit.report import write_html as write_html
 from jaxunlearn.audit.rmia import rmia as rmia
 from jaxunlearn.audit.rmia import tune_rmia as tune_rmia
 from jaxunlearn.audit.rows import predict as predict
+from jaxunlearn.audit.run import Audit as Audit
+from jaxunlearn.audit.run import run as run

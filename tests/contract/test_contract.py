@@ -21,8 +21,7 @@ def make(name, model=None):
     return method(name, model or network())
 
 
-# One worker a method, so that fixtures are set up once.
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ju.METHODS])
+@pytest.fixture(scope="module", params=list(ju.METHODS))
 def case(request):
     """One method: name, function, its jitted batched form, and inputs."""
     unlearn = make(request.param)

@@ -1,0 +1,164 @@
+"""Is a method's forgetting like retraining? One request, a hundred models of every kind, every metric beside its floor.
+
+    python experiments/audit.py                                   # digits, offline
+    python experiments/audit.py --method finetune --options learning_rate 0.01
+    python experiments/audit.py --method retrain                  # the oracle must pass its own audit
+    python experiments/audit.py --dataset mnist --network cnn --data-dir DIR --rows 2000
+    python experiments/audit.py --resume --out out/audit          # keeps every block of models, and goes on from there
+    python experiments/audit.py --smoke                           # fewest models, for a first look whether it runs
+
+A network learns 500 digits by heart, some with a wrong label. Rows that it memorises least, as models trained on random
+halves tell, are the negative control: a signal on them is one of the audit. Written to the folder `--out`: `report.html`,
+`audit.json`, `audit.md`.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a script and as a module
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import jaxunlearn as ju
+from experiments.common import study, training
+from experiments.common.data import subset
+from experiments.common.scale import Scale, leads, start
+
+
+@dataclass
+class Config:
+    """Command line of the script."""
+
+    method: str = "gradient_difference"
+    """Any method of `jaxunlearn.METHODS` that takes a model."""
+    options: dict[str, float] = field(default_factory=lambda: {"learning_rate": 8e-3, "alpha": 0.97})
+    """Its numbers."""
+    unlearning_steps: int = 100
+    """Its steps."""
+    num_models: int = 100
+    """Models of each kind; twice as many are retrained, half of them held out."""
+    forgotten: int = 48
+    """Random rows of the request."""
+    halves: int = 32
+    """Models on random halves of the rows, for memorisation; the least memorised third of the request is the control."""
+    metrics: tuple[str, ...] = ()
+    """Some of the metrics of `jaxunlearn.audit.run`; all of them by default."""
+    permutations: int = 199
+    """Random labels behind a verdict."""
+    dataset: str = "digits"
+    """digits, or an image data set prepared by TFDS."""
+    data_dir: str | None = None
+    """Where TFDS finds prepared data."""
+    network: str = "mlp"
+    """mlp, cnn or resnet18."""
+    rows: int = 500
+    """Training rows."""
+    label_noise: float = 0.12
+    """Fraction of training rows with a wrong label."""
+    training_steps: int = 600
+    """Steps of training and retraining."""
+    draw: int = 0
+    """Seed of the rows and their wrong labels."""
+    request_seed: int = 0
+    """Seed of the request."""
+    training_seed: int = 0
+    """Seed of all trainings."""
+    block: int = 25
+    """Models in one compiled call."""
+    resume: bool = False
+    """Keep every block in OUT/models, and take from there what was computed before."""
+    out: Path = Path("out/audit")
+    """Folder of the results."""
+    smoke: bool = False
+    """Run in seconds, with too few models and steps to mean anything."""
+    scale: tyro.conf.OmitArgPrefixes[Scale] = field(default_factory=Scale)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run it all; returns what is written as JSON."""
+    if config.smoke:
+        smaller = {"num_models": 39, "forgotten": 12, "halves": 4, "permutations": 39, "rows": 100, "training_steps": 5}
+        some = ("forget_accuracy", "attack_auc", "klom_forget", "u_lira")
+        config = replace(config, **smaller, unlearning_steps=2, metrics=config.metrics or some)
+    if config.scale.bf16:
+        raise SystemExit("audits compare margins of single models, which bfloat16 rounds: leave --bf16 out")
+    mesh = start(config.scale)
+    console = Console(quiet=not leads())
+    setting = study.overfitted(
+        config.dataset, config.data_dir, network=config.network, num_rows=config.rows, label_noise=config.label_noise,
+        num_steps=config.training_steps, seed=config.draw,
+    )  # fmt: skip
+    data = setting.data._replace(extra={**setting.data.extra, "test": setting.test})
+    request = jax.tree.map(lambda x: x[0], study.random_requests(data, [config.forgotten], config.request_seed))
+    retrain = setting.retrain()
+    unlearn = retrain
+    if config.method != "retrain":
+        steps, numbers = config.unlearning_steps, dict(config.options)
+        unlearn = study.unlearner(config.method, setting.model, num_steps=steps, batch_size=setting.batch_size, **numbers)  # type: ignore[arg-type]
+    key = jax.random.key(config.training_seed)
+    like = jax.eval_shape(setting.model.init, key) if setting.model.init else None
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    shared = {
+        "block": config.block, "chunk": config.scale.chunk, "mesh": mesh,
+        "directory": config.out / "models" if config.resume else None,
+    }  # fmt: skip
+    began = time.perf_counter()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(doing: str, count: int) -> None:
+            progress.update(task, description=doing, completed=count)
+
+        scores = memorisation(config, setting, data, variables, jax.random.fold_in(key, 1), shared, tell)
+        rows = np.asarray(request.indices)[np.asarray(request.weights) > 0]
+        least = rows[np.argsort(scores[rows])[: len(rows) // 3]]
+        audit = ju.audit.run(
+            setting.model, unlearn, retrain, variables, data, request, jax.random.fold_in(key, 2),
+            num_models=config.num_models, controls=subset(data.train, least),
+            num_permutations=config.permutations, metrics=config.metrics or None,
+            progress=tell, **shared,
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+    summary = {
+        "config": {**vars(config), "out": None, "data_dir": None, "scale": config.scale.recorded()},
+        "environment": training.environment(),
+        "seconds": seconds,
+        "memorisation_of_the_controls": [float(x) for x in np.sort(scores[least])],
+        **ju.audit.to_json(audit),
+    }
+    if leads():
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / "audit.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        (config.out / "audit.md").write_text(ju.audit.to_markdown(audit))
+        ju.audit.write_html(audit, config.out / "report.html", title=f"jaxunlearn audit: {config.method} on {config.dataset}")
+        ju.audit.print_report(audit)
+    console.print(f"{seconds:.0f} s; report: {config.out / 'report.html'}")
+    return summary
+
+
+def memorisation(
+    config: Config, setting: study.Study, data: ju.Data, variables: ju.Variables, key: Any, shared: dict[str, Any], tell: Any
+) -> np.ndarray:
+    """How much better each training row is known to models that saw it, by the probability of its label."""
+    drawing, training_key = jax.random.split(key)
+    members = ju.audit.random_halves(config.halves, config.rows, drawing)
+    halves, in_axes = ju.audit.subsets(data, members)
+    made = ju.audit.ensemble(
+        setting.model, setting.retrain(), variables, halves, ju.empty_request(), jax.random.split(training_key, config.halves),
+        {"train": data.train}, in_axes=in_axes, progress=lambda count: tell("models on random halves", count), **shared,
+    )  # fmt: skip
+    right = jax.nn.sigmoid(ju.audit.margins(made.logits["train"], data.train.targets))
+    return np.asarray(ju.audit.memorisation(right, members).estimate)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,185 @@
+"""Many models of one kind, seen by their logits: `logits[models, examples, classes]`.
+
+An audit that can be believed compares distributions over trainings: N original models, N unlearned ones, each from an original
+of its own, and N retrained ones. All come from `jaxunlearn.batched`, a block of models in each call; with a directory every
+block is saved as it is done, and found again by the hash of what it was computed from.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from jaxunlearn import checkpoint, tree
+from jaxunlearn.audit.rows import predict
+from jaxunlearn.batching import batched, num_lanes, separate
+from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Variables
+
+
+class Ensemble(NamedTuple):
+    """N models of one kind."""
+
+    logits: dict[str, Float[Array, "n e c"]]  # for each named set of rows
+    variables: Variables  # leading axis n
+    status: Int[Array, "n"]
+
+
+def ensemble(
+    model: Model,
+    unlearn: UnlearnFn,
+    variables: Variables,
+    data: Data,
+    requests: ForgetRequest,
+    keys: PRNGKeyArray,
+    rows: dict[str, Examples],
+    *,
+    in_axes: Any = (None, None, None, 0),
+    block: int | None = None,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+    directory: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Ensemble:
+    """Train or unlearn N models and read their logits.
+
+    Originals: `retrain` with `jaxunlearn.empty_request()`. Unlearned, each from its own original: `in_axes=(0, None, None, 0)`
+    with the originals' `variables`. Retrained: `retrain` with the request. Trainings on subsets: `data` from `subsets`.
+
+    Args:
+        model: reads the logits.
+        unlearn: how each model is made.
+        variables, data, requests, keys: as for `jaxunlearn.batched`; N is the leading axis of what `in_axes` maps.
+        rows: named sets of examples to read logits for, e.g. forgotten, retained and test rows.
+        in_axes: which arguments have one entry a model.
+        block: models in one compiled call, by default all; it bounds memory and what a crash costs.
+        chunk, mesh: as for `jaxunlearn.batched`.
+        directory: save every block there, and take from there what was computed before from the same program, values, keys,
+            rows and version of JAX. Nothing in it is ever overwritten. Needs orbax.
+        progress: called with the number of models that are done after every block.
+
+    Returns:
+        `Ensemble`. Look at `status`: models that diverged are in it.
+
+    Raises:
+        ValueError: leading axes that differ, a block that is not positive, no rows.
+
+    Example:
+        >>> retrain = jaxunlearn.retrain(model, optax.sgd(0.1), num_steps=2, batch_size=8)
+        >>> keys = jax.random.split(key, 3)
+        >>> made = jaxunlearn.audit.ensemble(model, retrain, variables, data, request, keys, {"test": test})
+        >>> made.logits["test"].shape
+        (3, 20, 3)
+    """
+    if not rows:
+        raise ValueError("ensemble: rows names no set of examples to read logits for")
+    shared, per_model, form = separate((variables, data, requests, keys), in_axes)
+    models = num_lanes(per_model)
+    if block is not None:
+        tree.require_count("block", block)
+    block = min(block or models, models)
+    run = batched(unlearn, in_axes=in_axes, chunk=chunk, mesh=mesh)
+    answer: Any = run if mesh is not None else jax.jit(run)
+
+    @jax.jit
+    def read(stacked: Variables, rows: dict[str, Examples]) -> dict[str, jax.Array]:
+        return jax.lax.map(lambda one: {name: predict(model, one, part) for name, part in rows.items()}, stacked)
+
+    def make(arguments: tuple) -> Ensemble:
+        result = answer(*arguments)
+        return Ensemble(read(result.variables, rows), result.variables, result.status)
+
+    done = []
+    for start in range(0, models, block):
+        arguments = form.join(shared, [leaf[start : start + block] for leaf in per_model])
+        made = make(arguments) if directory is None else _saved(Path(directory), make, arguments, rows, unlearn, in_axes, read)
+        done.append(made)
+        if progress is not None:
+            progress(min(start + block, models))
+    return done[0] if len(done) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *done)
+
+
+def _saved(
+    directory: Path, make: Callable, arguments: tuple, rows: dict, unlearn: UnlearnFn, in_axes: Any, read: Any
+) -> Ensemble:
+    """One block, from the directory if it is there."""
+    plain = jax.jit(batched(unlearn, in_axes=in_axes, chunk=1))
+    lowered = plain.lower(*arguments)
+    form = jax.eval_shape(lambda *x: plain(*x), *arguments)
+    logits = jax.eval_shape(read, form.variables, rows)
+    program = lowered.as_text() + read.lower(form.variables, rows).as_text()
+    path = directory / content_hash((arguments, rows), program)
+    like = Ensemble(logits, form.variables, form.status)._asdict()
+    if not path.exists():
+        made = make(arguments)
+        checkpoint.save_variables(path, made._asdict())
+        return made
+    return Ensemble(**checkpoint.load_variables(path, like))
+
+
+def content_hash(values: PyTree, program: str = "") -> str:
+    """SHA-256 of a program's text, of the names, shapes, dtypes and bytes of values, and of JAX's version; 32 hex digits."""
+    digest = hashlib.sha256(f"{jax.__version__}\n{program}".encode())
+    for path, leaf in jax.tree.leaves_with_path(values):
+        leaf = jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
+        array = np.asarray(leaf)
+        digest.update(f"{tree.path_of(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def random_halves(num_models: int, num_rows: int, key: PRNGKeyArray) -> Bool[Array, "m n"]:
+    """Memberships for LiRA and memorisation: every row is in exactly half of the models, every model has half of the rows.
+
+    Models come in pairs that share the rows out between them.
+
+    Args:
+        num_models: even.
+        num_rows: with an odd number one of each pair has a row more.
+        key: a typed key.
+
+    Raises:
+        ValueError: an odd number of models, or a number that is not positive.
+
+    Example:
+        >>> members = jaxunlearn.audit.random_halves(4, 10, key)
+        >>> members.sum(axis=0).tolist() == [2] * 10, members.sum(axis=1).tolist()
+        (True, [5, 5, 5, 5])
+    """
+    tree.require_count("num_models", num_models)
+    tree.require_count("num_rows", num_rows)
+    if num_models % 2:
+        raise ValueError(
+            f"random_halves: num_models must be even, so that every row is in half of the models, got {num_models}"
+        )
+    tree.check_key(key)
+    draws = jax.random.uniform(key, (num_models // 2, num_rows))
+    first = jnp.argsort(jnp.argsort(draws, axis=1), axis=1) < num_rows // 2
+    return jnp.stack([first, ~first], axis=1).reshape(num_models, num_rows)
+
+
+def subsets(data: Data, members: Bool[Array, "m n"]) -> tuple[Data, tuple]:
+    """Data whose `present` has one row a model, and the `in_axes` that train one model on each with `ensemble` or `batched`.
+
+    Args:
+        data: n rows; rows that are not present stay so.
+        members: which model sees which row.
+
+    Raises:
+        ValueError: members that are not [m, n].
+
+    Example:
+        >>> halves, in_axes = jaxunlearn.audit.subsets(data, jaxunlearn.audit.random_halves(4, 60, key))
+        >>> halves.present.shape
+        (4, 60)
+    """
+    members, present = jnp.asarray(members), jnp.asarray(data.present)
+    if members.ndim != 2 or members.shape[1:] != present.shape:
+        raise ValueError(f"subsets: expected members [models, {present.shape[0]}], got {members.shape}")
+    axes = jax.tree.map(lambda _: None, data)._replace(present=0)
+    return data._replace(present=jnp.where(members, present, 0)), (None, axes, None, 0)
