@@ -4,8 +4,16 @@ Many models or requests are one `jax.vmap` away. A figure says little by itself:
 model before unlearning and of retrained models.
 """
 
+from jaxunlearn.audit.attackers import entropy_attack as entropy_attack
+from jaxunlearn.audit.attackers import loss_attack_accuracy as loss_attack_accuracy
+from jaxunlearn.audit.attackers import svc_efficacy as svc_efficacy
+from jaxunlearn.audit.confusion import interclass_confusion as interclass_confusion
+from jaxunlearn.audit.divergence import activation_distance as activation_distance
+from jaxunlearn.audit.divergence import completeness as completeness
 from jaxunlearn.audit.divergence import divergence as divergence
 from jaxunlearn.audit.divergence import forget_divergence as forget_divergence
+from jaxunlearn.audit.divergence import layer_distances as layer_distances
+from jaxunlearn.audit.divergence import zero_retrain_forgetting as zero_retrain_forgetting
 from jaxunlearn.audit.ensemble import Ensemble as Ensemble
 from jaxunlearn.audit.ensemble import ensemble as ensemble
 from jaxunlearn.audit.ensemble import random_halves as random_halves
@@ -47,6 +55,9 @@ from jaxunlearn.audit.performance import Sets as Sets
 from jaxunlearn.audit.performance import accuracy as accuracy
 from jaxunlearn.audit.performance import gap as gap
 from jaxunlearn.audit.performance import performance as performance
+from jaxunlearn.audit.relearning import Relearning as Relearning
+from jaxunlearn.audit.relearning import anamnesis_index as anamnesis_index
+from jaxunlearn.audit.relearning import relearn_time as relearn_time
 from jaxunlearn.audit.report import print_report as print_report
 from jaxunlearn.audit.report import to_json as to_json
 from jaxunlearn.audit.report import to_markdown as to_markdown
@@ -56,3 +67,15 @@ from jaxunlearn.audit.rmia import tune_rmia as tune_rmia
 from jaxunlearn.audit.rows import predict as predict
 from jaxunlearn.audit.run import Audit as Audit
 from jaxunlearn.audit.run import run as run
+from jaxunlearn.audit.scores import confidence as confidence
+from jaxunlearn.audit.scores import entropy as entropy
+from jaxunlearn.audit.scores import modified_entropy as modified_entropy
+from jaxunlearn.audit.summary import AverageGap as AverageGap
+from jaxunlearn.audit.summary import adaptive_unlearning_score as adaptive_unlearning_score
+from jaxunlearn.audit.summary import average_gap as average_gap
+from jaxunlearn.audit.summary import indiscernibility as indiscernibility
+from jaxunlearn.audit.summary import nomus as nomus
+from jaxunlearn.audit.summary import privacy_leak as privacy_leak
+from jaxunlearn.audit.summary import retention as retention
+from jaxunlearn.audit.summary import symmetric_percentage_error as symmetric_percentage_error
+from jaxunlearn.audit.summary import tug_of_war as tug_of_war

@@ -1,8 +1,11 @@
 """How far apart the predictions of two models are."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.scipy.special import rel_entr
+from jaxtyping import Array, Float, PyTree
 
+from jaxunlearn.audit.checks import require_numbers, require_probabilities
 from jaxunlearn.audit.rows import forget_rows, map_rows, mean
 from jaxunlearn.losses import jensen_shannon
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Variables
@@ -78,3 +81,102 @@ def forget_divergence(
     """
     forgotten = forget_rows(data, request)
     return divergence(model, first, second, forgotten.examples, forgotten.weights, chunk=chunk)
+
+
+def activation_distance(candidate: Float[Array, "n c"], reference: Float[Array, "n c"]) -> Float[Array, ""]:
+    """Mean Euclidean distance between predicted probabilities, `mean_i ||p_u(x_i) - p_r(x_i)||_2`.
+
+    Args:
+        candidate, reference: probabilities of the same rows.
+
+    Raises:
+        ValueError: other shapes, or what does not sum to 1.
+
+    References:
+        Golatkar, Achille, Ravichandran, Polito, Soatto: Mixed-privacy forgetting in deep networks, 2021, arXiv 2012.13431.
+
+    Example:
+        >>> float(jaxunlearn.audit.activation_distance(jnp.eye(2), jnp.eye(2)[::-1])).__round__(4)
+        1.4142
+    """
+    candidate, reference = _pair("activation_distance", candidate, reference)
+    require_probabilities("activation_distance", candidate=candidate, reference=reference)
+    return jnp.mean(jnp.linalg.norm(candidate - reference, axis=1))
+
+
+def completeness(candidate: Float[Array, "n c"], reference: Float[Array, "n c"]) -> Float[Array, ""]:
+    """Share of rows for which both models predict the same class.
+
+    Args:
+        candidate, reference: logits or probabilities of the same rows.
+
+    Raises:
+        ValueError: other shapes, or NaN.
+
+    References:
+        Cao, Yang: Towards making systems forget with machine unlearning, 2015, doi 10.1109/SP.2015.35.
+
+    Example:
+        >>> float(jaxunlearn.audit.completeness(jnp.eye(2), jnp.array([[1.0, 0.0], [1.0, 0.0]])))
+        0.5
+    """
+    candidate, reference = _pair("completeness", candidate, reference)
+    require_numbers("completeness", candidate=candidate, reference=reference)
+    return jnp.mean(jnp.argmax(candidate, axis=1) == jnp.argmax(reference, axis=1))
+
+
+def zero_retrain_forgetting(
+    candidate: Float[Array, "n c"], incompetent: Float[Array, "n c"], *, reference: bool = False
+) -> Float[Array, ""]:
+    """ZRF, `1 - mean_i JS(p_u(x_i), p_T(x_i))` against a randomly initialised network T on forgotten rows.
+
+    Its aim is the value of a retrained model, not 1: a network that guesses on forgotten rows is over-unlearned.
+
+    Args:
+        candidate, incompetent: probabilities of the same rows.
+        reference: as popular code computes it: the mean is over n x c entries, so that ZRF is c times nearer 1, and the
+            divergences are of the middle from the two predictions, not the other way round.
+
+    Raises:
+        ValueError: other shapes, or what does not sum to 1.
+
+    References:
+        Chundawat, Tarun, Mandal, Kankanhalli: Can bad teaching induce forgetting?, 2023, arXiv 2205.08096.
+
+    Example:
+        >>> float(jaxunlearn.audit.zero_retrain_forgetting(jnp.eye(2), jnp.eye(2)))
+        1.0
+    """
+    candidate, incompetent = _pair("zero_retrain_forgetting", candidate, incompetent)
+    require_probabilities("zero_retrain_forgetting", candidate=candidate, incompetent=incompetent)
+    middle = (candidate + incompetent) / 2
+    if reference:
+        terms = rel_entr(middle, candidate) + rel_entr(middle, incompetent)
+        return 1 - jnp.mean(terms) / 2
+    terms = rel_entr(candidate, middle) + rel_entr(incompetent, middle)
+    return 1 - jnp.mean(jnp.sum(terms, axis=1)) / 2
+
+
+def layer_distances(first: PyTree, second: PyTree) -> PyTree:
+    """Euclidean distance of two models' weights, leaf by leaf.
+
+    Two retrained models are far apart as well: hidden units can be swapped. Compare with that.
+
+    Args:
+        first, second: trees of weights of one form.
+
+    Raises:
+        ValueError: trees of other forms.
+
+    Example:
+        >>> jaxunlearn.audit.layer_distances({"w": jnp.zeros(4)}, {"w": jnp.ones(4)})["w"].item()
+        2.0
+    """
+    return jax.tree.map(lambda a, b: jnp.sqrt(jnp.sum((a - b) ** 2)), first, second)
+
+
+def _pair(metric: str, first: Array, second: Array) -> tuple[Array, Array]:
+    first, second = jnp.asarray(first), jnp.asarray(second)
+    if first.ndim != 2 or first.shape != second.shape or first.shape[1] < 2:
+        raise ValueError(f"{metric}: expected two arrays [n, c] of the same rows, c >= 2, got {first.shape} and {second.shape}")
+    return first, second

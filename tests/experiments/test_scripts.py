@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from experiments import quickstart, tune_quickstart
+from experiments import audit, quickstart, tune_quickstart
+from experiments.benchmarks import audit as audit_benchmark
 from experiments.benchmarks import batched, timing
 from experiments.common import study
 
@@ -66,3 +67,20 @@ def test_a_study_answers_and_measures_every_seed_and_request():
     assert (same.divergence < 1e-6).all()
     with pytest.raises(ValueError, match="fewer than num_rows"):
         study.overfitted(num_rows=10_000)
+
+
+def test_an_audit_of_the_smallest_size_writes_its_report(tmp_path, capsys):
+    summary = audit.main(audit.Config(smoke=True, metrics=("forget_accuracy", "u_lira"), out=tmp_path))
+    assert set(summary["judgements"]) == set(summary["controls"]) == {"forget_accuracy", "u_lira"}
+    assert json.loads((tmp_path / "audit.json").read_text())["settings"]["num_models"] == 39
+    assert (tmp_path / "audit.md").read_text().startswith("Question: is the influence")
+    assert "</html>" in (tmp_path / "report.html").read_text()
+    assert "U-LiRA accuracy" in capsys.readouterr().out
+
+
+def test_metrics_equal_their_twins_before_they_are_timed(tmp_path):
+    sizes = {"examples": 40, "models": 8, "quality_examples": 3, "quality_models": 16, "rows": 60, "looped": 2, "rounds": 1}
+    audit_benchmark.main(audit_benchmark.Config(**sizes, out=tmp_path / "audit.json"))
+    assert {row["metric"] for row in json.loads((tmp_path / "audit.json").read_text())["milliseconds"]} == {
+        "KLoM", "forgetting quality", "RMIA",
+    }  # fmt: skip
