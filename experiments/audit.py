@@ -31,6 +31,7 @@ import jaxunlearn as ju
 from experiments.common import study, training
 from experiments.common.data import subset
 from experiments.common.scale import Scale, leads, start
+from experiments.quickstart import SETTINGS
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Config:
 
     method: str = "gradient_difference"
     """Any method of `jaxunlearn.METHODS` that takes a model."""
-    options: dict[str, float] = field(default_factory=lambda: {"learning_rate": 8e-3, "alpha": 0.97})
-    """Its numbers."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Its numbers, by default those of the quickstart for random rows."""
     unlearning_steps: int = 100
     """Its steps."""
     num_models: int = 100
@@ -101,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
     retrain = setting.retrain()
     unlearn = retrain
     if config.method != "retrain":
-        steps, numbers = config.unlearning_steps, dict(config.options)
+        steps, numbers = config.unlearning_steps, config.options or SETTINGS["random rows"].get(config.method, {})
         unlearn = study.unlearner(config.method, setting.model, num_steps=steps, batch_size=setting.batch_size, **numbers)  # type: ignore[arg-type]
     key = jax.random.key(config.training_seed)
     like = jax.eval_shape(setting.model.init, key) if setting.model.init else None

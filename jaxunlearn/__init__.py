@@ -24,12 +24,14 @@ from jaxunlearn.objective.gradient_ascent import gradient_ascent
 from jaxunlearn.objective.gradient_difference import gradient_difference
 from jaxunlearn.objective.l1_sparse import l1_sparse
 from jaxunlearn.objective.npo import npo
+from jaxunlearn.objective.oracle_matching import oracle_matching
 from jaxunlearn.objective.random_label import random_label
 from jaxunlearn.objective.scrub import scrub
 from jaxunlearn.objective.task_vector import task_vector
 from jaxunlearn.objective.unsir import unsir
 from jaxunlearn.requests import buckets, empty_request, from_classes, from_groups, from_indices, merge, remove, training_data
 from jaxunlearn.risk import uniform
+from jaxunlearn.rum import rum
 from jaxunlearn.status import Status, UnlearningError, check
 from jaxunlearn.types import (
     Batch,
@@ -103,6 +105,7 @@ __all__ = [
     "newton_removal",
     "npo",
     "one_shot",
+    "oracle_matching",
     "output_perturbation",
     "random_label",
     "refit",
@@ -110,6 +113,7 @@ __all__ = [
     "replicate",
     "request_mesh",
     "retrain",
+    "rum",
     "scrub",
     "streamed",
     "task_vector",

@@ -19,6 +19,7 @@ from jaxunlearn.objective.gradient_ascent import gradient_ascent
 from jaxunlearn.objective.gradient_difference import gradient_difference
 from jaxunlearn.objective.l1_sparse import l1_sparse
 from jaxunlearn.objective.npo import npo
+from jaxunlearn.objective.oracle_matching import oracle_matching
 from jaxunlearn.objective.random_label import random_label
 from jaxunlearn.objective.scrub import scrub
 from jaxunlearn.objective.task_vector import task_vector
@@ -42,6 +43,16 @@ class Method(NamedTuple):
     on_empty: OnEmpty
     bibtex: str
 
+
+_GEORGIEV_2024 = """\
+@article{georgiev2024attribute,
+  title   = {Attribute-to-Delete: Machine Unlearning via Datamodel Matching},
+  author  = {Georgiev, Kristian and Rinberg, Roy and Park, Sung Min and Garg, Shivam and Ilyas, Andrew and Madry, Aleksander
+             and Neel, Seth},
+  year    = {2024},
+  eprint  = {2410.23232},
+  archiveprefix = {arXiv}
+}"""
 
 _GUO_2020 = """\
 @inproceedings{guo2020certified,
@@ -263,6 +274,15 @@ METHODS: dict[str, Method] = {
         "none",
         "identity",
         _CHUNDAWAT_2023,
+    ),
+    "oracle_matching": Method(
+        oracle_matching,
+        "objective",
+        "match the mean outputs of a few retrained models (a yardstick; reconstruction)",
+        frozenset({"forget", "retain", "init"}),
+        "none",
+        "identity",
+        _GEORGIEV_2024,
     ),
     "scrub": Method(
         scrub,

@@ -85,11 +85,15 @@ def normalized_network():
 
 PROBLEM = convex.softmax(0.05, NUM_CLASSES)
 
-# What a method needs besides model or problem, optimizer and loop.
+# What a method needs besides model or problem, optimizer and loop; a function where it depends on the model.
 OPTIONS = {
     "cf_k": {"layers": "head"},
     "descent_to_delete": {"steps": 3, "row_norm": 10.0},
     "eu_k": {"layers": "head"},
+    "oracle_matching": lambda model: {
+        "oracle": ju.retrain(model, optax.sgd(0.1), num_steps=2, batch_size=4),
+        "num_oracles": 2,
+    },
     "output_perturbation": {"sigma": 0.1},
     "unsir": {"noise_rows": 6, "noise_steps": 3},
 }
@@ -101,7 +105,8 @@ def parameters_of(name):
 
 def method(name, model, optimizer=None, *, num_steps=4, batch_size=4, **options):
     """A method of the catalogue, by default with plain SGD; those for convex problems take PROBLEM instead of the model."""
-    factory, options = ju.METHODS[name].factory, {**OPTIONS.get(name, {}), **options}
+    factory, needed = ju.METHODS[name].factory, OPTIONS.get(name, {})
+    options = {**(needed(model) if callable(needed) else needed), **options}
     if "problem" in parameters_of(name):
         return factory(PROBLEM, **options)
     if "num_steps" not in parameters_of(name):

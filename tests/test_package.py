@@ -24,7 +24,7 @@ FLOORS = [
     {"status", "tree", "precision"},
     {"risk"},
     {"losses", "transforms", "curvature"},
-    {"requests", "driver", "batching", "checkpoint", "convex", "journal"},
+    {"requests", "driver", "batching", "checkpoint", "convex", "journal", "rum"},
     {"exact", "objective", "closed_form", "representation", "generative", "rl", "certificates", "audit", "adapters", "ledger"},
     {"catalogue"},
     {"__init__"},
