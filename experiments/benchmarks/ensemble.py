@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -110,7 +111,7 @@ def drawn(problem: Problem, models: int, steps: int, batch_size: int) -> Start:
     """Fresh weights as He's, and rows for all steps, uniformly with replacement."""
 
     def fresh() -> Parameters:
-        layers = zip(WIDTHS[:-1], WIDTHS[1:], strict=True)
+        layers = pairwise(WIDTHS)
         return tuple(
             x for fan_in, fan_out in layers for x in (torch.randn(fan_out, fan_in) * (2 / fan_in) ** 0.5, torch.zeros(fan_out))
         )
@@ -225,7 +226,7 @@ def main(config: Config) -> None:
     meshed, everywhere = ju.batched(train, in_axes=in_axes, mesh=mesh), ju.replicate((variables, data, request), mesh)
     ours: dict[str, Callable[[], ju.Result]] = {
         "batched": lambda: as_it_comes(variables, data, request, keys),
-        f"batched on {mesh.size} devices": lambda: meshed(*everywhere, keys),
+        f"batched on {mesh.size} devices": lambda: meshed(everywhere[0], everywhere[1], everywhere[2], keys),
     }
     inputs = torch.from_numpy(dataset.train.inputs.reshape(len(dataset.train.inputs), -1))
     retained = torch.from_numpy(np.flatnonzero(np.asarray(risk.retain_weights(data, request)))).long()
