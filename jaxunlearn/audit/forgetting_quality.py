@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxunlearn import tree
 from jaxunlearn.audit.checks import require_margins
+from jaxunlearn.audit.order import keys_of, values_of
 from jaxunlearn.precision import in_float64
 
 CAP = 50.0  # largest epsilon
@@ -122,9 +123,12 @@ def _threshold_ratio(candidate: Float[Array, "n"], compared: Float[Array, "m"], 
 
     Counts change between neighbouring margins only, so it is enough to know between which of them the grid has a place.
     """
-    values = jnp.concatenate([candidate, compared])
-    order = jnp.argsort(values)
-    values, first = values[order], order < candidate.size
+    total = candidate.size + compared.size
+    # The last bit of a key says whose margin it is; in margins that come in float32 that bit is always 0.
+    whose = jnp.repeat(jnp.array([1, 0]), jnp.array([candidate.size, compared.size]), total_repeat_length=total)
+    keys = jnp.sort((keys_of(jnp.concatenate([candidate, compared])) & ~1) | whose)
+    first = keys & 1 == 1
+    values = values_of(jnp.where(keys < 0, keys | 1, keys & ~1), candidate.dtype)
     low, span = values[0], values[-1] - values[0]
     places = jnp.ceil(span * PER_UNIT)
     step = span / jnp.maximum(places - 1, 1)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxunlearn.audit.checks import require_models, require_numbers
 from jaxunlearn.audit.membership import auc
+from jaxunlearn.audit.order import ascending
 from jaxunlearn.tree import check_range, is_concrete
 
 
@@ -73,8 +74,8 @@ def rmia(
     check_range("a", a, low=0, high=1)
     mean = _offline(references.mean(axis=0), a) if members is None else _online(references, members)
     ratio = target / mean
-    population = jnp.sort(population_target / _offline(population_references.mean(axis=0), a))
-    return jnp.searchsorted(population, ratio / gamma, side="left", method="sort") / population.size
+    population = ascending(population_target / _offline(population_references.mean(axis=0), a))
+    return jnp.searchsorted(population, ratio / gamma, side="left") / population.size
 
 
 def _offline(mean: Float[Array, "..."], a: ArrayLike) -> Float[Array, "..."]:

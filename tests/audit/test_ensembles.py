@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 import jaxunlearn as ju
 from experiments.benchmarks import twins
+from jaxunlearn.audit.order import ascending
 
 RNG = np.random.default_rng(0)
 klom = jax.jit(ju.audit.klom, static_argnames="reference")
@@ -38,6 +39,19 @@ def test_margins_are_the_log_odds_of_the_true_class():
 
 def test_margins_do_not_saturate():
     np.testing.assert_allclose(ju.audit.margins(jnp.array([[200.0, 0], [300.0, 0]]), jnp.array([0, 0])), [200, 300])
+
+
+# Order
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_numbers_are_sorted_by_integers_of_their_order(dtype):
+    with jax.enable_x64(True):
+        values = jnp.asarray([3.5, -0.0, jnp.inf, -2.25, 0.0, 1e-30, -jnp.inf, 7.0, -1e30], dtype)
+        found = ascending(values)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, np.sort(np.asarray(values)))
+        assert np.isnan(ascending(values.at[0].set(jnp.nan))[-1])
 
 
 # KLoM
