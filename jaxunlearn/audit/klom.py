@@ -12,6 +12,8 @@ from jaxunlearn import tree
 from jaxunlearn.audit.checks import require_margins
 from jaxunlearn.precision import in_float64
 
+BLOCK = 2048  # examples whose margins stay in the cache, which is several times faster
+
 
 @in_float64
 def klom(
@@ -57,23 +59,36 @@ def klom(
     tree.require_count("num_bins", num_bins, least=2)
     if not (0 < floor < 1 and limit > 0):
         raise ValueError(f"klom: expected 0 < floor < 1 and limit > 0, got {floor} and {limit}")
-    candidate, compared = (jnp.clip(x.astype(jnp.float64), -limit, limit) for x in (candidate, compared))
-    low = jnp.minimum(candidate.min(axis=0), compared.min(axis=0))
-    high = jnp.maximum(candidate.max(axis=0), compared.max(axis=0))
-    width = jnp.where(low < high, high - low, 1)
 
-    def shares(margins):
-        bins = jnp.minimum(jnp.floor((margins - low) / width * num_bins), num_bins - 1)
-        if reference:
-            bins = jnp.where((margins >= high) & (low < high), -1, bins)
-        return _shares(bins.astype(jnp.int32), num_bins)
+    def divergence(candidate: Float[Array, "n b"], compared: Float[Array, "m b"]) -> Float[Array, "b"]:
+        candidate, compared = (jnp.clip(x.astype(jnp.float64), -limit, limit) for x in (candidate, compared))
+        low = jnp.minimum(candidate.min(axis=0), compared.min(axis=0))
+        high = jnp.maximum(candidate.max(axis=0), compared.max(axis=0))
+        width = jnp.where(low < high, high - low, 1)
 
-    p, q = shares(candidate), shares(compared)
-    q = jnp.where(p > 0, jnp.maximum(q, floor), q)
-    q = q / q.sum(axis=0)
-    found = jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1) / jnp.where(p > 0, q, 1)), 0), axis=0)
-    broken = jnp.isnan(candidate.sum(axis=0) + compared.sum(axis=0))
-    return jnp.where(broken, jnp.nan, jnp.maximum(found, 0)).astype(jnp.float32)  # rounding
+        def shares(margins):
+            bins = jnp.minimum(jnp.floor((margins - low) / width * num_bins), num_bins - 1)
+            if reference:
+                bins = jnp.where((margins >= high) & (low < high), -1, bins)
+            return _shares(bins.astype(jnp.int32), num_bins)
+
+        p, q = shares(candidate), shares(compared)
+        q = jnp.where(p > 0, jnp.maximum(q, floor), q)
+        q = q / q.sum(axis=0)
+        found = jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1) / jnp.where(p > 0, q, 1)), 0), axis=0)
+        broken = jnp.isnan(candidate.sum(axis=0) + compared.sum(axis=0))
+        return jnp.where(broken, jnp.nan, jnp.maximum(found, 0)).astype(jnp.float32)  # rounding
+
+    examples = candidate.shape[1]
+    if examples <= BLOCK:
+        return divergence(candidate, compared)
+    # The last block is moved back to end with the examples.
+    starts = jnp.minimum(jnp.arange(0, examples, BLOCK), examples - BLOCK)
+    blocks = jax.lax.map(
+        lambda start: divergence(*(jax.lax.dynamic_slice_in_dim(x, start, BLOCK, axis=1) for x in (candidate, compared))),
+        starts,
+    )
+    return jnp.concatenate([blocks[:-1].reshape(-1), blocks[-1, -examples % BLOCK :]])
 
 
 def _shares(bins: Int[Array, "n e"], num_bins: int) -> Float[Array, "b e"]:

@@ -80,6 +80,11 @@ def test_klom_of_equal_margins_is_zero_and_of_margins_apart_that_of_the_floor():
     np.testing.assert_allclose(klom(margins * 0, margins * 0 + 1), np.log((1 + 1e-5) / 1e-5), rtol=1e-5)
 
 
+def test_klom_in_blocks_is_klom_of_each_example():
+    margins = pair(6, 5000, 0.5)
+    np.testing.assert_allclose(klom(*margins), twins.klom_vectorised(*margins), atol=1e-5)
+
+
 def test_klom_cuts_margins_at_the_limit():
     far = np.array([[1e9], [-1e9], [0.0]], np.float32)
     np.testing.assert_allclose(klom(far, far), 0, atol=1e-7)
