@@ -22,8 +22,8 @@ def rum(unlearners: Sequence[UnlearnFn | None]) -> UnlearnFn:
     """Unlearn the parts of a request in order of their memorisation, lowest first.
 
     Reads `data.extra["memorisation"]`, one score a row [n], e.g. `jaxunlearn.audit.memorisation(...).estimate`, where higher is
-    memorised more. Parts are of equal size, up to one row; three of them are the paper's low, medium and high. No part
-    retains rows of another one.
+    memorised more; a row whose score is NaN counts as memorised most. Parts are of equal size, up to one row; three of them are
+    the paper's low, medium and high. No part retains rows of another one.
 
     Args:
         unlearners: one a part; None leaves the model as it is.
@@ -47,6 +47,7 @@ def rum(unlearners: Sequence[UnlearnFn | None]) -> UnlearnFn:
         raise ValueError("rum needs an unlearner or None for every part, e.g. [None, finetune, gradient_difference]")
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
+        tree.check_call(variables, data, request, key)
         usable = risk.usable_slots(data, request)
         part = parts(data, request, len(unlearners))
         size = jnp.sum(usable)
@@ -60,7 +61,7 @@ def rum(unlearners: Sequence[UnlearnFn | None]) -> UnlearnFn:
             if method is None:
                 continue
             mine = part == place
-            others = jnp.where(usable & ~mine, request.indices, data.present.shape[0])
+            others = jnp.where(usable & ~mine, risk.row_numbers(request), data.present.shape[0])
             rest = data._replace(present=data.present.at[others].set(0, mode="drop"), extra={**data.extra, **extra})
             narrowed = request._replace(weights=jnp.where(mine, request.weights, 0))
             result = method(variables, rest, narrowed, keys[place])
@@ -81,9 +82,7 @@ def parts(data: Data, request: ForgetRequest, count: int) -> Int[Array, "k"]:
         found = "nothing" if scores is None else f"shape {jnp.shape(scores)}"
         raise ValueError(f"rum needs data.extra['{NAME}'], one score a row {jnp.shape(data.present)}, got {found}")
     usable = risk.usable_slots(data, request)
-    rows = jnp.where(usable, request.indices, 0)
-    mine = jnp.where(usable, jnp.asarray(scores)[rows], jnp.inf)
-    # Rows of equal score go by their number, so that the order of slots does not matter.
-    below = (mine[None] < mine[:, None]) | ((mine[None] == mine[:, None]) & (rows[None] < rows[:, None]))
-    rank = jnp.sum(below & usable[None], axis=1)
+    rows = jnp.where(usable, risk.row_numbers(request), 0)
+    # Rows of equal score go by their number, so that the order of slots does not matter; NaN sorts last.
+    rank = jnp.argsort(jnp.lexsort((rows, jnp.asarray(scores)[rows], ~usable)))
     return jnp.where(usable, rank * count // jnp.maximum(jnp.sum(usable), 1), -1)

@@ -11,10 +11,13 @@ steps of 100 retained rows.
 - *torch.func.vmap*: models side by side, eager and compiled.
 - *batched*: `batched(retrain)` of this library on one device, and on two faked devices.
 
-First every PyTorch variant gets initial weights and batches that the library draws, and must return the library's weights. In
-timed calls PyTorch draws both itself. `batched` makes all models in a timed call, PyTorch some of them
-(`--torch-models`), and times are given per model: one after the other, each costs the same. Side by side that is not so,
-and `--torch-models 256` gives those variants as many lanes as there are models.
+First every PyTorch variant gets initial weights and batches that the library draws, and must return the library's weights:
+eager PyTorch in float64 to 1e-9 for every model, then all variants in float32. There the median model must agree to 1e-5.
+Single models may differ by more, because rounding now and then decides whether a ReLU near zero is on (with tanh none does);
+none by more than 5e-2. In timed calls PyTorch draws weights and batches itself. `batched` makes all models in a timed call,
+PyTorch some of them (`--torch-models`), and times are given per model. Too few of them make PyTorch look slow: in one run
+each, eager steps took 0.71 ms (median; best 0.49) with 16 models and 0.48 ms (both) with 64. Side by side, a model's time also
+depends on their number; `--torch-models 256` gives those variants as many lanes as there are models.
 
 All in one process, interleaved, medians; the first call of each apart. For rests after calls and threads see `pytorch.py`.
 """
@@ -58,10 +61,11 @@ from jaxunlearn.exact import retrain
 from jaxunlearn.types import BatchSizes
 
 LEARNING_RATE = 0.1
+IN_AXES = (None, None, None, 0)  # one request, a key a model
 WIDTHS = (64, 128, 128, 10)
 TARGETS = {"batched": 2.5, "batched on 2 devices": 4.0}  # times faster than eager PyTorch
 EAGER = "eager"
-TOLERANCE = 1e-4  # float32 rounding of two libraries over all steps
+IN_DOUBLE, MEDIAN, LARGEST = 1e-9, 1e-5, 5e-2  # what weights may differ by, see above
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Config:
 
     models: int = 256
     """Retrained models."""
-    torch_models: int = 16
+    torch_models: int = 64
     """Models in each timed call of PyTorch."""
     steps: int = 300
     """Steps of each."""
@@ -200,6 +204,35 @@ def library_start(
     return Start(list(zip(*as_torch(weights), strict=True)), torch.from_numpy(np.array(rows)).long())
 
 
+def difference_in_double(
+    model: ju.Model, data: ju.Data, problem: Problem, request: ju.ForgetRequest, keys: Any, config: Config
+) -> float:
+    """Largest difference of the library's weights to those of eager PyTorch after all steps, both in float64."""
+    init = model.init
+    assert init is not None  # models of this repository have one
+
+    def double(values):
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), values)
+
+    with jax.enable_x64(True):
+        wide = model._replace(init=lambda key: double(init(key)))
+        rows = data._replace(train=data.train._replace(inputs=double(data.train.inputs)))
+        variables = double(init(jax.random.key(0)))
+        stepwise = retrain.unlearner(wide, optax.sgd(LEARNING_RATE))
+        start = library_start(stepwise, variables, rows, request, keys, config.steps, config.batch_size)
+        train = ju.iterate(stepwise, config.steps, batch_size=config.batch_size)
+        ours = as_torch(ju.check(jax.jit(ju.batched(train, in_axes=IN_AXES))(variables, rows, request, keys)).variables)
+    theirs = tuple(map(torch.stack, zip(*eager(problem._replace(inputs=problem.inputs.double()), start), strict=True)))
+    if {x.dtype for x in (*ours, *theirs)} != {torch.float64}:
+        raise AssertionError("expected weights in float64 on both sides")
+    return float(by_model(ours, theirs).max())
+
+
+def by_model(one: Parameters, other: Parameters) -> torch.Tensor:
+    """Largest difference of weights of each model; stacked weights."""
+    return torch.stack([(x - y).abs().flatten(1).amax(1) for x, y in zip(one, other, strict=True)]).amax(0)
+
+
 def main(config: Config) -> None:
     """Check the variants against each other, time them, and print ratios."""
     load_before = timing.load_per_core()
@@ -221,9 +254,8 @@ def main(config: Config) -> None:
 
     stepwise = retrain.unlearner(model, optax.sgd(LEARNING_RATE))
     train = ju.retrain(model, optax.sgd(LEARNING_RATE), num_steps=config.steps, batch_size=config.batch_size)
-    in_axes = (None, None, None, 0)
-    as_it_comes, mesh = jax.jit(ju.batched(train, in_axes=in_axes)), ju.request_mesh()
-    meshed, everywhere = ju.batched(train, in_axes=in_axes, mesh=mesh), ju.replicate((variables, data, request), mesh)
+    as_it_comes, mesh = jax.jit(ju.batched(train, in_axes=IN_AXES)), ju.request_mesh()
+    meshed, everywhere = ju.batched(train, in_axes=IN_AXES, mesh=mesh), ju.replicate((variables, data, request), mesh)
     ours: dict[str, Callable[[], ju.Result]] = {
         "batched": lambda: as_it_comes(variables, data, request, keys),
         f"batched on {mesh.size} devices": lambda: meshed(everywhere[0], everywhere[1], everywhere[2], keys),
@@ -234,8 +266,11 @@ def main(config: Config) -> None:
     theirs = torch_variants(problem, console)
 
     few = config.torch_models
+    in_double = difference_in_double(model, data, problem, request, keys[:few], config)
+    if not in_double <= IN_DOUBLE:
+        raise AssertionError(f"in float64 the weights of eager PyTorch differ by {in_double} from those of batched")
     given = library_start(stepwise, variables, data, request, keys[:few], config.steps, config.batch_size)
-    first, differences = {}, {}
+    first, differences, medians = {}, {}, {}
     expected: Parameters | None = None
     accuracy = 0.0
     for name, call in {**ours, **{name: partial(variant, given) for name, variant in theirs.items()}}.items():
@@ -249,17 +284,17 @@ def main(config: Config) -> None:
         if expected is None:
             expected = weights
             accuracy = float(np.mean(jax.vmap(partial(_test_accuracy, model, dataset.test))(found.variables)))
-        differences[name] = max(float((x - y).abs().max()) for x, y in zip(weights, expected, strict=True))
-        if not differences[name] <= TOLERANCE:
-            raise AssertionError(f"the weights of '{name}' differ by {differences[name]} from those of batched")
+        difference = by_model(weights, expected)
+        differences[name], medians[name] = float(difference.max()), float(difference.median())
+        if not (differences[name] <= LARGEST and medians[name] <= MEDIAN):
+            found = f"{medians[name]} (median model), {differences[name]} (all)"
+            raise AssertionError(f"the weights of '{name}' differ from those of batched by {found}")
         time.sleep(config.pause)
-    moved = max(
-        float((x - y).abs().max())
-        for trained, initial in zip(zip(*(expected or ()), strict=True), given.weights, strict=True)
-        for x, y in zip(trained, initial, strict=True)
-    )
+    initial = tuple(map(torch.stack, zip(*given.weights, strict=True)))
+    moved = float(by_model(expected or (), initial).max())
     console.print(
-        f"same weights of {few} models within {max(differences.values()):.1e}, after moving by up to {moved:.1e}; "
+        f"same weights of {few} models: within {in_double:.0e} in float64; in float32 within {max(medians.values()):.0e} "
+        f"(median model) and {max(differences.values()):.0e} (all), after moving by up to {moved:.1e}; "
         f"test accuracy {accuracy:.1%}"
     )
 
@@ -307,7 +342,9 @@ def main(config: Config) -> None:
             "best_seconds_per_model": best,
             "first_call_seconds": first,
             "time_relative_to": ratios,
+            "largest_difference_in_float64": in_double,
             "largest_difference_of_weights": differences,
+            "median_difference_of_weights": medians,
             "largest_move_of_weights": moved,
             "test_accuracy": accuracy,
             "cores_busy_after": times.spinning,

@@ -143,3 +143,20 @@ def test_regression_by_parts_descends_for_each_part():
     unlearn = partial(ju.gradient_ascent, model, optax.sgd(0.01), num_steps=1, batch_size=4)()
     result = jax.jit(ju.rum([unlearn, unlearn]))(model.init(KEY), data, REQUEST, KEY)
     assert {name.split("/")[0] for name in result.stats} == {"part", "0", "1"}
+
+
+def test_rows_without_a_score_are_the_last_part():
+    rows = np.asarray(REQUEST.indices)[:6]
+    unknown = scored(DATA, SCORED.extra["memorisation"].at[rows[:2]].set(jnp.nan))
+    part = ju.rum([None, None, None])(MODEL.init(KEY), unknown, REQUEST, KEY).stats["part"][:6]
+    assert sorted(part.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert part[:2].tolist() == [2, 2]
+
+
+def test_narrow_row_numbers_and_raw_keys_are_treated_as_everywhere():
+    many = scored(blobs(rows=200))
+    narrow = REQUEST._replace(indices=REQUEST.indices.astype(jnp.int8))
+    unlearn = ju.gradient_difference(MODEL, optax.sgd(0.1), num_steps=1, batch_size=4)
+    assert int(ju.rum([unlearn, unlearn])(MODEL.init(KEY), many, narrow, KEY).status) == ju.Status.OK
+    with pytest.raises(TypeError, match="key"):
+        ju.rum([None])(MODEL.init(KEY), many, REQUEST, jnp.zeros(2, jnp.uint32))
