@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from jaxunlearn import audit, certificates
 
 __version__ = "0.1.0"
-_ON_FIRST_USE = ("audit", "certificates")  # a third of the start-up time, and not every program needs them
+_ON_FIRST_USE = ("audit", "certificates")  # not every program needs them, and import time is counted
 
 # name: (what to write instead, the object or None once it is gone)
 _DEPRECATED: dict[str, tuple[str, Any]] = {}

@@ -19,7 +19,7 @@ def interclass_confusion(
 
     Args:
         logits: on rows with their right labels, of forgotten or of test rows; leading axes, such as models, are kept.
-        targets: right labels.
+        targets: right labels, known on the host; logits may be traced.
         classes: the two that were swapped.
 
     Returns:

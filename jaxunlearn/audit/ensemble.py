@@ -7,6 +7,7 @@ block is saved as it is done, and found again by the hash of what it was compute
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,32 +95,32 @@ def ensemble(
         result = answer(*arguments)
         return Ensemble(read(result.variables, rows), result.variables, result.status)
 
-    done = []
-    for start in range(0, models, block):
-        arguments = form.join(shared, [leaf[start : start + block] for leaf in per_model])
-        made = make(arguments) if directory is None else _saved(Path(directory), make, arguments, rows, unlearn, in_axes, read)
-        done.append(made)
-        if progress is not None:
-            progress(min(start + block, models))
-    return done[0] if len(done) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *done)
+    @cache
+    def described(lanes: int) -> tuple[str, dict]:
+        """Text of the programs that make a block of so many models, and the form of what they return."""
+        arguments = form.join(shared, [leaf[:lanes] for leaf in per_model])
+        plain = jax.jit(batched(unlearn, in_axes=in_axes, chunk=1))  # chunks and meshes do not change what is computed
+        made = jax.eval_shape(plain, *arguments)
+        like = Ensemble(jax.eval_shape(read, made.variables, rows), made.variables, made.status)
+        return plain.lower(*arguments).as_text() + read.lower(made.variables, rows).as_text(), like._asdict()
 
-
-def _saved(
-    directory: Path, make: Callable, arguments: tuple, rows: dict, unlearn: UnlearnFn, in_axes: Any, read: Any
-) -> Ensemble:
-    """One block, from the directory if it is there."""
-    plain = jax.jit(batched(unlearn, in_axes=in_axes, chunk=1))
-    lowered = plain.lower(*arguments)
-    form = jax.eval_shape(lambda *x: plain(*x), *arguments)
-    logits = jax.eval_shape(read, form.variables, rows)
-    program = lowered.as_text() + read.lower(form.variables, rows).as_text()
-    path = directory / content_hash((arguments, rows), program)
-    like = Ensemble(logits, form.variables, form.status)._asdict()
-    if not path.exists():
+    def saved(directory: Path, arguments: tuple, lanes: int) -> Ensemble:
+        program, like = described(lanes)
+        path = directory / content_hash((arguments, rows), program)
+        if path.exists():
+            return Ensemble(**checkpoint.load_variables(path, like))
         made = make(arguments)
         checkpoint.save_variables(path, made._asdict())
         return made
-    return Ensemble(**checkpoint.load_variables(path, like))
+
+    done = []
+    for start in range(0, models, block):
+        end = min(start + block, models)
+        arguments = form.join(shared, [leaf[start:end] for leaf in per_model])
+        done.append(make(arguments) if directory is None else saved(Path(directory), arguments, end - start))
+        if progress is not None:
+            progress(end)
+    return done[0] if len(done) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *done)
 
 
 def content_hash(values: PyTree, program: str = "") -> str:

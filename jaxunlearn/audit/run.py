@@ -4,6 +4,7 @@ It answers one question: is the *influence of these examples* gone, as it is fro
 whether a concept can be brought back; for a forgotten class that is the other half of the question.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from jaxunlearn.status import Status
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Variables
 
 QUESTION = "influence of examples"
-LEAST_MODELS = 39  # for a two-sided verdict on one model at a level of 5 %
+CONTROLLED = ("forget_accuracy", "klom_forget", "u_lira")  # metrics that look at forgotten rows alone, one of a kind
 QUALITY_ROWS = 32  # forgotten rows that the competition's score looks at, which is slow
 
 Observed: TypeAlias = dict[str, Float[Array, "n ..."]]  # what is known of each model
@@ -164,7 +165,7 @@ def run(
         data: integer targets; `data.extra["test"]` holds rows that no model sees.
         request: one request.
         key: of everything.
-        num_models: of each kind; 100 for stable values, 39 at least.
+        num_models: of each kind; 100 for stable values, and `2 / alpha - 1` at least, which is 39 at 5 %.
         num_held_out: further retrained models, `num_models` by default and at least as many; for floors and false positives.
         metrics: names from `METRICS`, all of them by default.
         controls: forgotten rows that training does not memorise, as a negative control: on them doing nothing should be inside
@@ -189,7 +190,9 @@ def run(
     unknown = [name for name in chosen if name not in METRICS]
     if unknown or not chosen:
         raise ValueError(f"run: unknown metrics {unknown}; choose from {', '.join(METRICS)}")
-    require_models("run", num_models, LEAST_MODELS)
+    if not 0 < alpha < 1:
+        raise ValueError(f"run: alpha is a level such as 0.05, got {alpha}")
+    require_models("run", num_models, _least(alpha))
     held = num_models if num_held_out is None else num_held_out
     require_models("run (held out)", held, num_models)
     rows = _rows(data, request, max_rows)
@@ -220,27 +223,22 @@ def run(
     held_out = jax.tree.map(lambda x: x[num_models:], everything)
 
     judgements, controlled, false_positives = {}, {}, {}
+    on_controls = {kind: _on_controls(x) for kind, x in {**seen, "held out": held_out}.items()} if controls is not None else {}
     for place, name in enumerate(chosen):
         metric = METRICS[name]
         tell(f"judging {metric.label}", place)
-        options = {
-            "shift": None if metric.signed else _gap("forget_margins"),
-            "alpha": alpha,
-            "num_permutations": num_permutations,
-        }
-        decide = jax.jit(partial(judge, metric.statistic, **options))
+        shift = None if metric.signed else _gap("forget_margins")
+        decide = jax.jit(partial(judge, metric.statistic, shift=shift, alpha=alpha, num_permutations=num_permutations))
         judging, rating = jax.random.split(jax.random.fold_in(keys[3], place))
         judgements[name] = decide(seen["unlearned"], seen["retrained"], seen["original"], judging, held_out=held_out)
-        rate = partial(false_positive_rate, metric.statistic, two_sided=metric.signed, alpha=alpha)
-        size, permutations = (1, 99) if metric.by_model else (max(4, held // 2), 39)
-        false_positives[name] = jax.jit(partial(rate, size=size, num_permutations=permutations))(
-            held_out, seen["retrained"], rating
-        )
-        if controls is not None and name in ("forget_accuracy", "klom_forget", "u_lira"):
-            swapped = {kind: _on_controls(x) for kind, x in {**seen, "held out": held_out}.items()}
-            controlled[name] = decide(
-                swapped["original"], swapped["retrained"], swapped["original"], judging, held_out=swapped["held out"]
-            )
+        if on_controls and name in CONTROLLED:
+            original, reference, others = (on_controls[kind] for kind in ("original", "retrained", "held out"))
+            controlled[name] = decide(original, reference, original, judging, held_out=others)
+        rate = partial(
+            false_positive_rate, metric.statistic, two_sided=metric.signed, alpha=alpha,
+            size=1 if metric.by_model else max(4, held // 2), num_permutations=_least(alpha),
+        )  # fmt: skip
+        false_positives[name] = jax.jit(rate)(held_out, seen["retrained"], rating)
     plain = ("retain_accuracy", "forget_accuracy", "test_accuracy", "attack_auc", "attack_tpr")
     kinds = ("original", "unlearned", "retrained")
     return Audit(
@@ -261,6 +259,11 @@ def run(
             "test_rows": len(rows["test"].targets),
         },
     )
+
+
+def _least(alpha: float) -> int:
+    """Models, or random labels, with which a two-sided verdict can reach a level."""
+    return math.ceil(2 / alpha) - 1
 
 
 def _rows(data: Data, request: ForgetRequest, most: int) -> dict[str, Examples]:

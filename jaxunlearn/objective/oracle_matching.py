@@ -75,7 +75,8 @@ def oracle_matching(
         model: a classifier.
         optimizer: any optax transformation.
         num_steps, batch_size, loop: see `jaxunlearn.iterate`.
-        oracle: how a model without the rows is made, e.g. `jaxunlearn.retrain(...)`; it runs inside this method.
+        oracle: how a model without the rows is made, e.g. `jaxunlearn.retrain(...)`; it runs inside this method. Of its status
+            only NaN is passed on.
         num_oracles: how many are averaged for each request.
         alpha: weight of the retained rows in [0, 1], may be traced; the forgotten ones get `1 - alpha`.
         bn: which passes may move BatchNorm statistics.
