@@ -7,6 +7,8 @@ model before unlearning and of retrained models.
 from jaxunlearn.audit.attackers import entropy_attack as entropy_attack
 from jaxunlearn.audit.attackers import loss_attack_accuracy as loss_attack_accuracy
 from jaxunlearn.audit.attackers import svc_efficacy as svc_efficacy
+from jaxunlearn.audit.comparator import ComparatorScore as ComparatorScore
+from jaxunlearn.audit.comparator import comparator_score as comparator_score
 from jaxunlearn.audit.confusion import interclass_confusion as interclass_confusion
 from jaxunlearn.audit.divergence import activation_distance as activation_distance
 from jaxunlearn.audit.divergence import completeness as completeness
@@ -46,6 +48,7 @@ from jaxunlearn.audit.memorisation import memorisation as memorisation
 from jaxunlearn.audit.nulls import Judgement as Judgement
 from jaxunlearn.audit.nulls import Verdict as Verdict
 from jaxunlearn.audit.nulls import bootstrap as bootstrap
+from jaxunlearn.audit.nulls import crossed_bootstrap as crossed_bootstrap
 from jaxunlearn.audit.nulls import false_positive_rate as false_positive_rate
 from jaxunlearn.audit.nulls import floor_of as floor_of
 from jaxunlearn.audit.nulls import judge as judge

@@ -6,6 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxunlearn.tree import is_concrete
+from jaxunlearn.types import Examples
 
 
 def require_models(metric: str, count: int, least: int) -> None:
@@ -25,6 +26,26 @@ def require_numbers(metric: str, **arrays: ArrayLike) -> None:
     for name, values in arrays.items():
         if is_concrete(values) and np.any(np.isnan(np.asarray(values))):
             raise ValueError(f"{metric}: {name} hold NaN; leave out the models or examples that diverged, and say so")
+
+
+def require_disjoint(metric: str, *, members: Examples, nonmembers: Examples) -> None:
+    """ValueError if a concrete non-member is a member as well: the same inputs and targets, byte for byte."""
+    leaves = jax.tree.leaves((members, nonmembers))
+    if not all(is_concrete(x) for x in leaves):
+        return
+    known = {row: place for place, row in enumerate(_row_bytes(members))}
+    shared = [(known[row], place) for place, row in enumerate(_row_bytes(nonmembers)) if row in known]
+    if shared:
+        pairs = ", ".join(f"{member} and {other}" for member, other in shared[:3])
+        raise ValueError(
+            f"{metric}: {len(shared)} non-members are members as well (member {pairs}{', ...' if len(shared) > 3 else ''}); "
+            "take rows that no model was trained on"
+        )
+
+
+def _row_bytes(examples: Examples) -> list[bytes]:
+    columns = [np.asarray(x) for x in jax.tree.leaves(examples)]
+    return [b"".join(row) for row in zip(*([x.tobytes() for x in column] for column in columns), strict=True)]
 
 
 def require_probabilities(metric: str, **arrays: ArrayLike) -> None:

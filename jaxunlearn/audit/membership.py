@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxunlearn import tree
+from jaxunlearn.audit.checks import require_disjoint
 from jaxunlearn.audit.intervals import Interval, auc_interval, clopper_pearson
 from jaxunlearn.audit.rows import evaluate, forget_rows, map_rows
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Scalar, Variables
@@ -174,6 +175,8 @@ def loss_scores(
         Scores; a slot that names no present row has weight 0.
     """
 
+    require_disjoint("loss_attack", members=data.train, nonmembers=test)
+
     def score(examples: Examples) -> Float[Array, "b"]:
         return -evaluate(model, variables, examples)[1]
 
@@ -214,7 +217,8 @@ def loss_attack(
         The intervals take rows as independent draws and the model as fixed, see `auc_interval` and `tpr_at_fpr`.
 
     Raises:
-        ValueError: stacked requests, a loss that is not one value a row, `fpr` or `level` out of range, a bad chunk.
+        ValueError: stacked requests, a loss that is not one value a row, `fpr` or `level` out of range, a bad chunk, test rows
+            that are training rows as well (where values are known).
 
     References:
         Yeom, Giacomelli, Fredrikson, Jha: Privacy risk in machine learning: analyzing the connection to overfitting, 2018,

@@ -229,6 +229,67 @@ def bootstrap(
     return _spread_around(values[0][0], values[1], min(size, rest), level)
 
 
+def crossed_bootstrap(
+    statistic: Statistic,
+    candidate: Models,
+    reference: Models,
+    key: PRNGKeyArray,
+    *,
+    num_bootstraps: int = 200,
+    level: float = 0.95,
+) -> Interval:
+    """As `bootstrap`, over models and examples: what other models *and* other rows of the same kind might have shown.
+
+    Rows of a group are drawn once for candidate and reference, since both were asked about the same ones. The interval speaks
+    of rows like these; for the very rows of a request `bootstrap` is the narrower and right one.
+
+    Args:
+        statistic: as in `judge`.
+        candidate, reference: a dict with an entry a group of examples; its leaves are [models, examples, ...].
+        key: of the resamples.
+        num_bootstraps: how many.
+        level: confidence level.
+
+    Returns:
+        `Interval`; limits of one model are NaN.
+
+    Raises:
+        ValueError: groups of other names or numbers of examples on the two sides.
+
+    References:
+        Owen: The pigeonhole bootstrap, 2007, doi 10.1214/07-AOAS122.
+
+    Example:
+        >>> gap = lambda candidate, reference: jnp.mean(candidate["forget"]) - jnp.mean(reference["forget"])
+        >>> unlearned, retrained = jax.random.normal(key, (2, 30, 50))
+        >>> interval = jaxunlearn.audit.crossed_bootstrap(gap, {"forget": unlearned + 1}, {"forget": retrained}, key)
+        >>> bool(interval.low < 1 < interval.high)
+        True
+    """
+    counts = [{name: _examples(group, name) for name, group in side.items()} for side in (candidate, reference)]
+    if counts[0] != counts[1]:
+        raise ValueError(f"crossed_bootstrap: both sides need the same groups and examples, got {counts[0]} and {counts[1]}")
+    size, rest = _count(candidate), _count(reference)
+    drawing, *keys = jax.random.split(key, 1 + len(counts[0]))
+    first, second = _resampled(drawing, num_bootstraps, size, rest)
+    rows = {
+        name: jax.random.randint(key, (num_bootstraps, count), 0, count)
+        for key, (name, count) in zip(keys, counts[0].items(), strict=True)
+    }
+
+    def one(draw: tuple) -> jax.Array:
+        sides = ((candidate, draw[0]), (reference, draw[1] - size))
+        return statistic(
+            *[
+                {name: jax.tree.map(lambda x, n=name, m=models: x[m][:, draw[2][n]], group) for name, group in side.items()}
+                for side, models in sides
+            ]
+        )
+
+    values = jax.lax.map(one, (first, second, rows))
+    return _spread_around(statistic(candidate, reference), values, min(size, rest), level)
+
+
 def false_positive_rate(
     statistic: Statistic,
     held_out: Models,
@@ -352,6 +413,13 @@ def _first(models: Models, count: int) -> Models:
 
 def _count(models: Models) -> int:
     return tree.leading_axis(models, "models")
+
+
+def _examples(group: PyTree, name: str) -> int:
+    shapes = {jnp.shape(x)[:2] for x in jax.tree.leaves(group)}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise ValueError(f"arrays of group {name!r} must share their leading axes [models, examples], got {sorted(shapes)}")
+    return next(iter(shapes))[1]
 
 
 def _check(candidate: Models, reference: Models, alpha: float, num_permutations: int, *, two_sided: bool) -> None:

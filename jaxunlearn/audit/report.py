@@ -15,7 +15,16 @@ from jaxunlearn.audit.intervals import Interval
 from jaxunlearn.audit.nulls import MESSAGES, Judgement, Verdict
 from jaxunlearn.audit.run import METRICS, Audit
 
-HEADINGS = ("metric", "unlearned", "floor (retrained)", "ceiling (do nothing)", "p", "verdict", "false positives")
+HEADINGS = (
+    "metric",
+    "unlearned",
+    "over rows too",
+    "floor (retrained)",
+    "ceiling (do nothing)",
+    "p",
+    "verdict",
+    "false positives",
+)
 KINDS = {"original": "do nothing", "unlearned": "unlearned", "retrained": "retrained"}
 COLOURS = {"original": "#767676", "unlearned": "#0072B2", "retrained": "#1A1A1A"}
 ANSWERS = {
@@ -29,19 +38,21 @@ ANSWERS = {
 def table(audit: Audit) -> list[list[str]]:
     """Cells of the main table, a list a metric, under `HEADINGS`; every gap has its sign and every value an interval."""
     found = [
-        _row(METRICS[name].label, METRICS[name].signed, x, audit.false_positives[name]) for name, x in audit.judgements.items()
+        _row(METRICS[name].label, METRICS[name].signed, x, audit.over_rows[name], audit.false_positives[name])
+        for name, x in audit.judgements.items()
     ]
     return found + [
-        _row(f"control (do nothing): {METRICS[name].label}", METRICS[name].signed, x, None)
+        _row(f"control (do nothing): {METRICS[name].label}", METRICS[name].signed, x, None, None)
         for name, x in audit.controls.items()
     ]
 
 
-def _row(label: str, signed: bool, judged: Judgement, rate: Interval | None) -> list[str]:
+def _row(label: str, signed: bool, judged: Judgement, over_rows: Interval | None, rate: Interval | None) -> list[str]:
     sign = "+" if signed else ""
     return [
         label,
         _interval(judged.value, sign),
+        "" if over_rows is None else "[" + ", ".join(format(float(x), f"{sign}.3f") for x in over_rows[1:]) + "]",
         _interval(judged.floor, sign),
         format(float(judged.ceiling), f"{sign}.3f"),
         f"{float(judged.p_value):.3f}",
@@ -106,7 +117,10 @@ def to_markdown(audit: Audit) -> str:
     lines = [list(HEADINGS), ["---"] * len(HEADINGS), *table(audit)]
     body = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
     models = audit.settings["num_models"], audit.settings["num_held_out"]
-    note = f"{models[0]} models of a kind, {models[1]} held out; 95 % intervals; level {audit.settings['alpha']:g} a verdict."
+    note = (
+        f"{models[0]} models of a kind, {models[1]} held out; 95 % intervals over models, and over models and rows; "
+        f"level {audit.settings['alpha']:g} a verdict."
+    )
     return f"{ANSWERS[audit.settings['question']]}\n\n{note}\n\n{body}"
 
 
@@ -130,6 +144,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "settings": plain(audit.settings),
         "means": plain(audit.means),
         **judged,
+        "over_rows": plain(audit.over_rows),
         "false_positives": plain(audit.false_positives),
         "worst_examples": worst_examples(audit),
     }

@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxunlearn import risk, tree
-from jaxunlearn.audit.checks import require_models, require_numbers
-from jaxunlearn.audit.ensemble import ensemble
+from jaxunlearn.audit.checks import require_disjoint, require_models, require_numbers
+from jaxunlearn.audit.ensemble import Ensemble, ensemble
 from jaxunlearn.audit.forgetting_quality import forgetting_quality
 from jaxunlearn.audit.intervals import Interval
 from jaxunlearn.audit.klom import klom
 from jaxunlearn.audit.likelihood_ratio import u_lira
 from jaxunlearn.audit.margin import margins
 from jaxunlearn.audit.membership import auc, roc_curve, tpr_at_fpr
-from jaxunlearn.audit.nulls import Judgement, Statistic, false_positive_rate, judge
+from jaxunlearn.audit.nulls import Judgement, Statistic, crossed_bootstrap, false_positive_rate, judge
 from jaxunlearn.losses import jensen_shannon
 from jaxunlearn.requests import empty_request
 from jaxunlearn.status import Status
@@ -36,6 +36,13 @@ CONTROLLED = ("forget_accuracy", "klom_forget", "u_lira")  # metrics that look a
 QUALITY_ROWS = 32  # forgotten rows that the competition's score looks at, which is slow
 
 Observed: TypeAlias = dict[str, Float[Array, "n ..."]]  # what is known of each model
+
+
+class Answers(NamedTuple):
+    """What models say of some rows."""
+
+    logits: Float[Array, "n e c"]
+    targets: Int[Array, "n e"]  # the same for every model
 
 
 class Metric(NamedTuple):
@@ -103,6 +110,7 @@ class Audit(NamedTuple):
     """What `run` returns; `jaxunlearn.audit.report` shows it."""
 
     judgements: dict[str, Judgement]  # by the name of the metric, see `METRICS`
+    over_rows: dict[str, Interval]  # the same values, with intervals over models and rows
     controls: dict[str, Judgement]  # of doing nothing, on rows that training did not memorise; empty without them
     false_positives: dict[str, Interval]  # of the verdict on held-out retrained models
     means: dict[str, dict[str, float]]  # of plain measures, for original, unlearned and retrained models
@@ -111,19 +119,17 @@ class Audit(NamedTuple):
     settings: dict[str, Any]
 
 
-def observe(logits: dict[str, Float[Array, "n e c"]], rows: dict[str, Examples]) -> Observed:
+def observe(answers: dict[str, Answers]) -> Observed:
     """What the metrics need to know of each model.
 
     Args:
-        logits: of `forget`, `retain` and `test` rows, see `jaxunlearn.audit.ensemble`.
-        rows: with integer targets.
+        answers: of models to `forget`, `retain` and `test` rows.
     """
     seen: Observed = {}
-    for name, values in logits.items():
-        targets = jnp.asarray(rows[name].targets)
-        seen[f"{name}_accuracy"] = jnp.mean(jnp.argmax(values, axis=-1) == targets, axis=1)
-        seen[f"{name}_margins"] = margins(values, targets)
-    seen["forget_probabilities"] = jax.nn.softmax(logits["forget"])
+    for name, (logits, targets) in answers.items():
+        seen[f"{name}_accuracy"] = jnp.mean(jnp.argmax(logits, axis=-1) == targets, axis=1)
+        seen[f"{name}_margins"] = margins(logits, targets)
+    seen["forget_probabilities"] = jax.nn.softmax(answers["forget"].logits)
     attack = seen["forget_margins"], seen["test_margins"]  # the loss falls with the margin
     seen["attack_auc"] = jax.vmap(lambda a, b: auc(a, jnp.ones_like(a), b, jnp.ones_like(b)))(*attack)
     seen["attack_tpr"] = jax.vmap(lambda a, b: tpr_at_fpr(a, jnp.ones_like(a), b, jnp.ones_like(b), 0.01).estimate)(*attack)
@@ -180,7 +186,8 @@ def run(
         `Audit`, on the host. Verdicts are not corrected for their number: at 5 %, eleven of them come to half a false one.
 
     Raises:
-        ValueError: too few models, no test rows, an empty request, targets that are not classes, models that diverged.
+        ValueError: too few models, no test rows, test rows that are training rows as well, an empty request, targets that
+            are not classes, models that diverged.
 
     Example:
         >>> audit = jaxunlearn.audit.run(model, unlearn, retrain, variables, data, request, key)  # doctest: +SKIP
@@ -216,21 +223,25 @@ def run(
     originals = make("original", retrain, variables, empty_request(), keys[0], num_models, shared)
     unlearned = make("unlearned", unlearn, originals.variables, request, keys[1], num_models, own)
     retrained = make("retrained", retrain, variables, request, keys[2], num_models + held, shared)
-    see = jax.jit(lambda logits: observe(logits, rows))
-    seen = {"original": see(originals.logits), "unlearned": see(unlearned.logits)}
-    everything = see(retrained.logits)
+    answers = {"original": _answers(originals, rows), "unlearned": _answers(unlearned, rows)}
+    answers["retrained"] = jax.tree.map(lambda x: x[:num_models], _answers(retrained, rows))
+    see = jax.jit(observe)
+    seen = {"original": see(answers["original"]), "unlearned": see(answers["unlearned"])}
+    everything = see(_answers(retrained, rows))
     seen["retrained"] = jax.tree.map(lambda x: x[:num_models], everything)
     held_out = jax.tree.map(lambda x: x[num_models:], everything)
 
-    judgements, controlled, false_positives = {}, {}, {}
+    judgements, over_rows, controlled, false_positives = {}, {}, {}, {}
     on_controls = {kind: _on_controls(x) for kind, x in {**seen, "held out": held_out}.items()} if controls is not None else {}
     for place, name in enumerate(chosen):
         metric = METRICS[name]
         tell(f"judging {metric.label}", place)
         shift = None if metric.signed else _gap("forget_margins")
         decide = jax.jit(partial(judge, metric.statistic, shift=shift, alpha=alpha, num_permutations=num_permutations))
-        judging, rating = jax.random.split(jax.random.fold_in(keys[3], place))
+        judging, rating, resampling = jax.random.split(jax.random.fold_in(keys[3], place), 3)
         judgements[name] = decide(seen["unlearned"], seen["retrained"], seen["original"], judging, held_out=held_out)
+        resample = jax.jit(partial(crossed_bootstrap, _of_answers(metric.statistic)))
+        over_rows[name] = resample(answers["unlearned"], answers["retrained"], resampling)
         if on_controls and name in CONTROLLED:
             original, reference, others = (on_controls[kind] for kind in ("original", "retrained", "held out"))
             controlled[name] = decide(original, reference, original, judging, held_out=others)
@@ -243,6 +254,7 @@ def run(
     kinds = ("original", "unlearned", "retrained")
     return Audit(
         judgements={name: jax.device_get(x) for name, x in judgements.items()},  # one by one, which keeps their order
+        over_rows={name: jax.device_get(x) for name, x in over_rows.items()},
         controls={name: jax.device_get(x) for name, x in controlled.items()},
         false_positives={name: jax.device_get(x) for name, x in false_positives.items()},
         means={kind: {name: float(jnp.mean(seen[kind][name])) for name in plain} for kind in kinds},
@@ -266,6 +278,17 @@ def _least(alpha: float) -> int:
     return math.ceil(2 / alpha) - 1
 
 
+def _answers(made: Ensemble, rows: dict[str, Examples]) -> dict[str, Answers]:
+    return {
+        name: Answers(logits, jnp.broadcast_to(jnp.asarray(rows[name].targets), logits.shape[:2]))
+        for name, logits in made.logits.items()
+    }
+
+
+def _of_answers(statistic: Statistic) -> Statistic:
+    return lambda candidate, reference: statistic(observe(candidate), observe(reference))
+
+
 def _rows(data: Data, request: ForgetRequest, most: int) -> dict[str, Examples]:
     tree.require_count("max_rows", most)
     test = data.extra.get("test")
@@ -281,11 +304,13 @@ def _rows(data: Data, request: ForgetRequest, most: int) -> dict[str, Examples]:
     def take(examples: Examples, chosen: np.ndarray) -> Examples:
         return jax.tree.map(lambda x: jnp.asarray(x)[chosen], examples)
 
-    return {
+    chosen = {
         "forget": take(data.train, np.flatnonzero(forgotten)),
         "retain": take(data.train, np.flatnonzero(retained)[:most]),
         "test": take(test, np.arange(min(most, len(test.targets)))),
     }
+    require_disjoint("run", members=take(data.train, np.flatnonzero(forgotten | retained)), nonmembers=chosen["test"])
+    return chosen
 
 
 def _on_controls(seen: Observed) -> Observed:

@@ -1,7 +1,11 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
+from scipy.stats import norm
 
 from jaxunlearn import audit
 
@@ -32,6 +36,20 @@ def test_bound_holds_in_the_promised_share_of_repetitions():
     first, second = (jnp.abs(z) < 0.5).astype(jnp.float32)  # one coin for both worlds: the true epsilon is 0
     exceeded = jax.jit(jax.vmap(lambda a, b: audit.epsilon_lower_bound(a, b, delta=0.0, level=0.8)))(first, second) > 0
     assert np.mean(exceeded) < 0.2 + 3 * np.sqrt(0.16 / 64)
+
+
+@pytest.mark.parametrize("shift", [0.25, 0.5, 1.0])
+def test_no_bound_exceeds_the_epsilon_of_gaussians_that_far_apart(shift):
+    delta = 1e-2
+
+    def excess(epsilon):  # Balle, Wang 2018: the exact trade-off of two Gaussians
+        return norm.cdf(shift / 2 - epsilon / shift) - np.exp(epsilon) * norm.cdf(-shift / 2 - epsilon / shift) - delta
+
+    true = optimize.brentq(excess, 0, 50)
+    z = jax.random.normal(jax.random.key(3), (2, 40, 2000))
+    bounds = jax.jit(jax.vmap(partial(audit.epsilon_lower_bound, delta=delta, level=0.9999)))(z[0] + shift, z[1])
+    assert jnp.max(bounds) <= true
+    assert shift < 1 or jnp.median(bounds) > true / 4
 
 
 def test_samples_of_different_size_and_bad_input():

@@ -80,6 +80,28 @@ def test_the_test_has_its_level_at_any_number_of_models(two_sided):
     assert rate <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
 
 
+def test_intervals_over_rows_and_models_have_the_spread_of_fresh_rows_and_models():
+    rng = np.random.default_rng(0)
+    models, rows = 40, 30
+
+    def draw():
+        ease = rng.normal(0, 1.0, rows)  # what a row has in common in all models of both kinds
+        moved = rng.normal(0.5, 0.5, rows)  # how far unlearning moves it
+        return [np.float32(a + ease + rng.normal(size=(models, 1)) + rng.normal(size=(models, rows))) for a in (moved, 0)]
+
+    gap = lambda a, b: jnp.mean(a["x"]) - jnp.mean(b["x"])
+    crossed = jax.jit(lambda a, b: ju.audit.crossed_bootstrap(gap, {"x": a}, {"x": b}, KEY))
+    found = [crossed(*draw()) for _ in range(60)]
+    width = np.mean([x.high - x.low for x in found]) / (2 * 1.96)
+    truth = np.sqrt(0.25 / rows + 2 / models + 2 / (models * rows))
+    assert width == pytest.approx(truth, rel=0.15)
+    assert np.mean([x.low < 0.5 < x.high for x in found]) > 0.85
+    with pytest.raises(ValueError, match="same groups and examples"):
+        ju.audit.crossed_bootstrap(gap, {"x": np.ones((4, 3))}, {"x": np.ones((4, 2))}, KEY)
+    with pytest.raises(ValueError, match="leading axes"):
+        ju.audit.crossed_bootstrap(gap, {"x": np.ones(4)}, {"x": np.ones(4)}, KEY)
+
+
 def test_one_model_is_ranked_among_all():
     p = partial(ju.audit.permutation_p_value, gap, reference=jnp.arange(99.0), key=KEY)
     assert float(p(jnp.array([200.0]))) == pytest.approx(1 / 100)
@@ -225,6 +247,8 @@ def test_every_metric_has_an_interval_a_floor_and_a_row_in_every_format(audit, t
     for judged in audit.judgements.values():
         assert judged.value.low <= judged.value.estimate <= judged.value.high
         assert judged.floor.low <= judged.floor.high
+    assert list(audit.over_rows) == AUDITS
+    assert all(x.low <= x.high for x in audit.over_rows.values())
     cells = report.table(audit)
     assert len(cells) == len(audit.judgements) + 3
     markdown = ju.audit.to_markdown(audit)
@@ -256,6 +280,9 @@ def test_audits_that_cannot_be_are_refused():
         run(DATA, REQUEST, KEY, num_models=40)
     with pytest.raises(ValueError, match="it must do both"):
         run(AUDITED, ju.empty_request(), KEY, num_models=40)
+    seen = DATA._replace(extra={"test": jax.tree.map(lambda x: x[3:6], DATA.train)})
+    with pytest.raises(ValueError, match=r"run: 3 non-members are members as well .*rows that no model was trained on"):
+        run(seen, REQUEST, KEY, num_models=40)
     with pytest.raises(ValueError, match="integer classes"):
         run(AUDITED._replace(train=DATA.train._replace(targets=DATA.train.targets * 1.0)), REQUEST, KEY, num_models=40)
     broken = ju.retrain(MODEL, optax.sgd(jnp.inf), num_steps=2, batch_size=8)

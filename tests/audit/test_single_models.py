@@ -184,3 +184,43 @@ def test_relearning_reads_forgotten_rows_only(relearn):
     rows = jnp.arange(data.present.shape[0]) < 10
     broken = data._replace(train=data.train._replace(inputs=jnp.where(rows[:, None], data.train.inputs, jnp.nan)))
     np.testing.assert_allclose(run(variables, 0.9, broken).accuracies, run(variables, 0.9).accuracies)
+
+
+# Comparator score
+
+
+def slow_comparator(candidate, reference):
+    best = 0.0
+    for t in np.concatenate([candidate, reference]):
+        missed, wrong = np.mean(candidate < t), np.mean(reference >= t)
+        if missed == wrong == 0:
+            return 1.0
+        shares = [((1 - wrong), missed), ((1 - missed), wrong)]
+        ratios = [np.log(right / error) for right, error in shares if right and error]
+        if len(ratios) == 2 or ((missed == 0 or wrong == 0) and ratios):
+            best = max(best, 1 - 2 ** -max(0.0, min(ratios)))
+    return best
+
+
+def test_comparator_equals_a_search_over_thresholds():
+    candidate, reference = RNG.normal(size=(40, 5)), 1.5 * RNG.normal(size=(40, 5))
+    found = jax.jit(ju.audit.comparator_score)(candidate, reference)
+
+    def scores(x):
+        soft = np.exp(x / 2) / np.exp(x / 2).sum(1, keepdims=True)
+        return -np.sum(soft * np.log(soft), axis=1), np.max(np.exp(x) / np.exp(x).sum(1, keepdims=True), axis=1)
+
+    pairs = [(s * a, s * b) for a, b in zip(scores(candidate), scores(reference), strict=True) for s in (1, -1)]
+    np.testing.assert_allclose(found.attacks, [slow_comparator(*pair) for pair in pairs], atol=1e-5)
+    assert float(found.quality) == pytest.approx(1 - max(found.attacks))
+
+
+def test_comparator_at_the_ends_and_bad_input():
+    sure = np.tile([[30.0, 0.0, 0.0]], (4, 1))
+    assert ju.audit.comparator_score(sure, sure).quality == 1
+    assert ju.audit.comparator_score(0 * sure, sure).quality == 0
+    assert np.isnan(jax.jit(ju.audit.comparator_score)(np.nan * sure, sure).quality)
+    with pytest.raises(ValueError, match="comparator_score: candidate and reference hold 4 and 3 rows"):
+        ju.audit.comparator_score(sure, sure[:3])
+    with pytest.raises(ValueError, match="temperature"):
+        ju.audit.comparator_score(sure, sure, temperature=0.0)
