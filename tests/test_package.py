@@ -22,7 +22,7 @@ PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types"},
     {"status", "tree", "precision"},
-    {"risk"},
+    {"risk", "rows"},
     {"losses", "transforms", "curvature"},
     {"requests", "driver", "batching", "checkpoint", "convex", "journal", "rum"},
     {"exact", "objective", "closed_form", "representation", "generative", "rl", "certificates", "audit", "adapters", "ledger"},

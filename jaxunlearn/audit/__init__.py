@@ -67,7 +67,6 @@ from jaxunlearn.audit.report import to_markdown as to_markdown
 from jaxunlearn.audit.report import write_html as write_html
 from jaxunlearn.audit.rmia import rmia as rmia
 from jaxunlearn.audit.rmia import tune_rmia as tune_rmia
-from jaxunlearn.audit.rows import predict as predict
 from jaxunlearn.audit.run import Audit as Audit
 from jaxunlearn.audit.run import run as run
 from jaxunlearn.audit.scores import confidence as confidence
@@ -82,3 +81,4 @@ from jaxunlearn.audit.summary import privacy_leak as privacy_leak
 from jaxunlearn.audit.summary import retention as retention
 from jaxunlearn.audit.summary import symmetric_percentage_error as symmetric_percentage_error
 from jaxunlearn.audit.summary import tug_of_war as tug_of_war
+from jaxunlearn.rows import predict as predict

@@ -6,8 +6,8 @@ from jax.scipy.special import rel_entr
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn.audit.checks import require_numbers, require_probabilities
-from jaxunlearn.audit.rows import forget_rows, map_rows, mean
 from jaxunlearn.losses import jensen_shannon
+from jaxunlearn.rows import forget_rows, map_rows, mean
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Variables
 
 

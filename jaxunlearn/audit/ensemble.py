@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn import checkpoint, tree
-from jaxunlearn.audit.rows import predict
 from jaxunlearn.batching import batched, num_lanes, separate
+from jaxunlearn.rows import predict
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Variables
 
 

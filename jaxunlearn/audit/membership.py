@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from jaxunlearn import tree
 from jaxunlearn.audit.checks import require_disjoint
 from jaxunlearn.audit.intervals import Interval, auc_interval, clopper_pearson
-from jaxunlearn.audit.rows import evaluate, forget_rows, map_rows
+from jaxunlearn.rows import evaluate, forget_rows, map_rows
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Scalar, Variables
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxunlearn import risk
-from jaxunlearn.audit.rows import evaluate, forget_rows, map_rows, mean
+from jaxunlearn.rows import evaluate, forget_rows, map_rows, mean
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Variables
 
 

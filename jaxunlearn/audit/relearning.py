@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxunlearn import risk, tree
 from jaxunlearn.audit.performance import accuracy
-from jaxunlearn.audit.rows import forget_rows, predict
 from jaxunlearn.objective.finetune import finetune
 from jaxunlearn.requests import empty_request
+from jaxunlearn.rows import forget_rows, predict
 from jaxunlearn.types import Data, ForgetRequest, Model, Variables
 
 

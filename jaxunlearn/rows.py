@@ -1,6 +1,7 @@
-"""Rows through a model in evaluation mode, and means over them that nothing unused can touch."""
+"""Rows through a model in evaluation mode, in chunks that bound memory; sums and means that nothing unused can touch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,12 @@ from jaxunlearn import risk, tree
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Outputs, Variables, Weighted
 
 
-def map_rows(function: Callable[[Examples], PyTree], examples: Examples, *, chunk: int | None = None) -> PyTree:
+def map_rows(function: Callable[[Any], PyTree], examples: PyTree, *, chunk: int | None = None) -> PyTree:
     """`function(examples)`, `chunk` rows at a time, with matrix products at the highest precision.
 
     Args:
         function: returns arrays with one entry a row; every row by itself, so that the cut into chunks does not matter.
-        examples: leading axis n.
+        examples: any tree of leading axis n, e.g. `Examples`.
         chunk: rows that are in memory together; `None` takes all. The last chunk is moved back to end at row n.
 
     Returns:
@@ -37,6 +38,49 @@ def map_rows(function: Callable[[Examples], PyTree], examples: Examples, *, chun
         values = jax.lax.map(block, jnp.minimum(jnp.arange(0, rows, chunk), rows - chunk))
     repeated = -rows % chunk
     return jax.tree.map(lambda x: jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, repeated:]]), values)
+
+
+def sum_rows(
+    function: Callable[[Any, Float[Array, "b"]], PyTree],
+    examples: PyTree,
+    weights: Float[Array, "n"],
+    *,
+    chunk: int | None = None,
+) -> PyTree:
+    """`function(examples, weights)` summed over blocks of `chunk` rows, with matrix products at the highest precision.
+
+    Args:
+        function: returns sums over rows, in which a row counts in proportion to its weight.
+        examples: any tree of leading axis n, e.g. `Examples`; rows of weight 0 come in as zeros.
+        weights: of the rows.
+        chunk: rows that are in memory together; `None` takes all. The last block is filled with rows of weight 0.
+
+    Returns:
+        What `function` returns.
+
+    Raises:
+        ValueError: a chunk that is not a positive integer, leading axes that differ.
+    """
+    rows = tree.leading_axis((examples, weights), "examples and weights")
+    if chunk is not None:
+        tree.require_count("chunk", chunk)
+
+    def blanked(examples, weights):
+        return function(risk.blank(examples, weights), weights)
+
+    with jax.default_matmul_precision("highest"):
+        if chunk is None or chunk >= rows:
+            return blanked(examples, weights)
+
+        def add(total, start):
+            first = jnp.minimum(start, rows - chunk)
+            part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, chunk), (examples, weights))
+            fresh = jnp.where(first + jnp.arange(chunk) >= start, part[1], 0)
+            return jax.tree.map(jnp.add, total, blanked(part[0], fresh)), None
+
+        form = jax.eval_shape(blanked, *jax.tree.map(lambda x: x[:chunk], (examples, weights)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
+        return jax.lax.scan(add, zeros, jnp.arange(0, rows, chunk))[0]
 
 
 def evaluate(model: Model, variables: Variables, examples: Examples) -> tuple[Outputs, Float[Array, "b"]]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.audit.rows import map_rows, mean
+from jaxunlearn.rows import map_rows, mean
 from tests.audit.toys import random_network, random_networks
 from tests.problems import blobs, network, normalized_network
 

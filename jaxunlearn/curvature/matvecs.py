@@ -1,0 +1,324 @@
+"""Products of curvature matrices with vectors, without the matrices.
+
+Every function here returns `v -> C v`, a linear function of trees like the params, for C the mean over rows with weights:
+
+| function | matrix | what it is for |
+|---|---|---|
+| `hvp` | Hessian of the loss | Newton's step and its bounds; indefinite for networks |
+| `ggn_vp` | generalised Gauss-Newton | positive; the Hessian of the model linearised |
+| `fisher_vp` | Fisher, exact over classes | the same for cross-entropy |
+| `sampled_fisher_vp` | Fisher, a label drawn for each row | the same on average |
+| `empirical_fisher_vp` | mean of g g', labels of the data | none of the above; vanishes at a fitted model |
+
+The model's regularizer is in none of them, see `regularizer_vp`. With `chunk=None` the model is linearised once, when the
+function is made, and all vectors share it, under `vmap` too; with a chunk every product runs through the rows again and
+memory is bounded. All matrix products run at the highest precision, and at least in float32.
+
+A data axis may be sharded where `chunk=None`: sums over rows become sums over devices.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from jaxunlearn import risk, tree
+from jaxunlearn.curvature.slopes import Kind, check_kind, draws, loss_curvature, slopes
+from jaxunlearn.rows import evaluate, map_rows, sum_rows
+from jaxunlearn.types import Examples, Model, Variables
+
+Matvec: TypeAlias = Callable[[PyTree], PyTree]  # linear, trees like the params
+
+
+def hvp(
+    model: Model,
+    variables: Variables,
+    examples: Examples,
+    weights: Float[Array, "n"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Matvec:
+    """Hessian of the mean loss, forward over reverse.
+
+    Args:
+        model: in evaluation mode.
+        variables: where the derivatives are taken.
+        examples: rows, leading axis n.
+        weights: of the rows, 1 by default; rows of weight 0 may hold anything.
+        chunk: rows in memory together, see the module.
+
+    Returns:
+        `v -> H v`.
+
+    Raises:
+        ValueError: a loss that is not one value a row, a bad chunk.
+
+    References:
+        Pearlmutter: Fast exact multiplication by the Hessian, 1994, doi 10.1162/neco.1994.6.1.147.
+
+    Example:
+        >>> product = jaxunlearn.curvature.hvp(model, variables, data.train)
+        >>> hv = product(variables.params)
+    """
+    params, weights = widened(variables.params), _weights(examples, weights)
+
+    def gradient(params, examples, weights):
+        return jax.grad(lambda p: _summed(model, p, variables, examples, weights))(params)
+
+    def linear(examples, weights):
+        return jax.linearize(lambda p: gradient(p, examples, weights), params)[1]
+
+    return _mean_product(linear, params, examples, weights, chunk)
+
+
+def ggn_vp(
+    model: Model,
+    variables: Variables,
+    examples: Examples,
+    weights: Float[Array, "n"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Matvec:
+    """Generalised Gauss-Newton matrix, the mean of `J' L J` with L the second derivative of the loss in the logits.
+
+    Args:
+        model, variables, examples, weights, chunk: as in `hvp`.
+
+    References:
+        Schraudolph: Fast curvature matrix-vector products for second-order gradient descent, 2002,
+        doi 10.1162/08997660260028683.
+
+    Example:
+        >>> product = jaxunlearn.curvature.ggn_vp(model, variables, data.train, chunk=32)
+    """
+    return _through_logits("ggn", model, variables, examples, weights, None, chunk)
+
+
+def fisher_vp(
+    model: Model,
+    variables: Variables,
+    examples: Examples,
+    weights: Float[Array, "n"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Matvec:
+    """Fisher matrix, the expectation of `g g'` over labels as the model predicts them, exactly: c gradients a row.
+
+    Args:
+        model, variables, examples, weights, chunk: as in `hvp`; integer targets.
+
+    Example:
+        >>> product = jaxunlearn.curvature.fisher_vp(model, variables, data.train)
+    """
+    return _through_logits("fisher", model, variables, examples, weights, None, chunk)
+
+
+def sampled_fisher_vp(
+    model: Model,
+    variables: Variables,
+    examples: Examples,
+    key: PRNGKeyArray,
+    weights: Float[Array, "n"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Matvec:
+    """Fisher matrix with one label a row drawn from the model's prediction; unbiased, one gradient a row.
+
+    Args:
+        model, variables, examples, weights, chunk: as in `hvp`; integer targets.
+        key: of the labels.
+
+    Example:
+        >>> product = jaxunlearn.curvature.sampled_fisher_vp(model, variables, data.train, key)
+    """
+    return _through_logits("sampled", model, variables, examples, weights, key, chunk)
+
+
+def empirical_fisher_vp(
+    model: Model,
+    variables: Variables,
+    examples: Examples,
+    weights: Float[Array, "n"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Matvec:
+    """Mean of `g g'` with the labels of the data. No approximation of the Fisher matrix, see `jaxunlearn.curvature.slopes`.
+
+    Args:
+        model, variables, examples, weights, chunk: as in `hvp`.
+
+    Example:
+        >>> product = jaxunlearn.curvature.empirical_fisher_vp(model, variables, data.train)
+    """
+    return _through_logits("empirical", model, variables, examples, weights, None, chunk)
+
+
+def regularizer_vp(model: Model, variables: Variables) -> Matvec:
+    """Hessian of the model's regularizer; zero without one."""
+    params = widened(variables.params)
+    if model.regularizer is None:
+        return lambda v: jax.tree.map(jnp.zeros_like, v)
+    return jax.linearize(jax.grad(model.regularizer), params)[1]
+
+
+def damped(matvec: Matvec, damping: float | jax.Array) -> Matvec:
+    """`v -> C v + damping v`."""
+    return lambda v: jax.tree.map(lambda cv, x: cv + damping * x, matvec(v), v)
+
+
+def gradient_sum(
+    model: Model, variables: Variables, examples: Examples, weights: Float[Array, "n"], *, chunk: int | None = None
+) -> PyTree:
+    """Weighted sum of the gradients of all rows, without the regularizer, at least in float32."""
+    params = widened(variables.params)
+    total = lambda examples, weights: jax.grad(lambda p: _summed(model, p, variables, examples, weights))(params)  # noqa: E731
+    return sum_rows(total, examples, weights, chunk=chunk)
+
+
+def per_example_gradients(model: Model, variables: Variables, examples: Examples, *, chunk: int | None = None) -> PyTree:
+    """Gradient of the loss of every row.
+
+    Args:
+        model: in evaluation mode; it must treat every row by itself.
+        variables: where.
+        examples: rows, leading axis n.
+        chunk: rows whose gradients are computed together; it bounds what is needed beside the result.
+
+    Returns:
+        A tree like the params, leading axis n. For sums of functions of single gradients use `sum_rows`, which never holds
+        all of them.
+
+    Example:
+        >>> gradients = jaxunlearn.curvature.per_example_gradients(model, variables, data.train, chunk=16)
+        >>> gradients["head"].shape[0] == len(data.present)
+        True
+    """
+    return map_rows(lambda part: row_gradients(model, variables, part), examples, chunk=chunk)
+
+
+def row_gradients(model: Model, variables: Variables, examples: Examples) -> PyTree:
+    """As `per_example_gradients`, all rows at once and at the precision of the caller."""
+    params = widened(variables.params)
+
+    def of_row(row):
+        one = jax.tree.map(lambda x: x[None], row)
+        return jax.grad(lambda p: jnp.sum(evaluate(model, variables._replace(params=p), one)[1]))(params)
+
+    return jax.vmap(of_row)(examples)
+
+
+def row_factors(kind: Kind, model: Model, variables: Variables, examples: Examples, uniform: Float[Array, "b"]) -> PyTree:
+    """The vectors `J' u_s` of every row, whose outer products sum to its part of the matrix.
+
+    Args:
+        kind, uniform: see `jaxunlearn.curvature.slopes`.
+        model, variables, examples: as in `hvp`.
+
+    Returns:
+        A tree like the params, leading axes [b, s].
+    """
+    params = widened(variables.params)
+
+    def of_row(row, uniform):
+        one = jax.tree.map(lambda x: x[None], row)
+
+        def logits(p):
+            outputs, _ = evaluate(model, variables._replace(params=p), one)
+            return outputs.logits, outputs
+
+        _, pull, outputs = jax.vjp(logits, params, has_aux=True)
+        u = slopes(kind, model, outputs, one, uniform[None])
+        return jax.vmap(lambda column: pull(column)[0])(u)
+
+    return jax.vmap(of_row)(examples, uniform)
+
+
+def widened(params: PyTree) -> PyTree:
+    """Params at least in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), params)
+
+
+def _summed(model: Model, params: PyTree, variables: Variables, examples: Examples, weights: Float[Array, "b"]) -> jax.Array:
+    losses = evaluate(model, variables._replace(params=params), examples)[1]
+    return jnp.sum(jnp.where(weights > 0, losses, 0) * weights)
+
+
+def _through_logits(
+    kind: Kind,
+    model: Model,
+    variables: Variables,
+    examples: Examples,
+    weights: Float[Array, "n"] | None,
+    key: PRNGKeyArray | None,
+    chunk: int | None,
+) -> Matvec:
+    """The mean over rows of `J' S J`, see `jaxunlearn.curvature.slopes`."""
+    check_kind(kind, examples, key)
+    params, weights = widened(variables.params), _weights(examples, weights)
+    uniform = draws(kind, key, weights.shape[0])
+
+    def linear(rows, weights):
+        examples, uniform = rows
+
+        def logits(p):
+            outputs, _ = evaluate(model, variables._replace(params=p), examples)
+            return outputs.logits, outputs
+
+        _, push, outputs = jax.linearize(logits, params, has_aux=True)
+        outputs = jax.lax.stop_gradient(outputs)
+        pull = jax.linear_transpose(push, params)
+        if kind == "ggn":
+            bend = partial(loss_curvature, model, outputs, examples)
+        else:
+            bend = partial(_bent, slopes(kind, model, outputs, examples, uniform))
+
+        def product(v):
+            bent = bend(push(v))
+            return pull(jax.vmap(jnp.multiply)(weights.astype(bent.dtype), bent))[0]
+
+        return product
+
+    return _mean_product(linear, params, (examples, uniform), weights, chunk)
+
+
+def _bent(u: Float[Array, "s b ..."], moved: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """`sum_s u_s u_s'` times a direction, for every row."""
+    return jnp.einsum("sb...,sb->b...", u, jnp.einsum("sb...,b...->sb", u, moved))
+
+
+def _mean_product(
+    linear: Callable[[PyTree, Float[Array, "b"]], Matvec],
+    params: PyTree,
+    rows: PyTree,
+    weights: Float[Array, "n"],
+    chunk: int | None,
+) -> Matvec:
+    """`v -> C v`, from what makes the product summed over some rows."""
+    total = jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
+
+    def mean(v, summed):
+        expected = jax.tree.map(jnp.shape, params)
+        if jax.tree.map(jnp.shape, v) != expected:
+            raise ValueError(f"expected a vector like the params, {expected}, got {jax.tree.map(jnp.shape, v)}")
+        v = jax.tree.map(lambda x, w: x.astype(w.dtype), v, params)
+        with jax.default_matmul_precision("highest"):
+            return jax.tree.map(lambda x: x / total, summed(v))
+
+    if chunk is None or chunk >= weights.shape[0]:
+        with jax.default_matmul_precision("highest"):
+            product = linear(risk.blank(rows, weights), weights)
+        return lambda v: mean(v, product)
+    tree.require_count("chunk", chunk)
+    return lambda v: mean(v, lambda v: sum_rows(lambda part, w: linear(part, w)(v), rows, weights, chunk=chunk))
+
+
+def _weights(examples: Examples, weights: Float[Array, "n"] | None) -> Float[Array, "n"]:
+    rows = tree.leading_axis(examples, "examples")
+    if weights is None:
+        return jnp.ones(rows)
+    if jnp.shape(weights) != (rows,):
+        raise ValueError(f"weights must have shape ({rows},), one entry a row, got {jnp.shape(weights)}")
+    return jnp.asarray(weights)
