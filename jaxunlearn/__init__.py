@@ -8,11 +8,21 @@ from jaxunlearn import convex, curvature, losses, transforms
 from jaxunlearn.batching import batched, end_of_stream, replicate, request_mesh, streamed
 from jaxunlearn.catalogue import METHODS, citation
 from jaxunlearn.closed_form.amnesiac import amnesiac
+from jaxunlearn.closed_form.assd import assd as assd
+from jaxunlearn.closed_form.certified_newton_step import certified_newton_step as certified_newton_step
 from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
+from jaxunlearn.closed_form.fisher_forgetting import fisher_forgetting as fisher_forgetting
+from jaxunlearn.closed_form.influence import influence as influence
 from jaxunlearn.closed_form.influence_removal import influence_removal
+from jaxunlearn.closed_form.lfssd import lfssd as lfssd
+from jaxunlearn.closed_form.newton import newton as newton
 from jaxunlearn.closed_form.newton_removal import newton_removal
+from jaxunlearn.closed_form.ntk_forgetting import ntk_forgetting as ntk_forgetting
 from jaxunlearn.closed_form.output_perturbation import output_perturbation
+from jaxunlearn.closed_form.projective_residual import projective_residual as projective_residual
+from jaxunlearn.closed_form.ssd import ssd as ssd
 from jaxunlearn.closed_form.woodbury_removal import woodbury_removal
+from jaxunlearn.closed_form.woodfisher import woodfisher as woodfisher
 from jaxunlearn.driver import descend, feed, filtered, iterate, one_shot, then
 from jaxunlearn.exact.refit import refit
 from jaxunlearn.exact.retrain import retrain
@@ -26,6 +36,7 @@ from jaxunlearn.objective.l1_sparse import l1_sparse
 from jaxunlearn.objective.npo import npo
 from jaxunlearn.objective.oracle_matching import oracle_matching
 from jaxunlearn.objective.random_label import random_label
+from jaxunlearn.objective.salun import salun as salun
 from jaxunlearn.objective.scrub import scrub
 from jaxunlearn.objective.task_vector import task_vector
 from jaxunlearn.objective.unsir import unsir
@@ -74,11 +85,13 @@ __all__ = [
     "Variables",
     "Weighted",
     "amnesiac",
+    "assd",
     "audit",
     "bad_teacher",
     "batched",
     "buckets",
     "certificates",
+    "certified_newton_step",
     "cf_k",
     "check",
     "citation",
@@ -92,21 +105,27 @@ __all__ = [
     "feed",
     "filtered",
     "finetune",
+    "fisher_forgetting",
     "from_classes",
     "from_groups",
     "from_indices",
     "gradient_ascent",
     "gradient_difference",
+    "influence",
     "influence_removal",
     "iterate",
     "l1_sparse",
+    "lfssd",
     "losses",
     "merge",
+    "newton",
     "newton_removal",
     "npo",
+    "ntk_forgetting",
     "one_shot",
     "oracle_matching",
     "output_perturbation",
+    "projective_residual",
     "random_label",
     "refit",
     "remove",
@@ -114,7 +133,9 @@ __all__ = [
     "request_mesh",
     "retrain",
     "rum",
+    "salun",
     "scrub",
+    "ssd",
     "streamed",
     "task_vector",
     "then",
@@ -123,6 +144,7 @@ __all__ = [
     "uniform",
     "unsir",
     "woodbury_removal",
+    "woodfisher",
 ]
 
 

@@ -4,11 +4,21 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 from jaxunlearn.closed_form.amnesiac import amnesiac
+from jaxunlearn.closed_form.assd import assd
+from jaxunlearn.closed_form.certified_newton_step import certified_newton_step
 from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
+from jaxunlearn.closed_form.fisher_forgetting import fisher_forgetting
+from jaxunlearn.closed_form.influence import influence
 from jaxunlearn.closed_form.influence_removal import influence_removal
+from jaxunlearn.closed_form.lfssd import lfssd
+from jaxunlearn.closed_form.newton import newton
 from jaxunlearn.closed_form.newton_removal import newton_removal
+from jaxunlearn.closed_form.ntk_forgetting import ntk_forgetting
 from jaxunlearn.closed_form.output_perturbation import output_perturbation
+from jaxunlearn.closed_form.projective_residual import projective_residual
+from jaxunlearn.closed_form.ssd import ssd
 from jaxunlearn.closed_form.woodbury_removal import woodbury_removal
+from jaxunlearn.closed_form.woodfisher import woodfisher
 from jaxunlearn.exact.refit import refit
 from jaxunlearn.exact.retrain import retrain
 from jaxunlearn.objective.bad_teacher import bad_teacher
@@ -21,14 +31,16 @@ from jaxunlearn.objective.l1_sparse import l1_sparse
 from jaxunlearn.objective.npo import npo
 from jaxunlearn.objective.oracle_matching import oracle_matching
 from jaxunlearn.objective.random_label import random_label
+from jaxunlearn.objective.salun import salun
 from jaxunlearn.objective.scrub import scrub
 from jaxunlearn.objective.task_vector import task_vector
 from jaxunlearn.objective.unsir import unsir
 from jaxunlearn.types import OnEmpty, UnlearnFn
 
 Family: TypeAlias = Literal["exact", "objective", "closed_form", "representation", "generative", "rl"]
-# forgotten rows or their labels alone, retained rows, Model.init, recorded updates of the training, a factorised Hessian
-Reads: TypeAlias = Literal["forget", "forget labels", "retain", "init", "updates", "factorisation"]
+# forgotten rows or their labels alone, retained rows, Model.init, recorded updates of the training, a factorised Hessian, a
+# curvature or importances that were prepared on all rows
+Reads: TypeAlias = Literal["forget", "forget labels", "retain", "init", "updates", "factorisation", "curvature", "importances"]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
 
 
@@ -111,6 +123,76 @@ _GRAVES_2021 = """\
   booktitle = {AAAI Conference on Artificial Intelligence},
   year      = {2021},
   eprint    = {2010.10981},
+  archiveprefix = {arXiv}
+}"""
+
+_ZHANG_DONG_2024 = """\
+@inproceedings{zhang2024towards,
+  title     = {Towards Certified Unlearning for Deep Neural Networks},
+  author    = {Zhang, Binchi and Dong, Yushun and Wang, Tianhao and Li, Jundong},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+  eprint    = {2408.00920},
+  archiveprefix = {arXiv}
+}"""
+
+_GOLATKAR_NTK_2020 = """\
+@inproceedings{golatkar2020forgetting,
+  title     = {Forgetting Outside the Box: Scrubbing Deep Networks of Information Accessible from Input-Output Observations},
+  author    = {Golatkar, Aditya and Achille, Alessandro and Soatto, Stefano},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2020},
+  eprint    = {2003.02960},
+  archiveprefix = {arXiv}
+}"""
+
+_FOSTER_2024 = """\
+@inproceedings{foster2024fast,
+  title     = {Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening},
+  author    = {Foster, Jack and Schoepf, Stefan and Brintrup, Alexandra},
+  booktitle = {AAAI Conference on Artificial Intelligence},
+  year      = {2024},
+  eprint    = {2308.07707},
+  archiveprefix = {arXiv}
+}"""
+
+_FOSTER_LOSS_FREE_2024 = """\
+@article{foster2024loss,
+  title     = {Loss-Free Machine Unlearning},
+  author    = {Foster, Jack and Schoepf, Stefan and Brintrup, Alexandra},
+  journal = {ICLR Tiny Papers},
+  year      = {2024},
+  eprint    = {2402.19308},
+  archiveprefix = {arXiv}
+}"""
+
+_SCHOEPF_2024 = """\
+@article{schoepf2024parameter,
+  title     = {Parameter-Tuning-Free Data Entry Error Unlearning with Adaptive Selective Synaptic Dampening},
+  author    = {Schoepf, Stefan and Foster, Jack and Brintrup, Alexandra},
+  year      = {2024},
+  eprint    = {2402.10098},
+  archiveprefix = {arXiv}
+}"""
+
+_FAN_2024 = """\
+@inproceedings{fan2024salun,
+  title     = {SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image Classification
+             and Generation},
+  author    = {Fan, Chongyu and Liu, Jiancheng and Zhang, Yihua and Wong, Eric and Wei, Dennis and Liu, Sijia},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  eprint    = {2310.12508},
+  archiveprefix = {arXiv}
+}"""
+
+_IZZO_2021 = """\
+@inproceedings{izzo2021approximate,
+  title     = {Approximate Data Deletion from Machine Learning Models},
+  author    = {Izzo, Zachary and Smart, Mary Anne and Chaudhuri, Kamalika and Zou, James},
+  booktitle = {International Conference on Artificial Intelligence and Statistics},
+  year      = {2021},
+  eprint    = {2002.10077},
   archiveprefix = {arXiv}
 }"""
 
@@ -373,6 +455,105 @@ METHODS: dict[str, Method] = {
         "none",
         "identity",
         _KOH_2017,
+    ),
+    "influence": Method(
+        influence,
+        "closed_form",
+        "influence functions of the forgotten rows, with any curvature",
+        frozenset({"forget", "curvature"}),
+        "none",
+        "identity",
+        _KOH_2017,
+    ),
+    "newton": Method(
+        newton,
+        "closed_form",
+        "a damped Newton step on the retained rows, with any curvature",
+        frozenset({"forget", "retain", "curvature"}),
+        "none",
+        "identity",
+        _GUO_2020,
+    ),
+    "certified_newton_step": Method(
+        certified_newton_step,
+        "closed_form",
+        "the step of a certificate that cannot be checked; it gives none",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _ZHANG_DONG_2024,
+    ),
+    "woodfisher": Method(
+        woodfisher,
+        "closed_form",
+        "influence with the empirical Fisher matrix, inverted as written",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _JIA_2023,
+    ),
+    "projective_residual": Method(
+        projective_residual,
+        "closed_form",
+        "Newton's removal, projected onto the forgotten rows (convex)",
+        frozenset({"forget", "retain", "factorisation"}),
+        "none",
+        "identity",
+        _IZZO_2021,
+    ),
+    "ntk_forgetting": Method(
+        ntk_forgetting,
+        "closed_form",
+        "difference of two ridge solutions of the linearised model",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _GOLATKAR_NTK_2020,
+    ),
+    "fisher_forgetting": Method(
+        fisher_forgetting,
+        "closed_form",
+        "noise where the retained rows do not mind",
+        frozenset({"forget", "curvature"}),
+        "none",
+        "identity",
+        _GOLATKAR_2020,
+    ),
+    "ssd": Method(
+        ssd,
+        "closed_form",
+        "dampen weights that matter more to the forgotten rows than to all",
+        frozenset({"forget", "importances"}),
+        "none",
+        "identity",
+        _FOSTER_2024,
+    ),
+    "lfssd": Method(
+        lfssd,
+        "closed_form",
+        "the same from the logits alone, without labels",
+        frozenset({"forget", "importances"}),
+        "none",
+        "identity",
+        _FOSTER_LOSS_FREE_2024,
+    ),
+    "assd": Method(
+        assd,
+        "closed_form",
+        "the same, with a threshold from the size of the request (reconstruction)",
+        frozenset({"forget", "importances"}),
+        "none",
+        "identity",
+        _SCHOEPF_2024,
+    ),
+    "salun": Method(
+        salun,
+        "objective",
+        "learn wrong labels with the weights the forgotten rows hang on",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _FAN_2024,
     ),
 }
 

@@ -66,6 +66,15 @@ def is_empty(request: ForgetRequest) -> Bool[Array, ""]:
     return ~jnp.any(jnp.stack([jnp.any(request.weights > 0), *targets]))
 
 
+def forgotten_classes(target: Any, num_classes: int) -> Bool[Array, "c"]:
+    """The classes a request names as a whole; none if its target is something else than multi-hot classes."""
+    if not (hasattr(target, "dtype") and target.dtype == bool and target.ndim == 1):
+        return jnp.zeros(num_classes, bool)
+    if target.shape[0] > num_classes:
+        raise ValueError(f"request.target names {target.shape[0]} classes, but the model has {num_classes} logits")
+    return jnp.pad(target, (0, num_classes - target.shape[0]))
+
+
 def retain_weights(data: Data, request: ForgetRequest) -> Float[Array, "n"]:
     """1 on retained rows, 0 elsewhere. Size n a request: for audits and full-batch sums, not for training loops."""
     rows = jnp.where(usable_slots(data, request), row_numbers(request), data.present.shape[0])

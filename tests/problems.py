@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 import jaxunlearn as ju
-from jaxunlearn import convex
-from jaxunlearn.closed_form import amnesiac
+from jaxunlearn import convex, curvature
+from jaxunlearn.closed_form import amnesiac, lfssd, ssd
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
 
@@ -87,8 +87,15 @@ PROBLEM = convex.softmax(0.05, NUM_CLASSES)
 
 # What a method needs besides model or problem, optimizer and loop; a function where it depends on the model.
 OPTIONS = {
+    "certified_newton_step": {"convexity": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
     "cf_k": {"layers": "head"},
     "descent_to_delete": {"steps": 3, "row_norm": 10.0},
+    "influence": {"damping": 0.1},
+    "newton": {"damping": 0.1},
+    "ntk_forgetting": {"decay": 1.0, "rtol": 1e-5},
+    "ssd": {"alpha": 1.5},
+    "lfssd": {"alpha": 1.2},
+    "woodfisher": {"damping": 0.1, "rtol": 1e-5},
     "eu_k": {"layers": "head"},
     "oracle_matching": lambda model: {
         "oracle": ju.retrain(model, optax.sgd(0.1), num_steps=2, batch_size=4),
@@ -131,12 +138,20 @@ def fitted():
 
 @cache
 def recorded():
-    """`blobs` with what methods read besides: the updates of a training of `network`, the factorisation of `fitted`."""
+    """`blobs` with what methods read besides: updates of a training of `network`, the factorisation of `fitted`, curvatures."""
     data = blobs()
     key = jax.random.key(3)
     train = jax.jit(amnesiac.record(network(), optax.sgd(0.1), num_steps=12, batch_size=4))
     done = train(network().init(key), data, ju.empty_request(), key)
     data = jax.jit(convex.prepare(PROBLEM))(fitted(), data, key)
+    start = trained("influence")
+    for prepare in (
+        curvature.prepare(curvature.ekfac(network())),
+        curvature.prepare(curvature.diagonal(network()), name="fisher_diagonal"),
+        ssd.prepare(network()),
+        lfssd.prepare(network()),
+    ):
+        data = jax.jit(prepare)(start, data, key)
     return data._replace(extra={**data.extra, **done.extra}), done.variables
 
 

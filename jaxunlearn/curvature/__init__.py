@@ -7,8 +7,10 @@ solved = cg(product, b, damping=1e-2, preconditioner=curvature)
 
 from jaxunlearn.curvature.dense import dense as dense
 from jaxunlearn.curvature.dense import gram as gram
-from jaxunlearn.curvature.diagonals import batch_means as batch_means
 from jaxunlearn.curvature.diagonals import diagonal as diagonal
+from jaxunlearn.curvature.importances import Importances as Importances
+from jaxunlearn.curvature.importances import batch_means as batch_means
+from jaxunlearn.curvature.inverse import Inversion as Inversion
 from jaxunlearn.curvature.kronecker import Kronecker as Kronecker
 from jaxunlearn.curvature.kronecker import ekfac as ekfac
 from jaxunlearn.curvature.kronecker import kfac as kfac
@@ -21,6 +23,7 @@ from jaxunlearn.curvature.matvecs import fisher_vp as fisher_vp
 from jaxunlearn.curvature.matvecs import ggn_vp as ggn_vp
 from jaxunlearn.curvature.matvecs import gradient_sum as gradient_sum
 from jaxunlearn.curvature.matvecs import hvp as hvp
+from jaxunlearn.curvature.matvecs import jacobian_vp as jacobian_vp
 from jaxunlearn.curvature.matvecs import per_example_gradients as per_example_gradients
 from jaxunlearn.curvature.matvecs import regularizer_vp as regularizer_vp
 from jaxunlearn.curvature.matvecs import sampled_fisher_vp as sampled_fisher_vp

@@ -9,6 +9,7 @@ Every function here returns `v -> C v`, a linear function of trees like the para
 | `fisher_vp` | Fisher, exact over classes | the same for cross-entropy |
 | `sampled_fisher_vp` | Fisher, a label drawn for each row | the same on average |
 | `empirical_fisher_vp` | mean of g g', labels of the data | none of the above; vanishes at a fitted model |
+| `jacobian_vp` | mean of J' J | the tangent kernel's counterpart |
 
 The model's regularizer is in none of them, see `regularizer_vp`. With `chunk=None` the model is linearised once, when the
 function is made, and all vectors share it, under `vmap` too; with a chunk every product runs through the rows again and
@@ -156,6 +157,25 @@ def empirical_fisher_vp(
     return _through_logits("empirical", model, variables, examples, weights, None, chunk)
 
 
+def jacobian_vp(
+    model: Model,
+    variables: Variables,
+    examples: Examples,
+    weights: Float[Array, "n"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Matvec:
+    """Mean of `J' J`, J the Jacobian of a row's logits: the Gauss-Newton matrix of squared error, whatever the loss.
+
+    Args:
+        model, variables, examples, weights, chunk: as in `hvp`.
+
+    Example:
+        >>> product = jaxunlearn.curvature.jacobian_vp(model, variables, data.train)
+    """
+    return _through_logits("jacobian", model, variables, examples, weights, None, chunk)
+
+
 def regularizer_vp(model: Model, variables: Variables) -> Matvec:
     """Hessian of the model's regularizer; zero without one."""
     params = widened(variables.params)
@@ -270,7 +290,9 @@ def _through_logits(
         _, push, outputs = jax.linearize(logits, params, has_aux=True)
         outputs = jax.lax.stop_gradient(outputs)
         pull = jax.linear_transpose(push, params)
-        if kind == "ggn":
+        if kind == "jacobian":
+            bend = lambda moved: moved  # noqa: E731
+        elif kind == "ggn":
             bend = partial(loss_curvature, model, outputs, examples)
         else:
             bend = partial(_bent, slopes(kind, model, outputs, examples, uniform))

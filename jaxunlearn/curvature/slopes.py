@@ -8,6 +8,7 @@ With J the Jacobian of a row's logits each of these matrices is the mean over ro
 - `empirical`: `grad_z loss(z, y)` for the label in the data: *not* an estimate of the Fisher matrix. At a fitted model it
   vanishes with the gradients (Kunstner, Balles, Hennig: Limitations of the empirical Fisher approximation, 2019, arXiv
   1905.12558).
+- `jacobian`: the unit vectors, `S = I`, whatever the loss.
 
 For cross-entropy the first two are the same matrix.
 """
@@ -16,12 +17,13 @@ from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxunlearn import tree
 from jaxunlearn.types import Examples, Model, Outputs
 
-Kind: TypeAlias = Literal["ggn", "fisher", "sampled", "empirical"]
+Kind: TypeAlias = Literal["ggn", "fisher", "sampled", "empirical", "jacobian"]
 
 
 def check_kind(kind: Kind, examples: Examples, key: PRNGKeyArray | None) -> None:
@@ -62,6 +64,9 @@ def slopes(
         return of(examples.targets)[None]
     if kind == "ggn":
         return _roots(model, outputs, examples)
+    if kind == "jacobian":
+        basis = _basis(outputs)
+        return jnp.broadcast_to(basis[:, None], (len(basis), *outputs.logits.shape))
     if outputs.logits.ndim != 2:
         raise ValueError(f"kind={kind!r} needs logits [b, c], got shape {outputs.logits.shape}; take kind='ggn'")
     probabilities = jax.nn.softmax(outputs.logits)
@@ -86,12 +91,16 @@ def _slope(model: Model, outputs: Outputs, examples: Examples, logits: jax.Array
 
 def _roots(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "c b ..."]:
     """Columns of a root of the second derivative, from its eigenvalues; those below zero are cut."""
-    rows = outputs.logits.shape[0]
-    shape = outputs.logits.shape[1:]
-    basis = jnp.eye(max(1, outputs.logits.size // max(rows, 1)), dtype=outputs.logits.dtype)
-    columns = jax.vmap(
-        lambda e: loss_curvature(model, outputs, examples, jnp.broadcast_to(e.reshape(shape), outputs.logits.shape))
-    )(basis)
-    matrices = jnp.moveaxis(columns.reshape(len(basis), rows, len(basis)), 0, 2)
+    basis = _basis(outputs)
+    shape = outputs.logits.shape
+    columns = jax.vmap(lambda e: loss_curvature(model, outputs, examples, jnp.broadcast_to(e, shape)))(basis)
+    matrices = jnp.moveaxis(columns.reshape(len(basis), shape[0], len(basis)), 0, 2)
     values, vectors = jnp.linalg.eigh(matrices)
-    return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :], 2, 0).reshape(len(basis), rows, *shape)
+    return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :], 2, 0).reshape(len(basis), *shape)
+
+
+def _basis(outputs: Outputs) -> Float[Array, "c ..."]:
+    """Unit vectors of one row's logits."""
+    shape = outputs.logits.shape[1:]
+    count = int(np.prod(shape, dtype=int))
+    return jnp.eye(count, dtype=outputs.logits.dtype).reshape(count, *shape)

@@ -8,7 +8,7 @@ method "amnesiac"; `jaxunlearn.amnesiac` is that paper's other proposal. SalUn's
 classes, the right one included, which its paper excludes; so does this.
 """
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,6 @@ from jaxunlearn import risk, tree
 from jaxunlearn.driver import Loop, descend, iterate
 from jaxunlearn.risk import BatchNormPolicy
 from jaxunlearn.types import Model, Scalar, Unlearner, UnlearnFn
-
-
-def forgotten_classes(target: Any, num_classes: int) -> Bool[Array, "c"]:
-    """The classes a request names as a whole; none if its target is something else than multi-hot classes."""
-    if not (hasattr(target, "dtype") and target.dtype == bool and target.ndim == 1):
-        return jnp.zeros(num_classes, bool)
-    if target.shape[0] > num_classes:
-        raise ValueError(f"request.target names {target.shape[0]} classes, but the model has {num_classes} logits")
-    return jnp.pad(target, (0, num_classes - target.shape[0]))
 
 
 def wrong_labels(
@@ -59,7 +50,7 @@ def unlearner(
         label_key, target = context
         pass_key, step_key = jax.random.split(key)
         retain, forget, moved = risk.both_passes(model, variables, batch, pass_key, bn=bn)
-        excluded = forgotten_classes(target, forget.outputs.logits.shape[-1])
+        excluded = risk.forgotten_classes(target, forget.outputs.logits.shape[-1])
         examples = batch.forget.examples
         labels = wrong_labels(step_key if redraw else label_key, batch.forget.slots, examples.targets, excluded)
         relabelled = forget.mean(model.loss(forget.outputs, examples._replace(targets=labels)))

@@ -158,10 +158,10 @@ def test_random_label_descends_on_the_labels_it_drew_once(variables):
 
 def test_random_label_avoids_the_classes_that_are_to_go():
     request = lane(ju.from_classes(DATA, [[0, 2]]), 0)
-    assert random_label.forgotten_classes(request.target, 5).tolist() == [True, False, True, False, False]
-    assert not random_label.forgotten_classes((), 3).any()
+    assert risk.forgotten_classes(request.target, 5).tolist() == [True, False, True, False, False]
+    assert not risk.forgotten_classes((), 3).any()
     with pytest.raises(ValueError, match="names 3 classes, but the model has 2 logits"):
-        random_label.forgotten_classes(request.target, 2)
+        risk.forgotten_classes(request.target, 2)
 
 
 # npo
