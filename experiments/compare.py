@@ -63,7 +63,8 @@ ScenarioName: TypeAlias = Literal[
 ]
 MethodName: TypeAlias = Literal[
     "finetune", "cf_k", "eu_k", "l1_sparse", "gradient_ascent", "gradient_difference", "npo", "random_label", "bad_teacher",
-    "scrub", "unsir", "task_vector", "amnesiac", "output_perturbation",
+    "scrub", "unsir", "task_vector", "amnesiac", "output_perturbation", "salun", "influence", "newton", "certified_newton_step",
+    "woodfisher", "ntk_forgetting", "fisher_forgetting", "ssd", "lfssd", "assd",
 ]  # fmt: skip
 
 # What --tune searches: all points of a grid.
@@ -82,6 +83,16 @@ GRIDS: dict[str, Grid] = {
     "task_vector": {"learning_rate": (1e-4, 1e-3), "scale": (0.1, 0.3, 1.0, 3.0)},
     "amnesiac": {"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)},
     "output_perturbation": {"sigma": (3e-3, 1e-2, 2e-2, 4e-2, 8e-2)},
+    "salun": {"learning_rate": (1e-3, 4e-3, 1e-2), "alpha": (0.8, 0.95, 0.99)},
+    "influence": {"damping": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+    "newton": {"damping": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+    "certified_newton_step": {"convexity": (0.03, 0.3, 3.0)},
+    "woodfisher": {"alpha": (0.2, 1.0), "damping": (1e-3, 1e-2, 1e-1)},
+    "ntk_forgetting": {"decay": (1e-3, 1e-2, 1e-1)},
+    "fisher_forgetting": {"strength": (1e-8, 1e-7, 1e-6, 1e-5)},
+    "ssd": {"alpha": (1.2, 2.0, 5.0, 10.0), "strength": (0.3, 1.0)},
+    "lfssd": {"alpha": (1.1, 1.5, 3.0), "strength": (0.3, 1.0)},
+    "assd": {},
 }
 SHOWN = {ORIGINAL: "do nothing"}
 LEAST_SPREAD = 0.005  # half a point: spreads over few seeds can be 0 by chance

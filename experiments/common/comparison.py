@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -17,12 +17,24 @@ from experiments.common.scale import Scale, in_bfloat16
 from experiments.common.scenarios import Scenario
 from experiments.common.study import Outcome, Study
 from experiments.common.training import Timed
+from jaxunlearn import curvature
+from jaxunlearn.closed_form import lfssd, ssd
 from jaxunlearn.closed_form.amnesiac import record
 
 ORIGINAL, AGAIN, RETRAINED = "original", "retrained again", "retrained"
 LAYERS = {"mlp": "Dense_1|head", "cnn": "Dense_0|head", "resnet18": "head"}  # what cf_k and eu_k train
 LARGEST_RECORD = 4 * 2**30  # bytes of recorded updates that amnesiac may take
 Run: TypeAlias = Callable[[Sequence[study.Call]], Timed]
+Prepare: TypeAlias = Callable[[ju.Variables, ju.Data, PRNGKeyArray], ju.Data]
+# What methods want to have computed on all rows before the first request.
+PREPARED: dict[str, Callable[[ju.Model], Prepare]] = {
+    "influence": lambda model: curvature.prepare(curvature.ekfac(model, kind="ggn", chunk=100)),
+    "newton": lambda model: curvature.prepare(curvature.ekfac(model, kind="ggn", chunk=100)),
+    "fisher_forgetting": lambda model: curvature.prepare(curvature.diagonal(model), name="fisher_diagonal"),
+    "ssd": ssd.prepare,
+    "assd": ssd.prepare,
+    "lfssd": lfssd.prepare,
+}
 
 
 class Bench(NamedTuple):
@@ -32,6 +44,7 @@ class Bench(NamedTuple):
     record: Run  # training that amnesiac can take back
     audit: Callable[..., Outcome]
     method: Callable[[str, bool], Run]  # name, whether it answers streams
+    prepare: Callable[[str], Prepare | None]
 
 
 class Seeds(NamedTuple):
@@ -55,6 +68,8 @@ def build_method(name: str, setting: Study, *, network: str, num_steps: int, **o
     """A method with its numbers; `amnesiac` is followed by fine-tuning, as in its paper."""
     if name in ("cf_k", "eu_k"):
         options["layers"] = LAYERS[network]
+    if name == "certified_newton_step":
+        options["solver"] = "cg"  # LiSSA's scale would be one more number to search
     loop: dict[str, Any] = {"num_steps": num_steps, "batch_size": setting.batch_size}
     if name == "amnesiac":
         return ju.then(ju.amnesiac(setting.model), study.unlearner("finetune", setting.model, **loop, **options))
@@ -82,13 +97,17 @@ def programs(setting: Study, *, network: str, num_steps: int, scale: Scale, mesh
             made[name, streams] = reusable(ju.streamed(unlearn) if streams else unlearn)
         return made[name, streams]
 
+    @cache
+    def prepare(name: str) -> Prepare | None:
+        return jax.jit(PREPARED[name](computed.model)) if name in PREPARED else None
+
     @jax.jit
     def audit(data, test, variables, requests, unseen, weights):
         return study.outcome(setting._replace(data=data, test=test), variables, requests, unseen, weights)
 
     optimizer = optax.adam(computed.learning_rate)
     recorded = record(computed.model, optimizer, num_steps=computed.num_steps, batch_size=computed.batch_size)
-    return Bench(reusable(computed.retrain()), reusable(recorded), audit, method)
+    return Bench(reusable(computed.retrain()), reusable(recorded), audit, method, prepare)
 
 
 def of_one_shape(scenario: Scenario) -> Scenario:
@@ -157,6 +176,9 @@ def answer(bench: Bench, ready: Ready, method: str, options: Mapping[str, float]
     if method == "amnesiac":
         recorded = trained(bench.record, scenario.study, seeds.training)
         originals, extras = [result.variables for result in recorded], [result.extra for result in recorded]
+    make = bench.prepare(method)
+    if make is not None:
+        extras = [make(variables, scenario.study.data, key).extra for variables in originals]
     calls = [
         (
             variables,
@@ -187,7 +209,7 @@ def compared(measure: str) -> tuple[str, ...]:
 
 def left_out(method: str, name: str, setting: Study, seeds: int) -> str | None:
     """Why a method does not apply to a scenario, None if it does."""
-    if setting.num_classes == 0 and method in ("random_label", "bad_teacher", "scrub", "unsir"):
+    if setting.num_classes == 0 and method in ("random_label", "bad_teacher", "scrub", "unsir", "salun", "fisher_forgetting"):
         return "works on class probabilities or labels; the targets are real"
     if method == "unsir" and name not in ("class", "classes"):
         return "overwrites whole classes; the request is for some of their rows"
