@@ -24,22 +24,24 @@ KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 class MLP(nn.Module):
-    """Fully connected ReLU network; images are flattened.
+    """Fully connected network; images are flattened.
 
     Attributes:
         widths: hidden widths; the last one is the number of features.
         num_classes: width of the head.
+        activation: behind every hidden layer.
     """
 
     widths: Sequence[int] = (128, 128)
     num_classes: int = 10
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "b ..."], train: bool = False) -> Logits:
         del train
         x = inputs.reshape(inputs.shape[0], -1)
         for width in self.widths:
-            x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
+            x = self.activation(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
         return nn.Dense(self.num_classes, name="head")(x), {"penultimate": x}
 
 
