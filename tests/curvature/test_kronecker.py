@@ -1,0 +1,296 @@
+"""K-FAC and EK-FAC: what is found in a model's program, and what is made of it."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+import jaxunlearn as ju
+from jaxunlearn import curvature
+from jaxunlearn.adapters import from_equinox, from_haiku, from_linen, from_nnx
+from jaxunlearn.curvature.matvecs import per_example_gradients, row_factors
+from jaxunlearn.curvature.taps import find
+from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, in_float64, matrix, wide  # noqa: F401
+
+LOSS = ju.losses.cross_entropy
+
+
+def rows_of(*shape, count=6):
+    return ju.Examples(jax.random.normal(KEY, (count, *shape), jnp.float64), jnp.arange(count) % 3)
+
+
+def fit(make, model, variables, rows, **options):
+    return jax.jit(make(model, **options))(variables, rows, jnp.ones(len(rows.targets)), KEY)
+
+
+def explicit(product, params):
+    return matrix(product, params)
+
+
+# Which parameters are found
+
+
+class LinenCnn(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=(2, 2))(x))
+        x = nn.relu(nn.Conv(6, (3, 3), feature_group_count=2)(x))
+        x = nn.LayerNorm()(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(x), {}
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.norm = nnx.Linear(5, 7, rngs=rngs), nnx.LayerNorm(7, rngs=rngs)
+        self.conv, self.last = nnx.Conv(1, 2, (3,), rngs=rngs), nnx.Linear(14, 3, rngs=rngs)
+
+    def __call__(self, x):
+        hidden = self.conv(nnx.relu(self.norm(self.first(x)))[..., None])
+        return self.last(hidden.reshape(hidden.shape[0], -1))
+
+
+def plain(function, params):
+    return ju.Model(lambda v, x, *, train=False, key=None: ju.Outputs(function(v.params, x)), LOSS), ju.Variables(params)
+
+
+def normal(*shape):
+    return jax.random.normal(jax.random.key(len(shape)), shape, jnp.float64)
+
+
+def linen():
+    model = from_linen(LinenCnn(), LOSS, jnp.zeros((1, 6, 6, 2)))
+    return model, model.init(KEY), rows_of(6, 6, 2)
+
+
+def equinox_cnn():
+    layers = [
+        eqx.nn.Conv2d(2, 4, 3, stride=2, padding=1, key=KEY), eqx.nn.Lambda(jax.nn.relu),
+        eqx.nn.Lambda(jnp.ravel), eqx.nn.Linear(36, 3, key=KEY),
+    ]  # fmt: skip
+    return *from_equinox(eqx.nn.Sequential(layers), LOSS), rows_of(2, 5, 5)
+
+
+def equinox_mlp():
+    return *from_equinox(eqx.nn.MLP(5, 3, 7, 2, key=KEY), LOSS), rows_of(5)
+
+
+def haiku_mlp():
+    transformed = hk.transform_with_state(lambda x, is_training: hk.nets.MLP([7, 3])(x))
+    rows = rows_of(5)
+    model = from_haiku(transformed, LOSS, rows.inputs[:2])
+    return model, model.init(KEY), rows
+
+
+def nnx_net():
+    return *from_nnx(NnxNet(nnx.Rngs(0)), LOSS), rows_of(5)
+
+
+def heads():
+    def function(p, x):
+        hidden = jax.nn.relu(jnp.einsum("btd,dhk->bthk", x, p["q"]) + p["qb"])
+        return jnp.einsum("bthk,hkc->bc", hidden, p["o"]) @ p["w"].T
+
+    return *plain(function, {"q": normal(5, 2, 3), "qb": normal(2, 3), "o": normal(2, 3, 4), "w": normal(3, 4)}), rows_of(4, 5)
+
+
+def wrapped():
+    def function(p, x):
+        layer = jax.checkpoint(jax.jit(lambda w, x: jax.nn.relu(x.astype(jnp.float32) @ w.T.astype(jnp.float32))))
+        return layer(p["w"], x) @ p["o"] * p["scale"]
+
+    return *plain(function, {"w": normal(4, 5), "o": normal(4, 3), "scale": jnp.ones(())}), rows_of(5)
+
+
+CASES = {f.__name__: f for f in (linen, equinox_mlp, equinox_cnn, haiku_mlp, nnx_net, heads, wrapped)}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_kind_of_module_has_its_layers_and_all_of_the_trace(name):
+    model, variables, rows = CASES[name]()
+    variables = wide(variables)
+    made = fit(curvature.ekfac, model, variables, rows, kind="fisher")
+    kinds = made.describe(variables.params)
+    outside = {path for path, kind in kinds.items() if not kind.startswith("kronecker")}
+    expected = {
+        "linen": {"LayerNorm_0/scale", "LayerNorm_0/bias", "Conv_1/kernel", "Conv_1/bias"},
+        "nnx_net": {"norm/scale", "norm/bias"},
+        "wrapped": {"scale"},
+    }
+    assert outside == expected.get(name, set())
+    factors = row_factors("fisher", model, variables, rows, jnp.zeros(6))
+    trace = sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(factors)) / 6
+    assert float(made.trace()) == pytest.approx(trace, rel=1e-5 if name == "wrapped" else 1e-9)
+
+
+def test_a_bias_shares_the_block_of_its_kernel_and_a_bias_that_is_none_does_not():
+    def function(p, x):
+        hidden = x @ p["w"]
+        return (hidden + p["b"]) * (1 + hidden) @ p["o"]  # the output is used before its bias, too
+
+    model, variables = plain(function, {"w": normal(5, 4), "b": normal(4), "o": normal(4, 3)})
+    kinds = fit(curvature.kfac, model, variables, rows_of(5)).describe(variables.params)
+    assert kinds == {"b": "exact", "o": "kronecker (o)", "w": "kronecker (w)"}
+    assert fit(curvature.kfac, MODEL, VARIABLES, ROWS).describe(VARIABLES.params)["bias"] == "kronecker (body)"
+
+
+def test_large_parameters_outside_of_layers_get_their_diagonal():
+    model, variables = plain(lambda p, x: (x * p["scale"]) @ p["w"], {"scale": normal(600), "w": normal(600, 3)})
+    rows = rows_of(600)
+    made = fit(curvature.kfac, model, variables, rows, kind="fisher")
+    assert made.describe(variables.params)["scale"] == "diagonal"
+    exact = curvature.diagonal(model, kind="fisher")(variables, rows, jnp.ones(6), KEY)
+    np.testing.assert_allclose(made.diagonal(variables.params)["scale"], exact.values["scale"], rtol=1e-10)
+
+
+def test_shared_and_looped_kernels_are_refused_by_name():
+    tied, variables = plain(lambda p, x: x @ p["tied"] @ p["tied"].T @ p["o"], {"tied": normal(5, 4), "o": normal(5, 3)})
+    with pytest.raises(ValueError, match=r"parameters tied are used in several places.*diagonal or lanczos"):
+        fit(curvature.kfac, tied, variables, rows_of(5))
+
+    def recurrent(p, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["cell"]), None), x, None, length=3)[0] @ p["o"]
+
+    model, variables = plain(recurrent, {"cell": normal(5, 5), "o": normal(5, 3)})
+    with pytest.raises(ValueError, match="parameters cell enter a loop or a branch"):
+        fit(curvature.ekfac, model, variables, rows_of(5))
+
+
+def test_custom_derivatives_are_kept():
+    model, variables = plain(lambda p, x: jax.nn.relu(0 * x @ p["w"]) @ p["o"], {"w": normal(5, 4), "o": normal(4, 3)})
+    made = fit(curvature.kfac, model, variables, rows_of(5), kind="fisher")
+    assert not any(np.any(x) for x in jax.tree.leaves(made.matvec(variables.params)["w"]))  # relu has slope 0 at 0
+
+
+@pytest.mark.parametrize("numbers", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NHWC", "OIHW", "HWNC")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (1, 1), "padding": "SAME"},
+        {"window_strides": (2, 1), "padding": "VALID"},
+        {"window_strides": (1, 1), "padding": ((1, 0), (2, 2)), "rhs_dilation": (2, 1)},
+        {"window_strides": (1, 1), "padding": ((1, 1), (0, 1)), "lhs_dilation": (2, 1)},
+    ],
+)
+def test_rows_of_a_convolution_make_up_its_gradient(numbers, options):
+    sizes = {"N": 1, "C": 2, "H": 6, "W": 5, "I": 2, "O": 3}
+    x = normal(*(sizes[axis] for axis in numbers[0]))
+    kernel = normal(*({**sizes, "H": 3, "W": 2}[axis] for axis in numbers[1]))
+
+    def forward(params, x):
+        return jax.lax.conv_general_dilated(x, params["k"], dimension_numbers=numbers, **options)
+
+    taps = find(forward, {"k": kernel}, x)
+    shifts = [jnp.zeros(shape, dtype) for shape, dtype in taps.shapes]
+    weight = normal(*jax.eval_shape(forward, {"k": kernel}, x).shape)
+
+    def total(shifts):
+        y, activations = taps.run({"k": kernel}, x, shifts)
+        return jnp.sum(jnp.sin(y) * weight), activations
+
+    slopes, (a,) = jax.grad(total, has_aux=True)(shifts)
+    expected = jax.grad(lambda p: jnp.sum(jnp.sin(forward(p, x)) * weight))({"k": kernel})
+    (layer,) = taps.layers
+    np.testing.assert_allclose(a.T @ taps.rows(0, slopes[0]), layer.matrix([expected["k"]]), atol=1e-12)
+    np.testing.assert_allclose(layer.parts(layer.matrix([kernel]), [kernel])[0], kernel)
+
+
+# How good the blocks are
+
+
+def test_one_row_and_one_layer_is_exact():
+    model, variables = plain(lambda p, x: x @ p["w"] + p["b"], {"w": normal(5, 3), "b": normal(3)})
+    row = rows_of(5, count=1)
+    made = fit(curvature.ekfac, model, variables, row, kind="empirical")
+    gradient = np.asarray(ravel_pytree(per_example_gradients(model, variables, row))[0])
+    np.testing.assert_allclose(explicit(made.matvec, variables.params), np.outer(gradient, gradient), atol=1e-12)
+
+
+def test_linear_networks_with_white_inputs_are_exact():
+    inputs = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 4)))[0] * np.sqrt(12)
+    model = ju.Model(
+        lambda v, x, *, train=False, key=None: ju.Outputs(x @ v.params["a"] @ v.params["b"]),
+        lambda outputs, rows: 0.5 * jnp.sum((outputs.logits - rows.targets) ** 2, axis=1),
+    )
+    variables = ju.Variables({"a": normal(4, 3), "b": normal(3, 2)})
+    rows = ju.Examples(jnp.asarray(inputs), jnp.zeros((12, 2)))
+    exact = explicit(curvature.ggn_vp(model, variables, rows), variables.params)
+    for make in (curvature.kfac, curvature.ekfac):
+        found = explicit(fit(make, model, variables, rows, kind="ggn").matvec, variables.params)
+        for block in (slice(0, 12), slice(12, 18)):
+            np.testing.assert_allclose(found[block, block], exact[block, block], atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn"])
+def test_corrected_eigenvalues_come_nearer(case):
+    if case == "mlp":
+        model, variables, rows, blocks = MODEL, VARIABLES, ROWS, (slice(0, 40), slice(40, 64))
+    else:
+        model, variables, rows = equinox_cnn()
+        variables, blocks = wide(variables), (slice(0, 76), slice(76, 187))
+    exact = explicit(curvature.ggn_vp(model, variables, rows), variables.params)
+    found = {make: explicit(fit(make, model, variables, rows, kind="ggn").matvec, variables.params) for make in MAKES}
+    for block in blocks:
+        errors = [np.linalg.norm(found[make][block, block] - exact[block, block]) for make in MAKES]
+        assert errors[1] < errors[0]
+        assert not found[curvature.ekfac][block, (blocks[0] if block is blocks[1] else blocks[1])].any()
+
+
+MAKES = (curvature.kfac, curvature.ekfac)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_chunks_and_rows_that_do_not_count_change_nothing(make):
+    weights = jnp.ones(60).at[jnp.array([3, 50])].set(0)
+    broken = ROWS._replace(inputs=np.where(np.asarray(weights)[:, None] > 0, ROWS.inputs, np.nan))
+    kept = ju.Examples(*(x[np.asarray(weights) > 0] for x in ROWS))
+    expected = matrix(jax.jit(make(MODEL, kind="fisher"))(VARIABLES, kept, jnp.ones(58), KEY).matvec)
+    for chunk in (None, 7):
+        made = jax.jit(make(MODEL, kind="fisher", chunk=chunk))(VARIABLES, broken, weights, KEY)
+        np.testing.assert_allclose(matrix(made.matvec), expected, atol=1e-10)
+
+
+def shapes_in(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (x.aval.shape for x in equation.outvars)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from shapes_in(inner)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_gradients_of_all_rows_are_never_held(chunk):
+    arguments = (VARIABLES, ROWS, jnp.ones(60), KEY)
+    traced = jax.make_jaxpr(curvature.ekfac(MODEL, chunk=chunk))(*arguments)
+    limit = (
+        60 * 24 if chunk is None else 60 * 8
+    )  # rows times the weights of the smallest kernel; without a chunk activations are
+    assert max(int(np.prod(shape)) for shape in shapes_in(traced.jaxpr)) < limit
+    squares = jax.make_jaxpr(curvature.diagonal(MODEL, kind="empirical", chunk=5))(*arguments)
+    assert max(int(np.prod(shape)) for shape in shapes_in(squares.jaxpr)) < 60 * 24
+
+
+@pytest.mark.parametrize("name", ["ggn", "kfac", "ekfac"])
+def test_products_equal_those_of_an_independent_implementation(name):
+    stored = json.loads(Path(__file__).with_name("oracle.json").read_text())
+    params = {key: jnp.asarray(value, jnp.float64) for key, value in stored["params"].items()}
+    rows = ju.Examples(jnp.asarray(stored["inputs"], jnp.float64), jnp.asarray(stored["targets"]))
+
+    def function(p, x):
+        return jnp.tanh(x @ p["first"] + p["first_bias"]) @ p["last"] + p["last_bias"]
+
+    model, variables = plain(function, params)
+    if name == "ggn":
+        product = curvature.ggn_vp(model, variables, rows)
+    else:
+        product = fit(getattr(curvature, name), model, variables, rows, kind="ggn").matvec
+    for vector, expected in zip(stored["vectors"], stored["products"][name], strict=True):
+        found = product({key: jnp.asarray(value, jnp.float64) for key, value in vector.items()})
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), found, {k: np.asarray(v) for k, v in expected.items()})
