@@ -458,7 +458,7 @@ def as_record(ready: Ready, method: str, done: training.Timed, outcome: Outcome,
 
 def outcome_of(line: dict[str, Any]) -> Outcome:
     """The values of a line of the log; null is NaN."""
-    return Outcome(**{key: jnp.array(value, jnp.float32) for key, value in line["values"].items()})
+    return Outcome(**{key: jnp.asarray(np.array(value, np.float32)) for key, value in line["values"].items()})
 
 
 def summarise(table: str, methods: Sequence[str], records: Records, reasons: dict[str, str | None]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -64,6 +65,18 @@ def test_import_pulls_in_no_extra_and_starts_nothing():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["[]", "False"]
+
+
+def test_the_compiler_is_none_that_is_known_to_be_wrong():
+    rows = jnp.stack([jnp.arange(32_769.0), *[jnp.zeros(32_769)] * 2], axis=1)  # jax issue 39103
+    lengths = jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))
+    assert jax.jit(lengths)(rows)[-1] == lengths(rows)[-1] == 32_768.0**2
+
+    def product(u, x):
+        return jnp.einsum("sbc,bc->sb", u, x @ jnp.zeros((128, 10)))
+
+    u, x = jnp.ones((2, 1, 500, 10)), jnp.ones((2, 500, 128))
+    assert not jnp.any(jax.jit(jax.vmap(product))(u, x))
 
 
 def test_catalogue_equals_the_method_files():

@@ -308,7 +308,8 @@ def _through_logits(
 
 def _bent(u: Float[Array, "s b ..."], moved: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """`sum_s u_s u_s'` times a direction, for every row."""
-    return jnp.einsum("sb...,sb->b...", u, jnp.einsum("sb...,b...->sb", u, moved))
+    inside = jnp.sum(u * moved, axis=tuple(range(2, u.ndim)), keepdims=True)
+    return jnp.sum(u * inside, axis=0)
 
 
 def _mean_product(
