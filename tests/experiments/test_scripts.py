@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from experiments import audit, quickstart, tune_quickstart
+from experiments import audit, curvature, quickstart, tune_quickstart
 from experiments.benchmarks import audit as audit_benchmark
 from experiments.benchmarks import batched, timing
 from experiments.common import study
@@ -76,6 +76,15 @@ def test_an_audit_of_the_smallest_size_writes_its_report(tmp_path, capsys):
     assert (tmp_path / "audit.md").read_text().startswith("Question: is the influence")
     assert "</html>" in (tmp_path / "report.html").read_text()
     assert "U-LiRA accuracy" in capsys.readouterr().out
+
+
+def test_representations_are_compared_with_the_dense_matrix(tmp_path):
+    summary = curvature.main(curvature.Config(smoke=True, out=tmp_path))
+    rows = {row["representation"]: row for row in summary["rows"]}
+    assert rows["dense GGN"]["error"] == 0
+    assert all(np.isfinite(row["error"]) and row["left"] > 0 for row in rows.values())
+    assert rows["diagonal"]["memory_mib"] < rows["EK-FAC"]["memory_mib"] < rows["dense GGN"]["memory_mib"]
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_metrics_equal_their_twins_before_they_are_timed(tmp_path):
