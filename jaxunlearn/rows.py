@@ -53,7 +53,8 @@ def sum_rows(
         function: returns sums over rows, in which a row counts in proportion to its weight.
         examples: any tree of leading axis n, e.g. `Examples`; rows of weight 0 come in as zeros.
         weights: of the rows.
-        chunk: rows that are in memory together; `None` takes all. The last block is filled with rows of weight 0.
+        chunk: rows that are in memory together; `None` takes all. The last block is filled with rows that come a second time,
+            with weight 0.
 
     Returns:
         What `function` returns.
@@ -65,20 +66,18 @@ def sum_rows(
     if chunk is not None:
         tree.require_count("chunk", chunk)
 
-    def blanked(examples, weights):
-        return function(risk.blank(examples, weights), weights)
-
     with jax.default_matmul_precision("highest"):
         if chunk is None or chunk >= rows:
-            return blanked(examples, weights)
+            return function(risk.blank(examples, weights), weights)
 
         def add(total, start):
             first = jnp.minimum(start, rows - chunk)
             part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, chunk), (examples, weights))
             fresh = jnp.where(first + jnp.arange(chunk) >= start, part[1], 0)
-            return jax.tree.map(jnp.add, total, blanked(part[0], fresh)), None
+            # repeated rows keep what they hold: zeros may be where a model has no derivative
+            return jax.tree.map(jnp.add, total, function(risk.blank(*part), fresh)), None
 
-        form = jax.eval_shape(blanked, *jax.tree.map(lambda x: x[:chunk], (examples, weights)))
+        form = jax.eval_shape(function, *jax.tree.map(lambda x: x[:chunk], (examples, weights)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
         return jax.lax.scan(add, zeros, jnp.arange(0, rows, chunk))[0]
 

@@ -62,6 +62,14 @@ def linear_regression(regularization=0.0):
     )
 
 
+def linear_classifier(change=lambda inputs: inputs):
+    """Cross-entropy of `change(x) w`, without a bias."""
+    return ju.Model(
+        lambda variables, inputs, *, train=False, key=None: ju.Outputs(change(inputs) @ variables.params["w"]),
+        ju.losses.cross_entropy,
+    )
+
+
 def regression_data(rows=NUM_ROWS, seed=0):
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(rows, NUM_FEATURES)).astype(np.float32)

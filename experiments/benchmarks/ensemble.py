@@ -50,7 +50,7 @@ from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingIm
 
 import jaxunlearn as ju
 from experiments.benchmarks import timing
-from experiments.benchmarks.pytorch import Parameters, as_torch, check_threads, forward, network
+from experiments.benchmarks.pytorch import Parameters, as_torch, forward, network
 from experiments.common import study, training
 from experiments.common.data import load
 from experiments.common.models import build
@@ -239,7 +239,7 @@ def main(config: Config) -> None:
     console = Console(width=128)
     if not 1 <= config.torch_models <= config.models:
         raise ValueError(f"torch_models must lie between 1 and models={config.models}, got {config.torch_models}")
-    check_threads(config.threads)
+    timing.set_torch_threads(config.threads)
     torch.manual_seed(0)
     console.print(
         f"torch {torch.__version__} with {torch.get_num_threads()} threads, jax {jax.__version__}, {os.cpu_count()} cores"

@@ -282,16 +282,6 @@ def as_torch(variables: ju.Variables) -> Parameters:
     return tuple(torch.from_numpy(np.array(x, order="C")) for x in arrays)
 
 
-def check_threads(threads: int) -> None:
-    """Set PyTorch's threads; refuse settings that slow one side down."""
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        if name in os.environ:
-            raise ValueError(f"unset {name}: it changes how fast PyTorch's threads work together")
-    torch.set_num_threads(threads)
-    if torch.get_num_threads() != threads:
-        raise ValueError(f"asked PyTorch for {threads} threads, it takes {torch.get_num_threads()}")
-
-
 def compare(method: Method, config: Config, load_before: float, console: Console) -> dict[str, Any]:
     """Check one method's variants against each other, time them, and print ratios."""
     dataset = load("digits")
@@ -381,7 +371,7 @@ def main(config: Config) -> None:
     """Compare all methods, and print whether the figures count."""
     load_before = timing.load_per_core()
     console = Console()
-    check_threads(config.threads)
+    timing.set_torch_threads(config.threads)
     torch.manual_seed(0)
     console.print(
         f"torch {torch.__version__} with {torch.get_num_threads()} threads, jax {jax.__version__}, {os.cpu_count()} cores"

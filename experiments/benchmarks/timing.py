@@ -60,6 +60,18 @@ def interleaved(
     return Times(first, median, best, load, load <= BUSY, spinning)
 
 
+def set_torch_threads(threads: int) -> None:
+    """Set PyTorch's threads; refuse settings that slow one side down."""
+    import torch  # pyright: ignore[reportMissingImports]  # of the `benchmarks` extra
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if name in os.environ:
+            raise ValueError(f"unset {name}: it changes how fast PyTorch's threads work together")
+    torch.set_num_threads(threads)
+    if torch.get_num_threads() != threads:
+        raise ValueError(f"asked PyTorch for {threads} threads, it takes {torch.get_num_threads()}")
+
+
 def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(call())

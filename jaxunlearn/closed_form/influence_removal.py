@@ -40,11 +40,7 @@ def influence_removal(problem: Problem, *, solver: Solver = "dense") -> UnlearnF
         pull = -removal.gradient_of_gone(problem, setting, setting.kernel)
         direction = newton_direction(problem, setting.kernel, data.train, data.present, pull, solver)
         after, variables = removal.stored(setting.kernel + direction, variables)
-        measured = removal.measure(problem, data, setting, setting.kernel, after - setting.kernel)
-        residual = removal.norm(measured.gradient)
-        unknown = removal.Bounds(*[jnp.full_like(residual, jnp.inf)] * 3)
-        row_norm = removal.row_norm_of(data)
-        stats = removal.report(problem, setting, unknown, residual=residual, residual_bound=residual, row_norm=row_norm)
+        stats = removal.report_without_bounds(problem, data, setting, after - setting.kernel)
         return Updated(variables, stats, converged=jnp.isfinite(stats["distance_bound"]))
 
     return in_float64(one_shot(remove))

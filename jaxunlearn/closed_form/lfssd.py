@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxunlearn import tree
-from jaxunlearn.curvature.importances import Average, dampened, importances, of_request
-from jaxunlearn.driver import Updated, one_shot
+from jaxunlearn.closed_form.ssd import dampening, preparation
+from jaxunlearn.curvature.importances import Average, importances
 from jaxunlearn.types import Data, Examples, Model, Outputs, Scalar, UnlearnFn, Variables
 
 NAME = "sensitivities"  # in Data.extra
@@ -44,13 +44,7 @@ def prepare(
         >>> prepared = jaxunlearn.closed_form.lfssd.prepare(model)(variables, data, key)
     """
     tree.require_count("batch_size", batch_size)
-
-    def prepared(variables: Variables, data: Data, key: PRNGKeyArray) -> Data:
-        del key
-        found = _make(model, variables, data.train, data.present, average=average, batch_size=batch_size)
-        return data._replace(extra={**data.extra, NAME: found})
-
-    return prepared
+    return preparation(partial(_make, average=average, batch_size=batch_size), model, NAME)
 
 
 def lfssd(
@@ -73,14 +67,5 @@ def lfssd(
         >>> prepared = jaxunlearn.closed_form.lfssd.prepare(model)(variables, data, key)
         >>> result = jaxunlearn.lfssd(model, alpha=1.5)(variables, prepared, request, key)
     """
-    tree.check_range("alpha", alpha, low=0)
-    tree.check_range("strength", strength, low=0)
     tree.require_count("batch_size", batch_size)
-    make = partial(_make, average=average, batch_size=batch_size)
-
-    def remove(variables, data, request, key):
-        everything, own = of_request(make, model, variables, data, request, NAME)
-        params, share = dampened(variables.params, everything.values, own.values, alpha=alpha, strength=strength)
-        return Updated(variables._replace(params=params), {"selected": share})
-
-    return one_shot(remove)
+    return dampening(partial(_make, average=average, batch_size=batch_size), model, NAME, alpha=alpha, strength=strength)

@@ -59,11 +59,7 @@ def projective_residual(problem: Problem) -> UnlearnFn:
         direction = -downdate(problem, made, setting).solve(slope)
         step = _projected(setting.gone.inputs, direction)
         after, moved = removal.stored(setting.kernel + step, variables)
-        measured = removal.measure(problem, data, setting, setting.kernel, after - setting.kernel)
-        residual = removal.norm(measured.gradient)
-        unknown = removal.Bounds(*[jnp.full_like(residual, jnp.inf)] * 3)
-        row_norm = removal.row_norm_of(data)
-        stats = removal.report(problem, setting, unknown, residual=residual, residual_bound=residual, row_norm=row_norm)
+        stats = removal.report_without_bounds(problem, data, setting, after - setting.kernel)
         return Updated(moved, stats, converged=jnp.isfinite(stats["distance_bound"]))
 
     return in_float64(one_shot(remove))

@@ -15,7 +15,7 @@ from functools import partial
 from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import tree
-from jaxunlearn.curvature.importances import Average, dampened, importances, of_request
+from jaxunlearn.curvature.importances import Average, Make, dampened, importances, of_request
 from jaxunlearn.driver import Updated, one_shot
 from jaxunlearn.types import Data, Model, Scalar, UnlearnFn, Variables
 
@@ -35,13 +35,7 @@ def prepare(
         >>> prepared = jax.jit(jaxunlearn.closed_form.ssd.prepare(model))(variables, data, key)
     """
     tree.require_count("batch_size", batch_size)
-
-    def prepared(variables: Variables, data: Data, key: PRNGKeyArray) -> Data:
-        del key
-        found = importances(model, variables, data.train, data.present, average=average, batch_size=batch_size)
-        return data._replace(extra={**data.extra, NAME: found})
-
-    return prepared
+    return preparation(partial(importances, average=average, batch_size=batch_size), model, NAME)
 
 
 def ssd(
@@ -68,13 +62,28 @@ def ssd(
         >>> prepared = jaxunlearn.closed_form.ssd.prepare(model)(variables, data, key)
         >>> result = jaxunlearn.ssd(model, alpha=2.0)(variables, prepared, request, key)
     """
-    tree.check_range("alpha", alpha, low=0)
-    tree.check_range("strength", strength, low=0)
     tree.require_count("batch_size", batch_size)
     make = partial(importances, average=average, batch_size=batch_size)
+    return dampening(make, model, NAME, alpha=alpha, strength=strength)
+
+
+def preparation(make: Make, model: Model, name: str) -> Callable[[Variables, Data, PRNGKeyArray], Data]:
+    """`prepare` for importances of any kind."""
+
+    def prepared(variables: Variables, data: Data, key: PRNGKeyArray) -> Data:
+        del key
+        return data._replace(extra={**data.extra, name: make(model, variables, data.train, data.present)})
+
+    return prepared
+
+
+def dampening(make: Make, model: Model, name: str, *, alpha: Scalar, strength: Scalar) -> UnlearnFn:
+    """The method for importances of any kind."""
+    tree.check_range("alpha", alpha, low=0)
+    tree.check_range("strength", strength, low=0)
 
     def remove(variables, data, request, key):
-        everything, own = of_request(make, model, variables, data, request, NAME)
+        everything, own = of_request(make, model, variables, data, request, name)
         params, share = dampened(variables.params, everything.values, own.values, alpha=alpha, strength=strength)
         return Updated(variables._replace(params=params), {"selected": share})
 

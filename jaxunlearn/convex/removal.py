@@ -176,6 +176,13 @@ def report(
     return {name: jnp.asarray(value, jnp.float64) for name, value in stats.items()}
 
 
+def report_without_bounds(problem: Problem, data: Data, setting: Setting, step: Float[Array, "d c"]) -> dict[str, Array]:
+    """The statistics of a step that no bound holds for: its residual is exact all the same."""
+    residual = norm(measure(problem, data, setting, setting.kernel, step).gradient)
+    unknown = Bounds(*[jnp.full_like(residual, jnp.inf)] * 3)
+    return report(problem, setting, unknown, residual=residual, residual_bound=residual, row_norm=row_norm_of(data))
+
+
 def stored(kernel: Float[Array, "d c"], variables: Variables) -> tuple[Float[Array, "d c"], Variables]:
     """Weights rounded to the dtype of `variables`, in float64 and as variables."""
     rounded = kernel.astype(variables.params["kernel"].dtype)

@@ -105,7 +105,7 @@ def gram(model: Model, *, kind: Kind = "ggn", layers: Layers | None = None, chun
 
 def from_factors(factors: Float[Array, "r d"], chosen: tuple[bool, ...]) -> LowRank:
     """`C = F F'` from its factors: what is below rounding has eigenvalue 0, and no eigenvector."""
-    if factors.shape[0] > factors.shape[1]:
+    if factors.shape[0] >= factors.shape[1]:
         values, vectors = jnp.linalg.eigh(jnp.dot(factors.T, factors, precision="highest"))
         return LowRank(jnp.maximum(values, 0), vectors.T, chosen)
     values, vectors = jnp.linalg.eigh(jnp.dot(factors, factors.T, precision="highest"))

@@ -26,6 +26,10 @@ class Importances:
     made_by: str
 
 
+# (model, variables, examples, weights) -> Importances
+Make: TypeAlias = Callable[[Model, Variables, Examples, Float[Array, "n"]], Importances]
+
+
 def batch_means(
     model: Model,
     variables: Variables,
@@ -106,7 +110,7 @@ def importances(
 
 
 def of_request(
-    make: Callable[..., Importances], model: Model, variables: Variables, data: Data, request: ForgetRequest, name: str
+    make: Make, model: Model, variables: Variables, data: Data, request: ForgetRequest, name: str
 ) -> tuple[Importances, Importances]:
     """Importances of all rows, prepared under `name`, and those of the request, made in the same way."""
     shared = data.extra.get(name)

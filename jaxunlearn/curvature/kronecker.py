@@ -198,10 +198,11 @@ def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, unif
     u = slopes(kind, model, outputs, one, uniform[None])
     gradients, others = jax.vmap(pull)(u)
     gradients = [jax.vmap(partial(taps.rows, layer))(g) for layer, g in enumerate(gradients)]
-    return [
+    activations = [
         x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
         for x, layer in zip(activations, taps.layers, strict=True)
-    ], gradients, dict(zip(taps.others, others, strict=True))  # fmt: skip
+    ]
+    return widened((activations, gradients, dict(zip(taps.others, others, strict=True))))
 
 
 def _first_moments(small: tuple[int, ...], large: tuple[int, ...], collected, weights):

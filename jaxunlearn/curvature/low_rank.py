@@ -23,7 +23,7 @@ def lanczos(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         layers: leaves it is about, see `jaxunlearn.curvature.dense`.
 
     Returns:
-        A `Fit` that makes a `LowRank`. What the steps did not see has eigenvalue 0.
+        A `Fit` that makes a `LowRank`. What the steps did not see has eigenvalue 0; the matrix of zeros gives NaN.
 
     Raises:
         ValueError: a rank above the number of weights.
@@ -79,7 +79,8 @@ def nystrom(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         random = jax.random.normal(key, (start.size, rank), start.dtype)
         basis = jnp.linalg.qr(random)[0]
         seen = jax.vmap(product, in_axes=1, out_axes=1)(basis)
-        shift = jnp.finfo(seen.dtype).eps * jnp.linalg.norm(seen) * jnp.sqrt(start.size)
+        limits = jnp.finfo(seen.dtype)
+        shift = jnp.maximum(limits.eps * jnp.linalg.norm(seen) * jnp.sqrt(start.size), jnp.sqrt(limits.tiny))
         shifted = seen + shift * basis
         core = jnp.dot(basis.T, shifted, precision="highest")
         lower = jnp.linalg.cholesky((core + core.T) / 2)

@@ -256,9 +256,9 @@ def row_factors(kind: Kind, model: Model, variables: Variables, examples: Exampl
     return jax.vmap(of_row)(examples, uniform)
 
 
-def widened(params: PyTree) -> PyTree:
-    """Params at least in float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), params)
+def widened(values: PyTree) -> PyTree:
+    """Arrays at least in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values)
 
 
 def _summed(model: Model, params: PyTree, variables: Variables, examples: Examples, weights: Float[Array, "b"]) -> jax.Array:

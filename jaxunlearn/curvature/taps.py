@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, subjaxprs
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import tree
 
+PRODUCTS = ("dot_general", "conv_general_dilated")
 LOOPS = ("scan", "while", "cond")
 OPENED = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call")
 
@@ -126,7 +127,8 @@ def _bind(equation: Any, values: list) -> list:
 def _opened(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
     """The program with every inner program that a parameter enters written out in line.
 
-    Others stay as they are, so that custom derivatives, such as that of ReLU at 0, are kept.
+    Others stay as they are, and so do functions with a derivative of their own, such as ReLU, unless they multiply: then the
+    derivative is that of the products.
     """
 
     def run(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], marked: Sequence[bool]) -> tuple[list, list[bool]]:
@@ -155,7 +157,12 @@ def _inner(equation: Any) -> tuple[Jaxpr, Sequence[Any]] | None:
     if equation.primitive.name not in OPENED:
         return None
     inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, [])
+    program, consts = (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, [])
+    return None if equation.primitive.name == "custom_jvp_call" and not _multiplies(program) else (program, consts)
+
+
+def _multiplies(program: Jaxpr) -> bool:
+    return any(x.primitive.name in PRODUCTS for x in program.eqns) or any(map(_multiplies, subjaxprs(program)))
 
 
 # Which form an array is in, told by the positions of its elements
@@ -258,7 +265,7 @@ class _Analysis:
                 return  # its gradient is more than that of the sum with a bias
             self._forms[equation.outvars[0]] = forms[0]._replace(positions=FORMS[name](forms[0].positions, **equation.params))
             return
-        if name in ("dot_general", "conv_general_dilated"):
+        if name in PRODUCTS:
             self._product(place, equation, forms)
             return
         if name in ("add", "add_any") and self._is_bias(equation, forms):

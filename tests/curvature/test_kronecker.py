@@ -20,6 +20,7 @@ from jaxunlearn.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from jaxunlearn.curvature.matvecs import per_example_gradients, row_factors
 from jaxunlearn.curvature.taps import find
 from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, in_float64, matrix, wide  # noqa: F401
+from tests.problems import linear_classifier
 
 LOSS = ju.losses.cross_entropy
 
@@ -294,3 +295,65 @@ def test_products_equal_those_of_an_independent_implementation(name):
     for vector, expected in zip(stored["vectors"], stored["products"][name], strict=True):
         found = product({key: jnp.asarray(value, jnp.float64) for key, value in vector.items()})
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), found, {k: np.asarray(v) for k, v in expected.items()})
+
+
+def test_embeddings_and_depthwise_convolutions_are_no_layers():
+    def function(p, x):
+        hidden = p["table"][x] + p["small"][x % 4]  # [b, 9, 2]
+        numbers = ("NHC", "HIO", "NHC")
+        deep = jax.lax.conv_general_dilated(hidden, p["deep"], (1,), "SAME", dimension_numbers=numbers, feature_group_count=2)
+        return jnp.tanh(deep).reshape(len(x), -1) @ p["o"]
+
+    params = {"table": normal(300, 2), "small": normal(4, 2), "deep": normal(3, 1, 2), "o": normal(18, 3)}
+    model, variables = plain(function, params)
+    rows = ju.Examples(jnp.arange(54).reshape(6, 9) * 5 % 300, jnp.arange(6) % 3)
+    made = fit(curvature.ekfac, model, variables, rows, kind="fisher")
+    assert made.describe(params) == {"deep": "exact", "o": "kronecker (o)", "small": "exact", "table": "diagonal"}
+    exact = curvature.diagonal(model, kind="fisher")(variables, rows, jnp.ones(6), KEY)
+    for name in ("deep", "small", "table"):
+        np.testing.assert_allclose(made.diagonal(params)[name], exact.values[name], atol=1e-12)
+    whole = matrix(curvature.fisher_vp(model, variables, rows), params)
+    np.testing.assert_allclose(matrix(made.matvec, params)[:6, :6], whole[:6, :6], atol=1e-12)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_rows_that_do_not_count_change_nothing_in_convolutions_and_in_exact_blocks(make):
+    model, variables, rows = linen()
+    variables, weights = wide(variables), jnp.array([1.0, 0, 1, 1, 0, 1])
+    counts = np.asarray(weights) > 0
+    broken = rows._replace(inputs=jnp.where(weights[:, None, None, None] > 0, rows.inputs, jnp.nan))
+    kept = jax.tree.map(lambda x: x[counts], rows)
+    vector = jax.tree.map(lambda x: np.cos(np.arange(x.size)).reshape(x.shape), variables.params)
+    expected = fit(make, model, variables, kept, kind="fisher").matvec(vector)
+    for chunk in (None, 4):
+        made = jax.jit(make(model, kind="fisher", chunk=chunk))(variables, broken, weights, KEY)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), made.matvec(vector), expected)
+
+
+def test_chunked_convolutions_hold_no_gradients_of_all_rows():
+    model, variables, rows = equinox_cnn()
+    rows = jax.tree.map(lambda x: jnp.tile(x, (40, *(1,) * (x.ndim - 1))), rows)
+    for make in MAKES:
+        traced = jax.make_jaxpr(make(model, kind="sampled", chunk=4))(wide(variables), rows, jnp.ones(240), KEY)
+        computed = [shape for shape in shapes_in(traced.jaxpr) if shape != rows.inputs.shape]
+        assert max(int(np.prod(shape)) for shape in computed) < 240 * 111  # rows times the weights of the largest layer
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.float16])
+def test_inputs_of_few_bits_are_summed_in_many(make, dtype):
+    model, variables = linear_classifier(), ju.Variables({"w": np.arange(12.0).reshape(4, 3) / 1000})
+    inputs = np.random.default_rng(0).integers(0, 200, (60, 4))
+    found, expected = (
+        fit(make, model, variables, ju.Examples(jnp.asarray(inputs, x), jnp.arange(60) % 3), kind="fisher").trace()
+        for x in (dtype, jnp.float64)
+    )
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_derivative_of_its_own_is_kept_where_a_parameter_enters():
+    model, variables = plain(lambda p, x: x @ p["w"] + jax.nn.relu(p["b"]), {"w": normal(4, 3), "b": jnp.zeros(3)})
+    rows = ju.Examples(normal(6, 4), jnp.arange(6) % 3)
+    made = fit(curvature.kfac, model, variables, rows, kind="fisher")
+    assert made.describe(variables.params) == {"b": "exact", "w": "kronecker (w)"}
+    np.testing.assert_array_equal(made.diagonal(variables.params)["b"], 0)  # where a product with max would see a half

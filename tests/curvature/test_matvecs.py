@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jaxunlearn as ju
 from jaxunlearn import curvature
 from jaxunlearn.curvature.matvecs import row_factors
-from tests.problems import blobs, linear_regression, network, regression_data
+from tests.problems import blobs, lane, linear_regression, network, regression_data
 
 KEY = jax.random.key(0)
 PRODUCTS = {
@@ -165,7 +165,42 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="chunk"):
         curvature.hvp(MODEL, VARIABLES, ROWS, chunk=0)
     with pytest.raises(TypeError, match="typed key"):
-        curvature.sampled_fisher_vp(MODEL, VARIABLES, ROWS, jax.random.PRNGKey(0))
+        curvature.sampled_fisher_vp(MODEL, VARIABLES, ROWS, jnp.zeros(2, jnp.uint32))
     scalar = MODEL._replace(loss=lambda outputs, examples: jnp.mean(outputs.logits))
     with pytest.raises(ValueError, match="one value a row"):
         partial(curvature.hvp, scalar)(VARIABLES, ROWS)
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("hvp", None), ("hvp", 16), ("ggn", 16), ("empirical", None)])
+def test_many_vectors_at_once_are_many_vectors_one_by_one(name, chunk):
+    product = PRODUCTS[name](MODEL, VARIABLES, ROWS, chunk=chunk)
+    vectors = jax.vmap(ravel_pytree(VARIABLES.params)[1])(jax.random.normal(KEY, (3, 64), jnp.float64))
+    together, one = jax.jit(jax.vmap(product))(vectors), jax.jit(product)
+    for place in range(3):
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), lane(together, place), one(lane(vectors, place)))
+
+
+@pytest.mark.parametrize("name", ["hvp", "ggn", "fisher", "sampled"])
+def test_weights_count_as_often_as_the_row_would(name):
+    if name == "sampled":
+        weights = np.where(np.arange(60) % 7, 1.0, 0.0)
+        broken = ROWS._replace(inputs=np.where(weights[:, None] > 0, ROWS.inputs, np.nan))
+        expected = matrix(PRODUCTS[name](MODEL, VARIABLES, ROWS, weights))
+        for chunk in (None, 8):
+            np.testing.assert_allclose(
+                matrix(PRODUCTS[name](MODEL, VARIABLES, broken, weights, chunk=chunk)), expected, atol=1e-12
+            )
+        return
+    few, counts = ju.Examples(*(x[:10] for x in ROWS)), np.arange(10) % 4
+    repeated = ju.Examples(*(np.repeat(x, counts, axis=0) for x in few))
+    expected = matrix(PRODUCTS[name](MODEL, VARIABLES, repeated))
+    found = matrix(PRODUCTS[name](MODEL, VARIABLES, few, jnp.asarray(counts / 2), chunk=4))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_gradients_of_rows_have_a_leading_axis_and_do_not_depend_on_chunks():
+    whole = jax.jit(lambda rows: curvature.per_example_gradients(MODEL, VARIABLES, rows))(ROWS)
+    assert jax.tree.map(jnp.shape, whole) == jax.tree.map(lambda x: (60, *x.shape), VARIABLES.params)
+    for chunk in (7, 60, 64):
+        cut = curvature.per_example_gradients(MODEL, VARIABLES, ROWS, chunk=chunk)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-13), cut, whole)

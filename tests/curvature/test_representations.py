@@ -10,9 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 import jaxunlearn as ju
 from jaxunlearn import curvature
-from jaxunlearn.curvature.matvecs import per_example_gradients
 from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, in_float64, loss_at, matrix, wide  # noqa: F401
-from tests.problems import blobs, lane
+from tests.problems import blobs, lane, linear_classifier
 
 GGN = partial(curvature.ggn_vp, MODEL)
 FITS = {
@@ -114,98 +113,10 @@ def test_bad_ranks_layers_and_kinds_are_refused():
         curvature.diagonal(MODEL)(VARIABLES, real, jnp.ones(60), KEY)
 
 
-# Solvers
-
-
 def sides(count=4):
     unravel = ravel_pytree(VARIABLES.params)[1]
     flat = jax.random.normal(KEY, (count, 64), jnp.float64)
     return np.asarray(flat), jax.vmap(unravel)(flat)
-
-
-def flat_of(trees):
-    return np.asarray(jax.vmap(lambda v: ravel_pytree(v)[0])(trees))
-
-
-def test_conjugate_gradients_solve_every_lane_and_say_how():
-    flat, b = sides()
-    product = GGN(VARIABLES, ROWS)
-    solve = jax.jit(jax.vmap(lambda b: curvature.cg(product, b, damping=0.01, rtol=1e-8, max_steps=200)))
-    solved = solve(b)
-    expected = np.linalg.solve(ggn() + 0.01 * np.eye(64), flat.T).T
-    np.testing.assert_allclose(flat_of(solved.solution), expected, rtol=1e-5, atol=1e-6)
-    residual = (ggn() + 0.01 * np.eye(64)) @ flat_of(solved.solution).T - flat.T
-    np.testing.assert_allclose(solved.residual, np.linalg.norm(residual, axis=0) / np.linalg.norm(flat, axis=1), rtol=1e-3)
-    assert solved.converged.all()
-    assert solved.num_steps.min() > 5
-
-
-def test_a_lane_that_did_not_converge_says_so_alone():
-    flat, b = sides(2)
-    eigenvector = np.linalg.eigh(ggn())[1][:, -1]
-    easy = jax.tree.map(lambda x: x[0], jax.vmap(ravel_pytree(VARIABLES.params)[1])(jnp.asarray(eigenvector)[None]))
-    b = jax.tree.map(lambda x, e: x.at[1].set(e), b, easy)
-    product = GGN(VARIABLES, ROWS)
-    solved = jax.jit(jax.vmap(lambda b: curvature.cg(product, b, damping=1e-3, rtol=1e-6, max_steps=3)))(b)
-    assert solved.converged.tolist() == [False, True]
-    assert solved.num_steps.tolist()[1] <= 2
-
-
-def test_indefinite_matrices_and_zeros():
-    _, b = sides(1)
-    b = jax.tree.map(lambda x: x[0], b)
-    assert not curvature.cg(curvature.hvp(MODEL, VARIABLES, ROWS), b, rtol=1e-6).converged
-    nothing = curvature.cg(GGN(VARIABLES, ROWS), jax.tree.map(jnp.zeros_like, b), damping=0.1)
-    assert nothing.converged
-    assert not any(np.any(x) for x in jax.tree.leaves(nothing.solution))
-
-
-def test_an_exact_preconditioner_needs_next_to_no_steps():
-    _, b = sides()
-    product, exact = GGN(VARIABLES, ROWS), fitted("dense")
-    solve = jax.jit(jax.vmap(lambda b: curvature.cg(product, b, damping=1e-3, rtol=1e-8, preconditioner=exact)))
-    solved = solve(b)
-    assert solved.converged.all()
-    assert solved.num_steps.max() <= 3
-
-
-def test_lissa_solves_at_a_safe_scale_and_reports_that_it_went_apart_at_an_unsafe_one():
-    _, b = sides(1)
-    b = jax.tree.map(lambda x: x[0], b)
-    product = GGN(VARIABLES, ROWS)
-    scale = curvature.safe_scale(product, VARIABLES.params, KEY, damping=0.5)
-    largest = np.linalg.eigvalsh(ggn())[-1] + 0.5
-    assert 1.5 * largest < scale <= 2.01 * largest
-    solve = jax.jit(
-        lambda scale: curvature.lissa(lambda v, s: product(v), b, damping=0.5, scale=scale, num_steps=150, matvec=product)
-    )
-    good, bad = solve(scale), solve(0.45 * largest)
-    expected = np.linalg.solve(ggn() + 0.5 * np.eye(64), ravel_pytree(b)[0])
-    assert good.converged
-    np.testing.assert_allclose(ravel_pytree(good.solution)[0], expected, rtol=1e-6, atol=1e-6)
-    assert not bad.converged
-
-
-def test_woodbury_is_the_inverse_of_what_is_left():
-    flat, b = sides(1)
-    gradients = per_example_gradients(MODEL, VARIABLES, ROWS)
-    made = curvature.gram(MODEL, kind="empirical")(VARIABLES, ROWS, jnp.ones(60), KEY)
-    columns = jax.tree.map(lambda g: jnp.concatenate([g[:5] / np.sqrt(60), jnp.zeros((2, *g.shape[1:]))]), gradients)
-    v = flat_of(columns)
-    found = jax.jit(lambda b: curvature.woodbury(made, columns, b, damping=0.02))(jax.tree.map(lambda x: x[0], b))
-    left = matrix(made.matvec) + 0.02 * np.eye(64) - v.T @ v
-    np.testing.assert_allclose(ravel_pytree(found.solution)[0], np.linalg.solve(left, flat[0]), rtol=1e-7, atol=1e-7)
-    assert 0 < found.margin < 1
-    over = jax.tree.map(lambda x: 10 * x, columns)
-    assert curvature.woodbury(made, over, jax.tree.map(lambda x: x[0], b), damping=0.02).margin < 0
-
-
-def test_bad_settings_of_solvers_are_refused():
-    _, b = sides(1)
-    with pytest.raises(ValueError, match="rtol is a relative residual"):
-        curvature.cg(GGN(VARIABLES, ROWS), b, rtol=0.0)
-    with pytest.raises(ValueError, match="max_steps must be an integer"):
-        curvature.cg(GGN(VARIABLES, ROWS), b, max_steps=0)
 
 
 def test_batches_of_gradients_are_averaged_as_published():
@@ -216,3 +127,78 @@ def test_batches_of_gradients_are_averaged_as_published():
     gradients = [jax.grad(loss_at(MODEL, part))(VARIABLES.params) for part in parts]
     expected = jax.tree.map(lambda *g: sum(x**2 for x in g) / 3, *gradients)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), found, expected)
+
+
+def test_the_dense_hessian_is_the_hessian():
+    made = curvature.dense(MODEL, kind="hessian")(VARIABLES, ROWS, jnp.ones(60), KEY)
+    np.testing.assert_allclose(matrix(made.matvec), matrix(curvature.hvp(MODEL, VARIABLES, ROWS)), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gram", "low rank", "diagonal", "ekfac", "last layer"])
+def test_representations_go_in_and_out_of_compiled_programs_and_share_right_hand_sides(name):
+    made = fitted(name)
+    leaves, form = jax.tree.flatten(made)
+    again = jax.tree.unflatten(form, leaves)
+    _, b = sides(3)
+    solve = jax.jit(lambda made, b: jax.vmap(lambda v: made.solve(v, 0.1))(b))
+    together = solve(again, b)
+    for place in range(3):
+        alone = made.solve(lane(b, place), 0.1)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), lane(together, place), alone)
+
+
+@pytest.mark.parametrize("name", ["gram", "lanczos", "nystrom"])
+def test_every_block_is_the_block_of_the_matrix(name):
+    fits = {
+        "gram": curvature.gram(MODEL, layers="head"),
+        "lanczos": curvature.lanczos(GGN, rank=24, layers="head"),
+        "nystrom": curvature.nystrom(GGN, rank=24, layers="head"),
+    }
+    made = jax.jit(fits[name])(VARIABLES, ROWS, jnp.ones(60), KEY)
+    found = matrix(made.matvec)
+    np.testing.assert_allclose(found[40:, 40:], ggn()[40:, 40:], atol=1e-8)
+    assert not found[:40].any()
+
+
+@pytest.mark.parametrize("name", ["lanczos", "nystrom"])
+def test_products_without_absent_rows_make_the_same_low_rank(name):
+    weights = jnp.ones(60).at[jnp.array([5, 6])].set(0)
+    broken = ROWS._replace(inputs=np.where(np.asarray(weights)[:, None] > 0, ROWS.inputs, np.nan))
+    kept = ju.Examples(*(x[np.asarray(weights) > 0] for x in ROWS))
+    found = jax.jit(FITS[name])(VARIABLES, broken, weights, KEY)
+    np.testing.assert_allclose(matrix(found.matvec), matrix(GGN(VARIABLES, kept)), atol=1e-6)
+
+
+def test_batches_ignore_what_rows_that_do_not_count_hold():
+    weights = jnp.ones(60).at[3].set(0)
+    broken = ROWS._replace(inputs=np.where(np.asarray(weights)[:, None] > 0, ROWS.inputs, np.nan))
+    means = jax.jit(lambda rows: curvature.batch_means(MODEL, VARIABLES, rows, weights, batch_size=25))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-14), means(broken), means(ROWS))
+
+
+@pytest.mark.parametrize("rows", [3, 4, 5])
+def test_the_gram_form_is_whole_when_rows_and_weights_are_as_many(rows):
+    model, few = linear_classifier(), ju.Examples(*(x[:rows] for x in ROWS))
+    variables = ju.Variables({"w": np.full((4, 3), 0.3)})
+    made = curvature.gram(model, kind="fisher")(variables, few, jnp.ones(rows), KEY)  # 3 vectors a row, 12 weights
+    expected = np.linalg.inv(matrix(made.matvec, variables.params) + 0.1 * np.eye(12))
+    np.testing.assert_allclose(matrix(lambda v: made.solve(v, 0.1), variables.params), expected, atol=1e-12)
+
+
+def test_a_matrix_of_zeros_is_one():
+    rows = ju.Examples(np.zeros((12, 4)), np.arange(12) % 3)
+    variables = ju.Variables({"w": np.full((4, 3), 0.3)})
+    for fit in (curvature.nystrom(partial(curvature.ggn_vp, linear_classifier()), rank=2), curvature.gram(linear_classifier())):
+        made = fit(variables, rows, jnp.ones(12), KEY)
+        np.testing.assert_allclose(made.solve(variables.params, 0.5)["w"], 0.6, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["diagonal", "dense", "gram", "kfac", "ekfac"])
+def test_models_without_a_derivative_at_zero_are_cut_into_chunks(name):
+    model, variables = linear_classifier(lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)), np.full((4, 3), 0.3)
+    made = [
+        getattr(curvature, name)(model, kind="fisher", chunk=chunk)(ju.Variables({"w": variables}), ROWS, jnp.ones(60), KEY)
+        for chunk in (None, 7)
+    ]
+    whole, cut = (x.matvec({"w": np.arange(12.0).reshape(4, 3)})["w"] for x in made)
+    np.testing.assert_allclose(cut, whole, atol=1e-13)

@@ -121,7 +121,7 @@ def test_seeds_of_training_requests_and_audit_move_their_own_part():
         variables = jax.tree.map(lambda *x: jnp.stack(x), *[call[0] for call in calls])
         return comparison.Timed(ju.Result(variables, jnp.int32(0), {}), 0.0, 0.0)
 
-    bench = comparison.Bench(run, run, lambda *_: None, lambda name, streams: run)
+    bench = comparison.Bench(run, run, lambda *_: None, lambda name, streams: run, lambda name: None)
     scenario = scenarios.random_rows(setting, num_requests=2, sizes=(3, 5), request_seed=0)
 
     def keys(method, **changes):
