@@ -194,9 +194,8 @@ class Kronfluence:
             strategy="ekfac", covariance_max_examples=rows, lambda_max_examples=rows, eigendecomposition_dtype=torch.float32
         )
 
-    def fit(self, name: str, dataset: TensorDataset | None = None) -> dict[str, float]:
+    def fit(self, name: str, dataset: TensorDataset) -> dict[str, float]:
         """Seconds of every stage."""
-        dataset = self.dataset if dataset is None else dataset
         rows: dict[str, Any] = {"dataset": dataset, "per_device_batch_size": min(self.batch, len(dataset))}
         stages: dict[str, Callable[[], Any]] = {
             "covariances": partial(self.analyzer.fit_covariance_matrices, name, factor_args=self.options, **rows),
@@ -253,7 +252,7 @@ def fit_and_scores(
         theirs = Kronfluence(problem, config.torch_batch, folder)
         few = TensorDataset(problem.inputs[:BATCH], problem.targets[:BATCH])
         theirs.fit("warm", few)
-        stages = theirs.fit("timed")
+        stages = theirs.fit("timed", theirs.dataset)
         read = theirs.factors("timed", made)
         asked = TensorDataset(problem.inputs[:QUERIES], problem.targets[:QUERIES])
         expected, scores_seconds = seconds_of(partial(theirs.scores, "timed", "timed", asked, damping))
