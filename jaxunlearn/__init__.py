@@ -4,7 +4,7 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from jaxunlearn import convex, curvature, losses, transforms
+from jaxunlearn import convex, curvature, features, losses, transforms
 from jaxunlearn.batching import batched, end_of_stream, replicate, request_mesh, streamed
 from jaxunlearn.catalogue import METHODS, citation
 from jaxunlearn.closed_form.amnesiac import amnesiac
@@ -26,6 +26,7 @@ from jaxunlearn.closed_form.woodfisher import woodfisher as woodfisher
 from jaxunlearn.driver import descend, feed, filtered, iterate, one_shot, then
 from jaxunlearn.exact.refit import refit
 from jaxunlearn.exact.retrain import retrain
+from jaxunlearn.features.maps import insert_map as insert_map
 from jaxunlearn.objective.bad_teacher import bad_teacher
 from jaxunlearn.objective.cf_k import cf_k
 from jaxunlearn.objective.eu_k import eu_k
@@ -40,6 +41,13 @@ from jaxunlearn.objective.salun import salun as salun
 from jaxunlearn.objective.scrub import scrub
 from jaxunlearn.objective.task_vector import task_vector
 from jaxunlearn.objective.unsir import unsir
+from jaxunlearn.representation.affine_representation_unlearning import (
+    affine_representation_unlearning as affine_representation_unlearning,
+)
+from jaxunlearn.representation.concept_erasure import concept_erasure as concept_erasure
+from jaxunlearn.representation.nullspace_projection import nullspace_projection as nullspace_projection
+from jaxunlearn.representation.prototype_erasure import prototype_erasure as prototype_erasure
+from jaxunlearn.representation.representation_unlearning import representation_unlearning as representation_unlearning
 from jaxunlearn.requests import buckets, empty_request, from_classes, from_groups, from_indices, merge, remove, training_data
 from jaxunlearn.risk import uniform
 from jaxunlearn.rum import rum
@@ -84,6 +92,7 @@ __all__ = [
     "UnlearningError",
     "Variables",
     "Weighted",
+    "affine_representation_unlearning",
     "amnesiac",
     "assd",
     "audit",
@@ -95,6 +104,7 @@ __all__ = [
     "cf_k",
     "check",
     "citation",
+    "concept_erasure",
     "convex",
     "curvature",
     "descend",
@@ -102,6 +112,7 @@ __all__ = [
     "empty_request",
     "end_of_stream",
     "eu_k",
+    "features",
     "feed",
     "filtered",
     "finetune",
@@ -113,6 +124,7 @@ __all__ = [
     "gradient_difference",
     "influence",
     "influence_removal",
+    "insert_map",
     "iterate",
     "l1_sparse",
     "lfssd",
@@ -122,14 +134,17 @@ __all__ = [
     "newton_removal",
     "npo",
     "ntk_forgetting",
+    "nullspace_projection",
     "one_shot",
     "oracle_matching",
     "output_perturbation",
     "projective_residual",
+    "prototype_erasure",
     "random_label",
     "refit",
     "remove",
     "replicate",
+    "representation_unlearning",
     "request_mesh",
     "retrain",
     "rum",

@@ -35,12 +35,19 @@ from jaxunlearn.objective.salun import salun
 from jaxunlearn.objective.scrub import scrub
 from jaxunlearn.objective.task_vector import task_vector
 from jaxunlearn.objective.unsir import unsir
+from jaxunlearn.representation.affine_representation_unlearning import affine_representation_unlearning
+from jaxunlearn.representation.concept_erasure import concept_erasure
+from jaxunlearn.representation.nullspace_projection import nullspace_projection
+from jaxunlearn.representation.prototype_erasure import prototype_erasure
+from jaxunlearn.representation.representation_unlearning import representation_unlearning
 from jaxunlearn.types import OnEmpty, UnlearnFn
 
 Family: TypeAlias = Literal["exact", "objective", "closed_form", "representation", "generative", "rl"]
 # forgotten rows or their labels alone, retained rows, Model.init, recorded updates of the training, a factorised Hessian, a
-# curvature or importances that were prepared on all rows
-Reads: TypeAlias = Literal["forget", "forget labels", "retain", "init", "updates", "factorisation", "curvature", "importances"]
+# curvature, importances or moments of features that were prepared on all rows
+Reads: TypeAlias = Literal[
+    "forget", "forget labels", "retain", "init", "updates", "factorisation", "curvature", "importances", "moments"
+]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
 
 
@@ -275,6 +282,47 @@ _CHAUDHURI_2011 = """\
   volume    = {12},
   year      = {2011},
   eprint    = {0912.0071},
+  archiveprefix = {arXiv}
+}"""
+
+_ALMUDEVAR_2026 = """\
+@article{almudevar2026representation,
+  title   = {Representation Unlearning: Forgetting through Information Compression},
+  author  = {Almud{\\'e}var, Antonio and Ortega, Alfonso},
+  year    = {2026},
+  eprint  = {2601.21564},
+  archiveprefix = {arXiv}
+}"""
+
+_BELROSE_2023 = """\
+@inproceedings{belrose2023leace,
+  title     = {{LEACE}: Perfect Linear Concept Erasure in Closed Form},
+  author    = {Belrose, Nora and Schneider-Joseph, David and Ravfogel, Shauli and Cotterell, Ryan and Raff, Edward and
+               Biderman, Stella},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  eprint    = {2306.03819},
+  archiveprefix = {arXiv}
+}"""
+
+_RAVFOGEL_2020 = """\
+@inproceedings{ravfogel2020null,
+  title     = {Null It Out: Guarding Protected Attributes by Iterative Nullspace Projection},
+  author    = {Ravfogel, Shauli and Elazar, Yanai and Gonen, Hila and Twiton, Michael and Goldberg, Yoav},
+  booktitle = {Annual Meeting of the Association for Computational Linguistics},
+  year      = {2020},
+  eprint    = {2004.07667},
+  archiveprefix = {arXiv}
+}"""
+
+_HAGHIGHATKHAH_2022 = """\
+@inproceedings{haghighatkhah2022better,
+  title     = {Better Hit the Nail on the Head than Beat around the Bush: Removing Protected Attributes with a Single
+               Projection},
+  author    = {Haghighatkhah, Pantea and Fokkens, Antske and Sommerauer, Pia and Speckmann, Bettina and Verbeek, Kevin},
+  booktitle = {Conference on Empirical Methods in Natural Language Processing},
+  year      = {2022},
+  eprint    = {2212.04273},
   archiveprefix = {arXiv}
 }"""
 
@@ -554,6 +602,51 @@ METHODS: dict[str, Method] = {
         "none",
         "identity",
         _FAN_2024,
+    ),
+    "representation_unlearning": Method(
+        representation_unlearning,
+        "representation",
+        "learn a map in front of the head that keeps retained features and merges forgotten ones",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _ALMUDEVAR_2026,
+    ),
+    "affine_representation_unlearning": Method(
+        affine_representation_unlearning,
+        "representation",
+        "the best affine map for the same, in closed form",
+        frozenset({"forget", "moments"}),
+        "none",
+        "identity",
+        _ALMUDEVAR_2026,
+    ),
+    "concept_erasure": Method(
+        concept_erasure,
+        "representation",
+        "make a concept linearly unreadable in front of the head (LEACE)",
+        frozenset({"forget", "moments"}),
+        "none",
+        "identity",
+        _BELROSE_2023,
+    ),
+    "nullspace_projection": Method(
+        nullspace_projection,
+        "representation",
+        "project onto what linear classifiers of a concept do not use (INLP)",
+        frozenset({"forget", "moments"}),
+        "none",
+        "identity",
+        _RAVFOGEL_2020,
+    ),
+    "prototype_erasure": Method(
+        prototype_erasure,
+        "representation",
+        "move prototypes of forgotten classes onto the mean of the rest",
+        frozenset({"forget", "moments"}),
+        "none",
+        "identity",
+        _HAGHIGHATKHAH_2022,
     ),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import jaxunlearn as ju
-from jaxunlearn import convex, curvature
+from jaxunlearn import convex, curvature, features
 from jaxunlearn.closed_form import amnesiac, lfssd, ssd
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
@@ -46,6 +46,26 @@ def init(key):
 def network():
     """A small classifier from two plain functions."""
     return ju.Model(forward, ju.losses.cross_entropy, init)
+
+
+def headed():
+    """`network` with a bias in its head, and the head told apart."""
+
+    def predict(variables, inputs, *, train=False, key=None):
+        hidden = forward(variables, inputs).features["penultimate"]
+        return ju.Outputs(apply(variables, hidden), {"penultimate": hidden})
+
+    def apply(variables, features):
+        return features @ variables.params["head"] + variables.params["shift"]
+
+    def start(key):
+        return ju.Variables({**init(key).params, "shift": jnp.linspace(-0.1, 0.1, NUM_CLASSES)})
+
+    def put(variables, kernel, bias):
+        return variables._replace(params={**variables.params, "head": kernel, "shift": bias})
+
+    head = ju.Head(apply, lambda variables: (variables.params["head"], variables.params["shift"]), put)
+    return ju.Model(predict, ju.losses.cross_entropy, start, head)
 
 
 def linear_regression(regularization=0.0):
@@ -97,6 +117,8 @@ PROBLEM = convex.softmax(0.05, NUM_CLASSES)
 OPTIONS = {
     "certified_newton_step": {"convexity": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
     "cf_k": {"layers": "head"},
+    "affine_representation_unlearning": {"beta": 0.1},
+    "representation_unlearning": {"beta": 0.1},
     "descent_to_delete": {"steps": 3, "row_norm": 10.0},
     "influence": {"damping": 0.1},
     "newton": {"damping": 0.1},
@@ -129,9 +151,14 @@ def method(name, model, optimizer=None, *, num_steps=4, batch_size=4, **options)
     return factory(model, optimizer or optax.sgd(0.1), num_steps=num_steps, batch_size=batch_size, **options)
 
 
+def model_of(name):
+    """The toy classifier that a method is tried on."""
+    return headed() if ju.METHODS[name].family == "representation" else network()
+
+
 def trained(name, dtype=jnp.float32):
     """Variables for a method to start from."""
-    variables = fitted() if "problem" in parameters_of(name) else network().init(jax.random.key(1))
+    variables = fitted() if "problem" in parameters_of(name) else model_of(name).init(jax.random.key(1))
     if name == "refit":  # starts afresh, which shows only where it does not start at the optimum
         variables = jax.tree.map(jnp.ones_like, variables)
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), dtype), variables)
@@ -160,6 +187,10 @@ def recorded():
         lfssd.prepare(network()),
     ):
         data = jax.jit(prepare)(start, data, key)
+    found = jax.jit(features.prepare(headed()))(trained("representation_unlearning"), data, key)
+    data = data._replace(
+        extra={**data.extra, "moments": found.extra["moments"]}
+    )  # features themselves are left to the methods, so that it shows what they read
     return data._replace(extra={**data.extra, **done.extra}), done.variables
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import catalogue
-from tests.problems import blobs, lane, network
+from tests.problems import blobs, headed, lane, network
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
@@ -25,7 +25,7 @@ FLOORS = [
     {"status", "tree", "precision"},
     {"risk", "rows"},
     {"losses", "transforms", "curvature"},
-    {"requests", "driver", "batching", "checkpoint", "convex", "journal", "rum"},
+    {"requests", "driver", "batching", "checkpoint", "convex", "journal", "rum", "features"},
     {"exact", "objective", "closed_form", "representation", "generative", "rl", "certificates", "audit", "adapters", "ledger"},
     {"catalogue"},
     {"__init__"},
@@ -167,6 +167,9 @@ def test_examples_in_docstrings_run(name):
         "key": key,
         "test": data.extra["validation"],
         "jnp": jax.numpy,
+        "headed": headed(),
+        "headed_variables": headed().init(key),
+        "x": data.train.inputs,
     }
     result = doctest.testmod(importlib.import_module(name), extraglobs=scope, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

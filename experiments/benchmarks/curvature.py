@@ -8,7 +8,8 @@
   float32 on both sides. For dense layers the square of a row's gradient is an outer product of two squares, which is why no
   gradient is formed here; kronfluence rotates the gradient of every row.
 - *scores*: influence of every training row on the loss of 64 rows, against kronfluence with the same damping. Here the losses
-  of a chunk are linearised once and pushed along 64 preconditioned gradients, so that no row's gradient is formed.
+  of a chunk are linearised once and pushed along 64 preconditioned gradients, so that no row's gradient is formed; for the
+  CNN gradients of rows are cheaper, and are formed 100 rows at a time.
 - *error*: distance of EK-FAC's solves, and of those with kronfluence's factors, from converged conjugate gradients on the
   GGN.
 - *solves*: 64 removals of 8 rows each: one EK-FAC solve for all of them against one factorisation, or conjugate gradients on
@@ -17,7 +18,7 @@
   shared; against the published loop in eager PyTorch.
 
 Networks: 784-256-128-10 for everything, and the small CNN of the experiments for the first two; trained for some hundred steps,
-copied to PyTorch, logits compared first. Damping is 0.1 times the mean eigenvalue. One process. Labels are drawn apart on both
+copied to PyTorch, logits compared first. One process. Labels are drawn apart on both
 sides, so scores only correlate; with kronfluence's factors read from its files they must be equal. kronfluence gets a small fit
 before it is timed, then runs once, as conjugate gradients do; everything else runs `rounds` times, medians; compile time apart.
 """
@@ -61,7 +62,7 @@ from jaxunlearn.rows import evaluate, map_rows
 
 Network = Literal["mlp", "cnn"]
 
-QUERIES, REQUESTS, REMOVED, REQUESTED, BATCH, COMPARED = 64, 64, 8, 100, 64, 8
+QUERIES, REQUESTS, REMOVED, REQUESTED, BATCH, COMPARED = 64, 64, 8, 100, 64, 3
 ALPHA, STRENGTH = 2.0, 1.0  # of the dampening
 WIDTHS = (256, 128)
 CHUNKS: dict[Network, int] = {"mlp": 1000, "cnn": 100}  # rows whose activations are in memory together
@@ -88,8 +89,12 @@ class Config:
     """Rows of a batch of kronfluence."""
     cg_chunk: int | None = 1000
     """Rows in memory together in a product with the GGN."""
-    cg_steps: int = 500
-    """Steps of conjugate gradients at most; ten times as many for the converged ones."""
+    cg_steps: int = 1000
+    """Steps of conjugate gradients at most; three times as many for the converged ones."""
+    cg_requests: int = 8
+    """Requests of the 64 that conjugate gradients solve one after the other; a request takes their mean."""
+    removal_damping: float = 1e-3
+    """Damping of removals; at that of scores, a tenth of the mean eigenvalue, conjugate gradients need more than 500 steps."""
     ssd_lanes: int = 64
     """Requests side by side."""
     rounds: int = 5
@@ -246,7 +251,7 @@ def fit_and_scores(
     made: Any = fit()
     damping = 0.1 * float(made.trace()) / sum(x.size for x in made.spectrum())
     queries = jax.tree.map(lambda x: x[:QUERIES], data.train)
-    influence = jax.jit(partial(scores, model, damping=damping, chunk=chunk))
+    influence = jax.jit(partial(scores, model, damping=damping, chunk=chunk, gradients_of_rows=network == "cnn"))
 
     with tempfile.TemporaryDirectory() as folder:
         theirs = Kronfluence(problem, config.torch_batch, folder)
@@ -306,8 +311,12 @@ def scores(
     *,
     damping: float,
     chunk: int,
+    gradients_of_rows: bool,
 ) -> Float[Array, "q n"]:
-    """Influence of every row on every query: losses along the preconditioned gradients of the queries."""
+    """Influence of every row on every query: losses along the preconditioned gradients of the queries.
+
+    Pushing 64 directions through a convolution costs more than the gradients of its rows, and less through dense layers.
+    """
     gradients = curvature.per_example_gradients(model, variables, queries)
     directions = jax.vmap(lambda g: made.solve(g, damping))(gradients)
 
@@ -316,7 +325,13 @@ def scores(
         push = jax.linearize(losses, variables.params)[1]
         return jax.vmap(push, out_axes=1)(directions)
 
-    return map_rows(along, train, chunk=chunk).T
+    def against(part):
+        rows = curvature.per_example_gradients(model, variables, part)
+        return sum(
+            jax.tree.leaves(jax.tree.map(lambda g, d: g.reshape(len(g), -1) @ d.reshape(QUERIES, -1).T, rows, directions))
+        )
+
+    return map_rows(against if gradients_of_rows else along, train, chunk=chunk).T
 
 
 def solves(
@@ -324,12 +339,11 @@ def solves(
     problem: Problem,
     made: curvature.Kronecker,
     read: curvature.Kronecker,
-    damping: float,
     fit_seconds: float,
     console: Console,
 ) -> dict[str, Any]:
     """Errors against converged solves, and 64 removals both ways."""
-    model, variables, data = problem.model, problem.variables, problem.data
+    model, variables, data, damping = problem.model, problem.variables, problem.data, config.removal_damping
     rows = len(problem.targets)
 
     def solver(rtol: float, max_steps: int) -> tuple[Callable[[PyTree], curvature.Solved], float]:
@@ -344,7 +358,7 @@ def solves(
 
     compared = 2 if config.smoke else COMPARED
     gradients = curvature.per_example_gradients(model, variables, jax.tree.map(lambda x: x[:compared], data.train))
-    truth, _ = solver(1e-4, 10 * config.cg_steps)
+    truth, _ = solver(1e-4, 3 * config.cg_steps)
     converged = [truth(lane(gradients, place)) for place in range(compared)]
     errors = {}
     for name, factors in {"jaxunlearn": made, "kronfluence": read}.items():
@@ -364,7 +378,7 @@ def solves(
     shared = jax.jit(lambda made, pulls: jax.vmap(lambda b: made.solve(b, damping))(pulls))
     times = timing.interleaved({"ekfac": lambda: shared(made, pulls)}, rounds=config.rounds, pause=config.pause)
     alone, compile_seconds = solver(1e-3, config.cg_steps)
-    lanes = range(4 if config.smoke else REQUESTS)
+    lanes = range(config.cg_requests)
     solved, each = zip(*[seconds_of(partial(alone, lane(pulls, place))) for place in lanes], strict=True)
     steps = shared(made, pulls)
     one, cg = times.median["ekfac"] / REQUESTS, statistics.mean(each)
@@ -544,7 +558,7 @@ def main(config: Config) -> None:
     load_before = timing.load_per_core()
     if config.smoke:
         config = dataclasses.replace(
-            config, rows=200, rounds=1, train_steps=20, torch_batch=100, chunk=64, cg_chunk=100, cg_steps=30
+            config, rows=200, rounds=1, train_steps=20, torch_batch=100, chunk=64, cg_chunk=100, cg_steps=30, cg_requests=4
         )
     console = Console()
     timing.set_torch_threads(config.threads)
@@ -556,7 +570,7 @@ def main(config: Config) -> None:
         found, made, read, damping = fit_and_scores(config, network, problem)
         if network == "mlp":
             fit_seconds = found["fit"]["seconds"]["jaxunlearn"]
-            found |= solves(config, problem, made, read, damping, fit_seconds, console)
+            found |= solves(config, problem, made, read, fit_seconds, console)
             found["ssd"] = dampening(config, problem)
         results[network] = {"damping": damping, "largest_difference_of_logits": logits, **found}
 

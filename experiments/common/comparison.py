@@ -17,7 +17,7 @@ from experiments.common.scale import Scale, in_bfloat16
 from experiments.common.scenarios import Scenario
 from experiments.common.study import Outcome, Study
 from experiments.common.training import Timed
-from jaxunlearn import curvature
+from jaxunlearn import curvature, features
 from jaxunlearn.closed_form import lfssd, ssd
 from jaxunlearn.closed_form.amnesiac import record
 
@@ -34,7 +34,29 @@ PREPARED: dict[str, Callable[[ju.Model], Prepare]] = {
     "ssd": ssd.prepare,
     "assd": ssd.prepare,
     "lfssd": lfssd.prepare,
+    **dict.fromkeys(
+        (
+            "representation_unlearning",
+            "affine_representation_unlearning",
+            "concept_erasure",
+            "nullspace_projection",
+            "prototype_erasure",
+        ),
+        features.prepare,
+    ),
 }
+
+
+def prepared(name: str, model: ju.Model, unlearn: ju.UnlearnFn) -> ju.UnlearnFn:
+    """A method that computes what it wants to have prepared itself, for programs that call it once a model."""
+    if name not in PREPARED:
+        return unlearn
+    prepare = PREPARED[name](model)
+
+    def run(variables: ju.Variables, data: ju.Data, request: ju.ForgetRequest, key: PRNGKeyArray) -> ju.Result:
+        return unlearn(variables, prepare(variables, data, jax.random.fold_in(key, 0)), request, key)
+
+    return run
 
 
 class Bench(NamedTuple):

@@ -223,6 +223,34 @@ def curves(
     return figure
 
 
+def feature_maps(
+    features: Mapping[str, np.ndarray], labels: np.ndarray, highlighted: int, *, title: str | None = None
+) -> Figure:
+    """Features of the same rows, side by side, on the first two principal components of the first of them.
+
+    Args:
+        features: `{name: [n, D]}`.
+        labels: classes of the rows.
+        highlighted: the class that is drawn on top, in colour.
+        title: above the figure.
+    """
+    first = next(iter(features.values()))
+    centre = first.mean(axis=0)
+    axes = np.linalg.svd(first - centre, full_matrices=False)[2][:2]
+    figure = Figure(figsize=(3.7 * len(features), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(features), squeeze=False, sharex=True, sharey=True)[0]
+    others = labels != highlighted
+    for panel, (name, z) in zip(panels, features.items(), strict=True):
+        _style(panel, "both")
+        places = (z - centre) @ axes.T
+        panel.scatter(*places[others].T, s=6, c=labels[others], cmap="Greys", vmin=-8, vmax=12, linewidths=0)
+        panel.scatter(*places[~others].T, s=10, color=PALETTE[1], linewidths=0, label=f"class {highlighted}")
+        panel.set_title(name)
+    panels[-1].legend(frameon=False)
+    _entitle(figure, title)
+    return figure
+
+
 def pareto(
     points: Mapping[str, tuple[float, float]],
     *,

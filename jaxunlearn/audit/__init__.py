@@ -21,6 +21,8 @@ from jaxunlearn.audit.ensemble import ensemble as ensemble
 from jaxunlearn.audit.ensemble import random_halves as random_halves
 from jaxunlearn.audit.ensemble import subsets as subsets
 from jaxunlearn.audit.epsilon import epsilon_lower_bound as epsilon_lower_bound
+from jaxunlearn.audit.feature_space import FeatureAudit as FeatureAudit
+from jaxunlearn.audit.feature_space import judge_features as judge_features
 from jaxunlearn.audit.forgetting_quality import ForgettingQuality as ForgettingQuality
 from jaxunlearn.audit.forgetting_quality import competition_score as competition_score
 from jaxunlearn.audit.forgetting_quality import forgetting_quality as forgetting_quality
@@ -58,6 +60,11 @@ from jaxunlearn.audit.performance import Sets as Sets
 from jaxunlearn.audit.performance import accuracy as accuracy
 from jaxunlearn.audit.performance import gap as gap
 from jaxunlearn.audit.performance import performance as performance
+from jaxunlearn.audit.probes import Clusters as Clusters
+from jaxunlearn.audit.probes import Probe as Probe
+from jaxunlearn.audit.probes import cluster_scores as cluster_scores
+from jaxunlearn.audit.probes import knn_accuracy as knn_accuracy
+from jaxunlearn.audit.probes import linear_probe as linear_probe
 from jaxunlearn.audit.relearning import Relearning as Relearning
 from jaxunlearn.audit.relearning import anamnesis_index as anamnesis_index
 from jaxunlearn.audit.relearning import relearn_time as relearn_time
@@ -65,6 +72,15 @@ from jaxunlearn.audit.report import print_report as print_report
 from jaxunlearn.audit.report import to_json as to_json
 from jaxunlearn.audit.report import to_markdown as to_markdown
 from jaxunlearn.audit.report import write_html as write_html
+from jaxunlearn.audit.restoration import Restoration as Restoration
+from jaxunlearn.audit.restoration import SparseAutoencoder as SparseAutoencoder
+from jaxunlearn.audit.restoration import decode as decode
+from jaxunlearn.audit.restoration import encode as encode
+from jaxunlearn.audit.restoration import experts as experts
+from jaxunlearn.audit.restoration import fit_sparse_autoencoder as fit_sparse_autoencoder
+from jaxunlearn.audit.restoration import restoration_curve as restoration_curve
+from jaxunlearn.audit.restoration import restoration_rate as restoration_rate
+from jaxunlearn.audit.restoration import restore as restore
 from jaxunlearn.audit.rmia import rmia as rmia
 from jaxunlearn.audit.rmia import tune_rmia as tune_rmia
 from jaxunlearn.audit.run import Audit as Audit
@@ -72,6 +88,10 @@ from jaxunlearn.audit.run import run as run
 from jaxunlearn.audit.scores import confidence as confidence
 from jaxunlearn.audit.scores import entropy as entropy
 from jaxunlearn.audit.scores import modified_entropy as modified_entropy
+from jaxunlearn.audit.similarity import dimensional_alignment_score as dimensional_alignment_score
+from jaxunlearn.audit.similarity import linear_cka as linear_cka
+from jaxunlearn.audit.similarity import minibatch_cka as minibatch_cka
+from jaxunlearn.audit.similarity import procrustes_similarity as procrustes_similarity
 from jaxunlearn.audit.summary import AverageGap as AverageGap
 from jaxunlearn.audit.summary import adaptive_unlearning_score as adaptive_unlearning_score
 from jaxunlearn.audit.summary import average_gap as average_gap

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from tests.problems import distance, lane, method, network, recorded, trained, unpadded
+from tests.problems import distance, lane, method, model_of, recorded, trained, unpadded
 
 ROWS = [[3, 4, 5], [0, 10, 20, 30, 40, 50, 59], [7]]
 NAN_ROW = 33  # in no request
 WITHOUT_KEY = {
     *("amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"),
     *("influence", "newton", "woodfisher", "projective_residual", "ntk_forgetting", "ssd", "lfssd", "assd"),
+    *("affine_representation_unlearning", "concept_erasure", "nullspace_projection", "prototype_erasure"),
 }
 
 
 def make(name, model=None):
     """A short run of a method on the toy classifier, with plain SGD."""
-    return method(name, model or network())
+    return method(name, model or model_of(name))
 
 
 @pytest.fixture(scope="module", params=list(ju.METHODS))
@@ -47,25 +48,25 @@ def test_arguments_have_the_contract_order(case):
 
 def test_tree_shapes_and_dtypes_are_kept(case):
     def init(key, dtype):
-        return jax.tree.map(lambda x: x.astype(dtype), network().init(key))
+        return jax.tree.map(lambda x: x.astype(dtype), model_of(name).init(key))
 
     name, _, _, _, data, requests, keys, _ = case
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         start = partial(init, dtype=dtype)
         variables = trained(name, dtype)
         rows = data._replace(train=data.train._replace(inputs=data.train.inputs.astype(dtype)))
-        result = jax.eval_shape(make(name, network()._replace(init=start)), variables, rows, lane(requests, 0), keys[0])
+        result = jax.eval_shape(make(name, model_of(name)._replace(init=start)), variables, rows, lane(requests, 0), keys[0])
         form = [jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (result.variables, variables)]
         assert form[0] == form[1]
 
 
 def test_single_precision_models_stay_so_where_x64_is_on(case):
     def init(key):
-        return jax.tree.map(lambda x: x.astype(jnp.float32), network().init(key))
+        return jax.tree.map(lambda x: x.astype(jnp.float32), model_of(name).init(key))
 
     name, _, _, variables, data, requests, keys, _ = case
     with jax.enable_x64(True):
-        unlearn = make(name, network()._replace(init=init))
+        unlearn = make(name, model_of(name)._replace(init=init))
         result = jax.eval_shape(unlearn, variables, data, lane(requests, 0), keys[0])
     assert {x.dtype for x in jax.tree.leaves(result.variables)} == {jnp.dtype(jnp.float32)}
 

@@ -1,0 +1,233 @@
+"""Representation Unlearning: its closed form beside its steps, and its steps beside eager PyTorch, on cached features.
+
+    pip install -e '.[benchmarks]'
+    python experiments/benchmarks/representation.py --data-dir DIR    # 10,000 rows of MNIST, 128 features
+    python experiments/benchmarks/representation.py --smoke           # 300 digits, whether it runs
+
+- *closed form*: 256 requests of 100 rows, 5 values of beta, one compiled call; against 100 steps of Adam for one request and
+  beta, both on features that are there already. The expected losses of both are compared.
+- *steps*: 100 steps of Adam on batches of 256, affine map, noise 0.1, one draw; against the same in eager PyTorch with the
+  pairwise term in its exact mean form, and with all pairs, as the authors write it. Ours once with drawn noise, once with its
+  mean in closed form.
+
+The losses of a step with equal weights, rows and no noise must agree first. One process, interleaved, medians, compile time
+apart.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs as a script and as a module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch  # pyright: ignore[reportMissingImports]  # of the `benchmarks` extra
+import tyro
+from rich.console import Console
+
+import jaxunlearn as ju
+from experiments.benchmarks import timing
+from experiments.common import training
+from experiments.common.data import load
+from experiments.common.models import build
+from experiments.common.report import Column, Table, print_table
+
+BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+BETA, NOISE, LEARNING_RATE = 0.01, 0.1, 1e-3
+TARGETS = {"closed form": 100.0, "steps": 1.5, "steps, exact noise": 3.0}
+
+
+@dataclass
+class Config:
+    """Command line of the benchmark."""
+
+    data_dir: str | None = None
+    """Where TFDS finds prepared MNIST; only a smoke run can do without."""
+    rows: int = 10_000
+    """Training rows."""
+    requests: int = 256
+    """Requests of the closed form."""
+    request_size: int = 100
+    """Rows of each."""
+    steps: int = 100
+    """Steps of Adam."""
+    batch_size: int = 256
+    """Rows of each side a step."""
+    rounds: int = 7
+    """Timed rounds."""
+    threads: int = 2
+    """Threads of PyTorch."""
+    pause: float = 0.2
+    """Seconds of rest after every call."""
+    smoke: bool = False
+    """Few rows, requests and steps."""
+    out: Path | None = None
+    """JSON file."""
+
+
+def torch_run(z: torch.Tensor, forgotten: torch.Tensor, retained: torch.Tensor, config: Config, *, pairs: bool) -> Any:
+    """The published loop on cached features; rows are drawn all at once."""
+    width = z.shape[1]
+    layer = torch.nn.Linear(width, width)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(width))
+        layer.bias.zero_()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE, fused=True)
+    shape = (config.steps, config.batch_size)
+    forget_rows = forgotten[torch.randint(len(forgotten), shape)]
+    retain_rows = retained[torch.randint(len(retained), shape)]
+    reference_rows = torch.randint(len(z), shape)
+    centre = z.mean(dim=0)
+    for step in range(config.steps):
+        optimizer.zero_grad(set_to_none=True)
+        references = z[reference_rows[step]] if pairs else centre[None]
+        loss = torch_loss(layer, z[forget_rows[step]], z[retain_rows[step]], references, BETA, NOISE)
+        loss.backward()
+        optimizer.step()
+    return layer
+
+
+def torch_loss(
+    layer: Any, forget: torch.Tensor, retain: torch.Tensor, references: torch.Tensor, beta: float, noise: float
+) -> Any:
+    """Both terms, as published."""
+    moved = layer(retain + noise * torch.randn_like(retain)) if noise else layer(retain)
+    gone = layer(forget + noise * torch.randn_like(forget)) if noise else layer(forget)
+    kept = torch.mean((moved - retain) ** 2)
+    if len(references) == 1:
+        return kept + beta * torch.mean(torch.sum((gone - references) ** 2, dim=1))
+    return kept + beta * torch.mean(torch.sum((gone[:, None] - references[None]) ** 2, dim=2))
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Check, time, print."""
+    load_before = timing.load_per_core()
+    if config.smoke:
+        config = replace(config, rows=300, requests=4, request_size=10, steps=5, batch_size=16, rounds=1)
+    timing.set_torch_threads(config.threads)
+    console = Console()
+    name = "digits" if config.smoke and config.data_dir is None else "mnist"
+    dataset = load(name, config.data_dir, max_rows=config.rows)
+    model = build("mlp", dataset.train.inputs.shape[1:], dataset.num_classes, widths=(256, 128))
+    data = ju.training_data(*jax.tree.map(jnp.asarray, dataset.train))
+    key = jax.random.key(0)
+    trained = training.train(model, data, optax.adam(1e-3), num_steps=400, batch_size=128, seeds=[0], key=key)
+    variables = jax.tree.map(lambda x: x[0], trained)
+    prepare = jax.jit(ju.features.prepare(model))
+    prepared = jax.block_until_ready(prepare(variables, data, key))
+    generator = np.random.default_rng(1)
+    asked = [generator.choice(config.rows, config.request_size, replace=False) for _ in range(config.requests)]
+    requests = ju.from_indices(data, asked)
+    keys = jax.random.split(key, config.requests)
+    one = jax.tree.map(lambda x: x[0], requests)
+
+    @jax.jit
+    def closed(variables, data, requests, keys):
+        def sweep(beta):
+            unlearn = ju.affine_representation_unlearning(model, beta=beta, noise_scale=NOISE)
+            return ju.batched(unlearn, chunk=8)(variables, data, requests, keys)
+
+        return jax.lax.map(sweep, jnp.asarray(BETAS))
+
+    def steps(noise: Any, beta: float = BETA, start: tuple[ju.Model, ju.Variables] = (model, variables)) -> Any:
+        unlearn = ju.representation_unlearning(
+            start[0], optax.adam(LEARNING_RATE), num_steps=config.steps, batch_size=config.batch_size, beta=beta,
+            noise_scale=NOISE, noise=noise,
+        )  # fmt: skip
+        return partial(jax.jit(unlearn), start[1], prepared, one, key)
+
+    z = torch.from_numpy(np.array(prepared.extra["features"]))
+    forgotten = torch.from_numpy(asked[0])
+    retained = torch.from_numpy(np.setdiff1d(np.arange(config.rows), asked[0]))
+    apart = agreement(model, variables, prepared, one, z, forgotten)
+    variants = {
+        "closed form": partial(closed, variables, prepared, requests, keys),
+        "steps": steps("sampled"),
+        "steps, exact noise": steps("exact"),
+        "PyTorch": lambda: torch_run(z, forgotten, retained, config, pairs=False),
+    }
+    times = timing.interleaved(variants, rounds=config.rounds, pause=config.pause)
+    pairs = timing.interleaved(
+        {"PyTorch, all pairs": lambda: torch_run(z, forgotten, retained, config, pairs=True)},
+        rounds=1,
+        pause=config.pause,
+    )
+    seconds = times.median | pairs.median
+    each = seconds["closed form"] / (config.requests * len(BETAS))
+    inserted = ju.insert_map(model, variables, ())
+    losses = {}
+    for beta in BETAS:
+        unlearn = jax.jit(ju.affine_representation_unlearning(inserted[0], beta=beta, noise_scale=NOISE))
+        both = {"closed form": unlearn(inserted[1], prepared, one, key), "steps": steps("sampled", beta, inserted)()}
+        losses[beta] = {
+            name: expected_loss(result.variables.params.map[0], prepared.extra["features"], asked[0], beta)
+            for name, result in both.items()
+        }
+    ratios = {
+        "closed form": seconds["steps"] / each,
+        "steps": seconds["PyTorch"] / seconds["steps"],
+        "steps, exact noise": seconds["PyTorch"] / seconds["steps, exact noise"],
+    }
+    rows = [{"what": what, "ratio": ratio, "target": TARGETS[what]} for what, ratio in ratios.items()]
+    columns = [Column("what", "what"), Column("ratio", "times faster", ".2f"), Column("target", "target", ".1f")]
+    print_table(Table(columns, rows, f"{config.rows} rows, {z.shape[1]} features"), console)
+    expected = {str(beta): value for beta, value in losses.items()}
+    console.print_json(data={"seconds": seconds, "of the closed form each": each, "losses": expected})
+    valid = load_before <= timing.BUSY and not config.smoke
+    console.print(f"load before: {load_before:.2f} per core{'' if valid else '; INVALID'}")
+    summary = {
+        "config": {**vars(config), "out": None, "data_dir": None},
+        "environment": {**training.environment(), "torch": torch.__version__, "torch_threads": torch.get_num_threads()},
+        "load_per_core_before": load_before,
+        "valid": valid,
+        "seconds": seconds,
+        "seconds_of_the_closed_form_each": each,
+        "first_call_seconds": times.first,
+        "ratios": ratios,
+        "expected_losses": expected,
+        "losses_differ_by": apart,
+    }
+    if config.out is not None:
+        config.out.write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def agreement(model, variables, data, request, z: torch.Tensor, forgotten: torch.Tensor) -> float:
+    """Relative difference of the losses of one step without noise, on all forgotten rows, at the identity."""
+    unlearn = ju.representation_unlearning(
+        model, optax.sgd(0.0), num_steps=1, batch_size=len(forgotten), beta=1.0, noise_scale=0.0
+    )  # fmt: skip
+    ours = float(unlearn(variables, data, request, jax.random.key(0)).stats["loss"][0])
+    identity = torch.nn.Identity()
+    theirs = float(torch_loss(identity, z[forgotten], z[forgotten], z[:2000], 1.0, 0.0))
+    everything = float(torch.mean(torch.sum((z[:2000] - z[:2000].mean(dim=0)) ** 2, dim=1)))
+    centred = float(torch_loss(identity, z[forgotten], z[forgotten], z[:2000].mean(dim=0, keepdim=True), 1.0, 0.0)) + everything
+    if abs(theirs - centred) > 1e-4 * theirs:
+        raise SystemExit(f"the mean over pairs {theirs} and its exact form {centred} differ: nothing was measured")
+    full = float(
+        torch.mean(torch.sum((z[forgotten] - z.mean(dim=0)) ** 2, dim=1)) + torch.mean(torch.sum((z - z.mean(0)) ** 2, 1))
+    )
+    apart = abs(ours - full) / full
+    if apart > 1e-4:
+        raise SystemExit(f"losses of both sides differ by {apart:.1e}: nothing was measured")
+    return apart
+
+
+def expected_loss(layer: dict[str, Any], z: np.ndarray, rows: np.ndarray, beta: float) -> float:
+    """The loss of an affine map over all rows, the noise in its mean; float64."""
+    kernel, bias = np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"], np.float64)
+    z, gone = np.asarray(z, np.float64), np.isin(np.arange(len(z)), rows)
+    moved, penalty, centre = z @ kernel + bias, NOISE**2 * np.sum(kernel**2), z.mean(axis=0)
+    retain = np.mean(np.sum((moved - z)[~gone] ** 2, axis=1)) + penalty
+    forget = np.mean(np.sum((moved[gone] - centre) ** 2, axis=1)) + np.mean(np.sum((z - centre) ** 2, axis=1)) + penalty
+    return float(retain / z.shape[1] + beta * forget)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
