@@ -64,8 +64,7 @@ ScenarioName: TypeAlias = Literal[
 MethodName: TypeAlias = Literal[
     "finetune", "cf_k", "eu_k", "l1_sparse", "gradient_ascent", "gradient_difference", "npo", "random_label", "bad_teacher",
     "scrub", "unsir", "task_vector", "amnesiac", "output_perturbation", "salun", "influence", "newton", "certified_newton_step",
-    "woodfisher", "ntk_forgetting", "fisher_forgetting", "ssd", "lfssd", "assd", "representation_unlearning",
-    "affine_representation_unlearning", "concept_erasure", "nullspace_projection", "prototype_erasure",
+    "woodfisher", "ntk_forgetting", "fisher_forgetting", "ssd", "lfssd", "assd",
 ]  # fmt: skip
 
 # What --tune searches: all points of a grid.
@@ -94,11 +93,6 @@ GRIDS: dict[str, Grid] = {
     "ssd": {"alpha": (1.2, 2.0, 5.0, 10.0), "strength": (0.3, 1.0)},
     "lfssd": {"alpha": (1.1, 1.5, 3.0), "strength": (0.3, 1.0)},
     "assd": {},
-    "representation_unlearning": {"learning_rate": (1e-3, 1e-2), "beta": (1e-4, 1e-3, 1e-2, 1e-1)},
-    "affine_representation_unlearning": {"beta": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
-    "concept_erasure": {},
-    "nullspace_projection": {},
-    "prototype_erasure": {},
 }
 SHOWN = {ORIGINAL: "do nothing"}
 LEAST_SPREAD = 0.005  # half a point: spreads over few seeds can be 0 by chance
