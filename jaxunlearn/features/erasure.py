@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxunlearn import risk
 from jaxunlearn.driver import Updated, one_shot
-from jaxunlearn.features.maps import placed
+from jaxunlearn.features.maps import affine_map, placed
 from jaxunlearn.features.moments import checked_kernel, features_of_request, moments_of, require_head
 from jaxunlearn.precision import in_float64
 from jaxunlearn.types import Model, UnlearnFn
@@ -38,10 +38,14 @@ def erase(model: Model, eraser: Eraser, *, layer: str, reason: str) -> UnlearnFn
     def remove(variables, data, request, key):
         part = features_of_request(model, variables, data, request, layer)
         total = moments_of(data)
-        _, bias = checked_kernel(head, variables, total.shape[0] - 1)
+        width = total.shape[0] - 1
+        _, bias = checked_kernel(head, variables, width)
+        behind, offset = affine_map(variables, width)
         indicators = _indicators(part, risk.forgotten_classes(request.target, bias.shape[0]))
         kernel, shift = eraser(_concept(total, part.examples.inputs.astype(jnp.float64), indicators))
-        return Updated(placed(head, variables, [{"kernel": kernel, "bias": shift}]), {})
+        # in front of a map that earlier requests left, as folding into the head is
+        layers = [{"kernel": kernel @ behind, "bias": shift @ behind + offset}]
+        return Updated(placed(head, variables, layers), {})
 
     return in_float64(one_shot(remove))
 

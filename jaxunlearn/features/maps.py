@@ -132,6 +132,14 @@ def current_map(variables: Variables, width: int) -> Layers:
     return variables.params.map if isinstance(variables.params, Mapped) else identity(width)
 
 
+def affine_map(variables: Variables, width: int) -> tuple[Float[Array, "D D"], Float[Array, "D"]]:
+    """Kernel and bias of the map that is there; ValueError if it is a deeper one."""
+    layers = current_map(variables, width)
+    if len(layers) > 1:
+        raise ValueError("the inserted map is not affine: insert one with widths=(), or none at all")
+    return layers[0]["kernel"], layers[0]["bias"]
+
+
 def apply_map(layers: Layers, z: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """f(z)."""
     for place, layer in enumerate(layers):
@@ -146,10 +154,7 @@ def placed(head: Head, variables: Variables, layers: Layers) -> Variables:
     logits = (z A + b) K + c = z (A K) + (b K + c)
     """
     if isinstance(variables.params, Mapped):
-        like = variables.params.map
-        if jax.tree.map(jnp.shape, like) != jax.tree.map(jnp.shape, layers):
-            raise ValueError("the inserted map is not affine: insert one with widths=(), or none at all")
-        kept = jax.tree.map(lambda new, old: new.astype(old.dtype), layers, like)
+        kept = jax.tree.map(lambda new, old: new.astype(old.dtype), layers, variables.params.map)
         return Variables(variables.params._replace(map=kept), variables.state._replace(in_use=jnp.float32(1)))
     kernel, bias = head.get(variables)
     (layer,) = layers

@@ -1,8 +1,8 @@
 """Features of a model's rows, computed once for all requests, and second moments from which closed forms are made.
 
-Methods of this family leave everything in front of the head as it is. So they need features alone, `Outputs.features[layer]`,
-and `prepare` computes them once. The backbone still holds what it learned: an adversary who reads the features in front of a
-map or of an edited head finds it there. None of these methods deletes anything.
+Methods that leave everything in front of the head as it is need features alone, `Outputs.features[layer]`, and `prepare`
+computes them once. The backbone still holds what it learned: whoever reads the features in front of a map or of an edited head
+finds it there. None of these methods deletes anything.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn import risk, tree
 from jaxunlearn.precision import in_float64
-from jaxunlearn.rows import forget_rows, map_rows
+from jaxunlearn.rows import forget_rows, map_rows, sum_rows
 from jaxunlearn.types import Data, Examples, ForgetRequest, Head, Model, Outputs, Variables, Weighted
 
 FEATURES, MOMENTS = "features", "moments"  # in Data.extra
@@ -47,7 +47,7 @@ def prepare(
         tree.check_variables(variables)
         del key
         found = map_rows(lambda part: features_at(model, variables, part.inputs, layer), data.train, chunk=chunk)
-        total = in_float64(second_moments)(found, data.present)
+        total = in_float64(sum_rows)(second_moments, found, data.present, chunk=chunk)
         return data._replace(extra={**data.extra, FEATURES: found, MOMENTS: total})
 
     return prepared

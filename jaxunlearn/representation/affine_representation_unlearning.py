@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxunlearn import tree
 from jaxunlearn.driver import Updated, one_shot
-from jaxunlearn.features.maps import current_map, placed
+from jaxunlearn.features.maps import affine_map, placed
 from jaxunlearn.features.moments import (
     MOMENTS,
     checked_kernel,
@@ -95,7 +95,8 @@ def affine_representation_unlearning(
             kept, everything = second_moments(kernel.T, kept_share), second_moments(kernel.T, everything_share)
         forgotten = _mean(gone)
         centre = everything[:width, width]
-        start = _theta(current_map(variables, width))
+        there, offset = affine_map(variables, width)
+        start = jnp.concatenate([there.T, offset[:, None]], axis=1).astype(jnp.float64)
         noise = noise_scale**2 * jnp.diag(jnp.append(jnp.ones(width), 0))
         weighed = scale * (kept + noise) + beta * (forgotten + noise)
         wanted = scale * kept[:width] + beta * jnp.outer(centre, forgotten[width])
@@ -121,9 +122,3 @@ def affine_representation_unlearning(
 def _mean(total: Float[Array, "h h"]) -> Float[Array, "h h"]:
     """Second moments of a row; zeros of no rows."""
     return total / jnp.maximum(total[-1, -1], 1)
-
-
-def _theta(layers: list) -> Float[Array, "D h"]:
-    if len(layers) > 1:
-        raise ValueError("the inserted map is not affine: insert one with widths=(), or none at all")
-    return jnp.concatenate([layers[0]["kernel"].T, layers[0]["bias"][:, None]], axis=1).astype(jnp.float64)

@@ -107,6 +107,19 @@ def test_requests_side_by_side_and_a_folded_head(name):
         np.testing.assert_allclose(found, MODEL.forward(inserted.variables, DATA.train.inputs).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_stream_keeps_what_was_erased_before(name):
+    requests, keys = ju.from_classes(DATA, [[0], [1]]), jax.random.split(KEY, 2)
+    model, variables = headed(), headed().init(jax.random.key(1))
+    options = {"rounds": 2} if name == "nullspace_projection" else {}
+    folded = jax.jit(ju.streamed(getattr(ju, name)(model, **options)))(variables, DATA, requests, keys)
+    inserted = jax.jit(ju.streamed(METHODS[name]))(VARIABLES, DATA, requests, keys)
+    found = MODEL.forward(inserted.variables, DATA.train.inputs).logits
+    np.testing.assert_allclose(found, model.forward(folded.variables, DATA.train.inputs).logits, atol=1e-5)
+    alone = METHODS[name](VARIABLES, DATA, lane(requests, 1), KEY)
+    assert np.max(np.abs(found - MODEL.forward(alone.variables, DATA.train.inputs).logits)) > 1e-2
+
+
 def test_real_targets_are_forgotten_by_membership():
     data = DATA._replace(train=DATA.train._replace(targets=DATA.train.targets * 1.0))
     first, second = (METHODS["concept_erasure"](VARIABLES, x, REQUESTS["rows"], KEY) for x in (data, DATA))
