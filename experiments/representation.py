@@ -139,23 +139,27 @@ class Accuracies(NamedTuple):
     test: Float[Array, "..."]  # test rows of the other classes
 
 
-def accuracies(setting: study.Study, variables: ju.Variables, chosen: Any) -> Accuracies:
-    """Of one model, for the class `chosen`."""
+@cache
+def accuracies(model: ju.Model) -> Callable[..., Accuracies]:
+    """Compiled `(variables [s, r], classes [r], training rows, test rows) -> Accuracies`."""
 
-    def split(rows: ju.Examples) -> tuple[jax.Array, jax.Array]:
-        logits = ju.audit.predict(setting.model, variables, rows)
+    def split(variables: ju.Variables, chosen: Any, rows: ju.Examples) -> tuple[jax.Array, jax.Array]:
+        logits = ju.audit.predict(model, variables, rows)
         labels = jnp.asarray(rows.targets)
         inside = (labels == chosen).astype(jnp.float32)
         return ju.audit.accuracy(logits, labels, inside), ju.audit.accuracy(logits, labels, 1 - inside)
 
-    train, test = split(setting.data.train), split(setting.test)
-    return Accuracies(train[0], test[0], train[1], test[1])
+    def one(variables: ju.Variables, chosen: Any, train: ju.Examples, test: ju.Examples) -> Accuracies:
+        (forget, retain), (forgotten_test, others) = (split(variables, chosen, rows) for rows in (train, test))
+        return Accuracies(forget, forgotten_test, retain, others)
+
+    return jax.jit(jax.vmap(jax.vmap(one, (0, 0, None, None)), (0, None, None, None)))
 
 
 def over_all(world: World, variables: ju.Variables) -> Accuracies:
     """Of models [s, r]."""
-    classes = jnp.arange(world.config.classes)
-    return jax.jit(jax.vmap(jax.vmap(partial(accuracies, world.setting)), (0, None)))(variables, classes)
+    setting = world.setting
+    return accuracies(setting.model)(variables, jnp.arange(world.config.classes), setting.data.train, setting.test)
 
 
 def sweep(world: World, regime: str) -> tuple[ju.Variables, float]:
@@ -194,13 +198,19 @@ def chosen_beta(world: World, found: Accuracies, reference: Accuracies) -> int:
 
 def seen(kind: Kind, rows: ju.Examples) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Features in front of a map and behind it, and logits, of models [s]."""
+    return looking(kind.model)(kind.variables, rows.inputs)
 
-    def one(variables):
-        outputs = kind.model.forward(variables, rows.inputs, train=False)
+
+@cache
+def looking(model: ju.Model) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """The program behind `seen`."""
+
+    def one(variables, inputs):
+        outputs = model.forward(variables, inputs, train=False)
         front = outputs.features["penultimate"]
         return front, outputs.features.get("mapped", front), outputs.logits
 
-    return jax.jit(jax.vmap(one))(kind.variables)
+    return jax.jit(jax.vmap(one, (0, None)))
 
 
 class Sight(NamedTuple):
@@ -263,21 +273,27 @@ def measured(world: World, kind: Kind, sight: Sight, lanes: slice) -> tuple[dict
         values[f"neighbours {place}"] = vote(z, labels, test_z[:, asked], test_labels[asked])
     values["alignment"] = aligned(behind[:, forgotten], behind[:, ~forgotten])
     values["CKA with retrained"] = similar(test_behind[:, asked], sight.anchors)
-    head = setting.model.head
-    assert head is not None  # networks of the experiments have one
-
-    def restored(variables, states, original, autoencoder, mask, key):
-        curve = ju.audit.restoration_curve(
-            partial(head.apply, features.without_map(variables)), states, original, autoencoder, mask, request, key,
-            strengths=jnp.asarray(world.config.strengths),
-        )  # fmt: skip
-        return jnp.stack([curve.restored, curve.random])
-
     own = jax.tree.map(lambda x: x[lanes], (sight.originals, sight.autoencoders, sight.experts))
     keys = jax.random.split(jax.random.key(request), behind.shape[0])
-    curves = jax.jit(jax.vmap(restored))(kind.variables, test_behind[:, asked], *own, keys)
+    heads = jax.vmap(features.without_map)(kind.variables)
+    curves = restoring(setting.model, world.config.strengths)(heads, test_behind[:, asked], *own, keys, request)
     values["restored"] = curves[:, 0, world.config.strengths.index(1.0)]
     return {name: np.asarray(x) for name, x in values.items()}, np.asarray(curves)
+
+
+@cache
+def restoring(model: ju.Model, strengths: tuple[float, ...]) -> Callable[..., jax.Array]:
+    """Accuracies [s, 2, a] of models [s] after restoration with experts, and with random features."""
+    head = model.head
+    assert head is not None  # networks of the experiments have one
+
+    def one(variables, states, original, autoencoder, mask, key, request):
+        curve = ju.audit.restoration_curve(
+            partial(head.apply, variables), states, original, autoencoder, mask, request, key, strengths=jnp.asarray(strengths)
+        )
+        return jnp.stack([curve.restored, curve.random])
+
+    return jax.jit(jax.vmap(one, (0, 0, 0, 0, 0, 0, None)))
 
 
 @cache

@@ -6,6 +6,7 @@ finds it there. None of these methods deletes anything.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def prepare(
         tree.check_variables(variables)
         del key
         found = map_rows(lambda part: features_at(model, variables, part.inputs, layer), data.train, chunk=chunk)
-        total = in_float64(sum_rows)(second_moments, found, data.present, chunk=chunk)
+        total = in_float64(partial(sum_rows, second_moments, chunk=chunk))(found, data.present)
         return data._replace(extra={**data.extra, FEATURES: found, MOMENTS: total})
 
     return prepared
