@@ -127,13 +127,14 @@ def main(config: Config) -> dict[str, Any]:
     keys = jax.random.split(key, config.requests)
     one = jax.tree.map(lambda x: x[0], requests)
 
-    @jax.jit
-    def closed(variables, data, requests, keys):
-        def sweep(beta):
+    def sweep(variables, data, request, key):
+        def at(beta):
             unlearn = ju.affine_representation_unlearning(model, beta=beta, noise_scale=NOISE)
-            return ju.batched(unlearn, chunk=8)(variables, data, requests, keys)
+            return unlearn(variables, data, request, key)
 
-        return jax.lax.map(sweep, jnp.asarray(BETAS))
+        return jax.vmap(at)(jnp.asarray(BETAS))
+
+    closed = jax.jit(ju.batched(sweep, chunk=1))  # values of beta share the moments of a request
 
     def steps(noise: Any, beta: float = BETA, start: tuple[ju.Model, ju.Variables] = (model, variables)) -> Any:
         unlearn = ju.representation_unlearning(

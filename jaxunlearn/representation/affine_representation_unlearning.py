@@ -4,7 +4,7 @@
 With h(z) = (z, 1), Theta = [A b], J = diag(1, .., 1, 0), the expected loss is quadratic in Theta:
 
     S = a (E_r[h h'] + s^2 J) + beta (E_f[h h'] + s^2 J),    B = a E_r[z h'] + beta mu E_f[h]'
-    Theta = Theta_0 + (B - Theta_0 S) (S + lambda I)^{-1},   lambda = ridge tr(S) / (D + 1)
+    Theta = (B + lambda Theta_0) (S + lambda I)^{-1},   lambda = ridge tr(S) / (D + 1)
 
 Retained moments are those of all rows less those of the request, so that no retained row is read. The ridge pulls towards the
 map that is there (the identity): S is singular where features collapse to few directions, and in the zero-shot regime always;
@@ -102,18 +102,16 @@ def affine_representation_unlearning(
         wanted = scale * kept[:width] + beta * jnp.outer(centre, forgotten[width])
         shift = ridge * jnp.trace(weighed) / (width + 1)
         factor = jax.scipy.linalg.cho_factor(weighed + shift * jnp.eye(width + 1), lower=True)
-        theta = start + jax.scipy.linalg.cho_solve(factor, (wanted - start @ weighed).T).T
-
-        def quadratic(moments, cross, constant):
-            """E |Theta h - target|^2 over rows and noise."""
-            return jnp.sum(theta @ (moments + noise) * theta) - 2 * jnp.sum(theta * cross) + constant
-
-        retain = scale * quadratic(kept, kept[:width], jnp.trace(kept[:width, :width]))
-        forget = quadratic(forgotten, jnp.outer(centre, forgotten[width]), jnp.trace(everything[:width, :width]))
+        theta = jax.scipy.linalg.cho_solve(factor, (wanted + shift * start).T).T
+        image = wanted + shift * (start - theta)  # theta @ weighed
+        spread, size = jnp.trace(everything[:width, :width]), jnp.trace(kept[:width, :width])
+        loss = jnp.sum((image - 2 * wanted) * theta) + scale * size + beta * spread
+        forget = jnp.sum((theta @ (forgotten + noise)) * theta) + spread
+        forget -= 2 * jnp.sum(theta * jnp.outer(centre, forgotten[width]))
         layers = [{"kernel": theta[:, :width].T, "bias": theta[:, width]}]
         after = placed(head, variables, layers)
         sink = jax.lax.argmax(centre.astype(kernel.dtype) @ kernel + bias, 0, jnp.int32)
-        stats = {"loss": retain + beta * forget, "retain_loss": retain, "forget_loss": forget, "sink": sink}
+        stats = {"loss": loss, "retain_loss": loss - beta * forget, "forget_loss": forget, "sink": sink}
         return Updated(after, stats, {MOMENTS: total - gone} if carry else {})
 
     return in_float64(one_shot(remove))
