@@ -64,7 +64,9 @@ ScenarioName: TypeAlias = Literal[
 MethodName: TypeAlias = Literal[
     "finetune", "cf_k", "eu_k", "l1_sparse", "gradient_ascent", "gradient_difference", "npo", "random_label", "bad_teacher",
     "scrub", "unsir", "task_vector", "amnesiac", "output_perturbation", "salun", "influence", "newton", "certified_newton_step",
-    "woodfisher", "ntk_forgetting", "fisher_forgetting", "ssd", "lfssd", "assd",
+    "woodfisher", "ntk_forgetting", "fisher_forgetting", "ssd", "lfssd", "assd", "representation_unlearning",
+    "affine_representation_unlearning", "concept_erasure", "nullspace_projection", "prototype_erasure",
+    "contrastive_unlearning", "dimensional_alignment",
 ]  # fmt: skip
 
 # What --tune searches: all points of a grid.
@@ -93,6 +95,13 @@ GRIDS: dict[str, Grid] = {
     "ssd": {"alpha": (1.2, 2.0, 5.0, 10.0), "strength": (0.3, 1.0)},
     "lfssd": {"alpha": (1.1, 1.5, 3.0), "strength": (0.3, 1.0)},
     "assd": {},
+    "representation_unlearning": {"learning_rate": (1e-3, 1e-2), "beta": (1e-3, 1e-2, 1e-1, 1.0)},
+    "affine_representation_unlearning": {"beta": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+    "concept_erasure": {},
+    "nullspace_projection": {},
+    "prototype_erasure": {},
+    "contrastive_unlearning": {"learning_rate": (1e-3, 4e-3, 1e-2), "contrastive_weight": (0.03, 0.3, 3.0)},
+    "dimensional_alignment": {"learning_rate": (1e-3, 4e-3), "alignment_weight": (0.1, 1.0), "own_class": (0.0, 0.1)},
 }
 SHOWN = {ORIGINAL: "do nothing"}
 LEAST_SPREAD = 0.005  # half a point: spreads over few seeds can be 0 by chance
@@ -208,9 +217,10 @@ def chosen_scenarios(config: Config, setting: Study, console: Console) -> list[s
 
 def why_left_out(method: str, table: str, setting: Study, seeds: int) -> str | None:
     """Why a method is not run in a scenario, None if it is."""
-    if method in ju.METHODS and method not in GRIDS:
+    reason = left_out(method, table, setting, seeds)
+    if reason is None and method in ju.METHODS and method not in GRIDS:
         return "has no grid in experiments/compare.py, so nobody searched its settings"
-    return left_out(method, table, setting, seeds)
+    return reason
 
 
 # Settings

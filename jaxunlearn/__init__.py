@@ -44,11 +44,24 @@ from jaxunlearn.objective.unsir import unsir
 from jaxunlearn.representation.affine_representation_unlearning import (
     affine_representation_unlearning as affine_representation_unlearning,
 )
+from jaxunlearn.representation.attribute_unlearning import attribute_unlearning as attribute_unlearning
 from jaxunlearn.representation.concept_erasure import concept_erasure as concept_erasure
+from jaxunlearn.representation.contrastive_unlearning import contrastive_unlearning as contrastive_unlearning
+from jaxunlearn.representation.dimensional_alignment import dimensional_alignment as dimensional_alignment
 from jaxunlearn.representation.nullspace_projection import nullspace_projection as nullspace_projection
 from jaxunlearn.representation.prototype_erasure import prototype_erasure as prototype_erasure
 from jaxunlearn.representation.representation_unlearning import representation_unlearning as representation_unlearning
-from jaxunlearn.requests import buckets, empty_request, from_classes, from_groups, from_indices, merge, remove, training_data
+from jaxunlearn.requests import (
+    buckets,
+    empty_request,
+    from_attributes,
+    from_classes,
+    from_groups,
+    from_indices,
+    merge,
+    remove,
+    training_data,
+)
 from jaxunlearn.risk import uniform
 from jaxunlearn.rum import rum
 from jaxunlearn.status import Status, UnlearningError, check
@@ -95,6 +108,7 @@ __all__ = [
     "affine_representation_unlearning",
     "amnesiac",
     "assd",
+    "attribute_unlearning",
     "audit",
     "bad_teacher",
     "batched",
@@ -105,10 +119,12 @@ __all__ = [
     "check",
     "citation",
     "concept_erasure",
+    "contrastive_unlearning",
     "convex",
     "curvature",
     "descend",
     "descent_to_delete",
+    "dimensional_alignment",
     "empty_request",
     "end_of_stream",
     "eu_k",
@@ -117,6 +133,7 @@ __all__ = [
     "filtered",
     "finetune",
     "fisher_forgetting",
+    "from_attributes",
     "from_classes",
     "from_groups",
     "from_indices",

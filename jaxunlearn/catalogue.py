@@ -36,7 +36,10 @@ from jaxunlearn.objective.scrub import scrub
 from jaxunlearn.objective.task_vector import task_vector
 from jaxunlearn.objective.unsir import unsir
 from jaxunlearn.representation.affine_representation_unlearning import affine_representation_unlearning
+from jaxunlearn.representation.attribute_unlearning import attribute_unlearning
 from jaxunlearn.representation.concept_erasure import concept_erasure
+from jaxunlearn.representation.contrastive_unlearning import contrastive_unlearning
+from jaxunlearn.representation.dimensional_alignment import dimensional_alignment
 from jaxunlearn.representation.nullspace_projection import nullspace_projection
 from jaxunlearn.representation.prototype_erasure import prototype_erasure
 from jaxunlearn.representation.representation_unlearning import representation_unlearning
@@ -324,6 +327,34 @@ _HAGHIGHATKHAH_2022 = """\
   year      = {2022},
   eprint    = {2212.04273},
   archiveprefix = {arXiv}
+}"""
+
+_LEE_2025 = """\
+@inproceedings{lee2025contrastive,
+  title     = {Contrastive Unlearning: A Contrastive Approach to Machine Unlearning},
+  author    = {Lee, Hong kyu and Zhang, Qiuchen and Yang, Carl and Lou, Jian and Xiong, Li},
+  booktitle = {International Joint Conference on Artificial Intelligence},
+  year      = {2025},
+  eprint    = {2401.10458},
+  archiveprefix = {arXiv}
+}"""
+
+_SEO_2025 = """\
+@inproceedings{seo2025revisiting,
+  title     = {Revisiting Machine Unlearning with Dimensional Alignment},
+  author    = {Seo, Seonguk and Kim, Dongwan and Han, Bohyung},
+  booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision},
+  year      = {2025},
+  eprint    = {2407.17710},
+  archiveprefix = {arXiv}
+}"""
+
+_GUO_2022 = """\
+@article{guo2022efficient,
+  title   = {Efficient Attribute Unlearning: Towards Selective Removal of Input Attributes from Feature Representations},
+  author  = {Guo, Tao and Guo, Song and Zhang, Jiewei and Xu, Wenchao and Wang, Junxiao},
+  journal = {arXiv preprint arXiv:2202.13295},
+  year    = {2022}
 }"""
 
 METHODS: dict[str, Method] = {
@@ -647,6 +678,33 @@ METHODS: dict[str, Method] = {
         "none",
         "identity",
         _HAGHIGHATKHAH_2022,
+    ),
+    "contrastive_unlearning": Method(
+        contrastive_unlearning,
+        "representation",
+        "move forgotten rows out of their class in feature space",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _LEE_2025,
+    ),
+    "dimensional_alignment": Method(
+        dimensional_alignment,
+        "representation",
+        "move forgotten features into the space of the retained ones (reconstruction)",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _SEO_2025,
+    ),
+    "attribute_unlearning": Method(
+        attribute_unlearning,
+        "representation",
+        "forget an attribute of all rows: features lose it and keep the label (reconstruction)",
+        frozenset({"retain", "attributes"}),
+        "none",
+        "identity",
+        _GUO_2022,
     ),
 }
 

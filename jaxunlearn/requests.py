@@ -194,6 +194,33 @@ def from_groups(data: Data, groups: Any, chosen: Iterable[Sequence[Any]], *, cap
     return _stack(_rows_of(groups, present, np.unique(groups[present]), _listed(chosen, "groups"), "groups"), capacity)
 
 
+def from_attributes(data: Data, attributes: Iterable[Sequence[int]]) -> ForgetRequest:
+    """Requests for attributes of all rows, which forget no row; for `attribute_unlearning`.
+
+    Args:
+        data: its `extra["attributes"]` is Int[n, A].
+        attributes: one list of columns a request, e.g. `[[0], [1, 2]]`.
+
+    Returns:
+        `ForgetRequest` of one empty slot whose `target` is Bool[R, A].
+
+    Raises:
+        ValueError: no attributes in the data, columns that are unknown or repeated, an empty list.
+
+    Example:
+        >>> values = {"attributes": jnp.zeros((5, 3), int)}
+        >>> data = jaxunlearn.training_data(jnp.ones((5, 2)), jnp.zeros(5, int), extra=values)
+        >>> jaxunlearn.from_attributes(data, [[0], [1, 2]]).target.tolist()
+        [[True, False, False], [False, True, True]]
+    """
+    values = data.extra.get("attributes")
+    if np.ndim(values) != 2:
+        raise ValueError("data.extra['attributes'] must be integers [n, A]: training_data(..., extra={'attributes': values})")
+    columns = np.arange(values.shape[1])
+    lists = _rows_of(columns, np.ones(columns.shape, bool), columns, _listed(attributes, "attributes"), "attributes")
+    return _stack([np.zeros(0, int)] * len(lists), 1, jnp.asarray([np.isin(columns, wanted) for wanted in lists]))
+
+
 def _labels(targets: Any, rows: int, name: str) -> np.ndarray:
     labels = np.asarray(targets) if not isinstance(targets, dict | tuple | list) else np.empty(0)
     if labels.shape != (rows,) or not np.issubdtype(labels.dtype, np.integer):

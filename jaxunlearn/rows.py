@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxunlearn import risk, tree
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Outputs, Variables, Weighted
@@ -38,6 +38,13 @@ def map_rows(function: Callable[[Any], PyTree], examples: PyTree, *, chunk: int 
         values = jax.lax.map(block, jnp.minimum(jnp.arange(0, rows, chunk), rows - chunk))
     repeated = -rows % chunk
     return jax.tree.map(lambda x: jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, repeated:]]), values)
+
+
+def class_labels(targets: Any) -> Int[Array, "n"]:
+    """Targets of a classifier; ValueError unless they are one array of integers."""
+    if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.integer) or jnp.ndim(targets) != 1:
+        raise ValueError("this method compares classes: targets must be one array of integer labels, shape [n]")
+    return targets
 
 
 def sum_rows(

@@ -117,6 +117,7 @@ PROBLEM = convex.softmax(0.05, NUM_CLASSES)
 OPTIONS = {
     "certified_newton_step": {"convexity": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
     "cf_k": {"layers": "head"},
+    "attribute_unlearning": {"num_values": 2},
     "affine_representation_unlearning": {"beta": 0.1},
     "representation_unlearning": {"beta": 0.1},
     "descent_to_delete": {"steps": 3, "row_norm": 10.0},
@@ -134,6 +135,13 @@ OPTIONS = {
     "output_perturbation": {"sigma": 0.1},
     "unsir": {"noise_rows": 6, "noise_steps": 3},
 }
+
+
+def asked(name, requests):
+    """Requests of rows that say besides what the method must be told."""
+    if "attributes" not in ju.METHODS[name].reads:
+        return requests
+    return requests._replace(target=jnp.ones((*requests.indices.shape[:-1], 2), bool))
 
 
 def parameters_of(name):
@@ -188,9 +196,9 @@ def recorded():
     ):
         data = jax.jit(prepare)(start, data, key)
     found = jax.jit(features.prepare(headed()))(trained("representation_unlearning"), data, key)
-    data = data._replace(
-        extra={**data.extra, "moments": found.extra["moments"]}
-    )  # features themselves are left to the methods, so that it shows what they read
+    # features themselves are left to the methods, so that it shows what they read
+    attributes = jnp.arange(2 * NUM_ROWS).reshape(NUM_ROWS, 2) // 3 % 2
+    data = data._replace(extra={**data.extra, "moments": found.extra["moments"], "attributes": attributes})
     return data._replace(extra={**data.extra, **done.extra}), done.variables
 
 

@@ -23,6 +23,10 @@ from jaxunlearn.closed_form.amnesiac import record
 
 ORIGINAL, AGAIN, RETRAINED = "original", "retrained again", "retrained"
 LAYERS = {"mlp": "Dense_1|head", "cnn": "Dense_0|head", "resnet18": "head"}  # what cf_k and eu_k train
+ON_CLASSES = {
+    *("random_label", "bad_teacher", "scrub", "unsir", "salun", "fisher_forgetting"),
+    *("contrastive_unlearning", "dimensional_alignment"),
+}
 LARGEST_RECORD = 4 * 2**30  # bytes of recorded updates that amnesiac may take
 Run: TypeAlias = Callable[[Sequence[study.Call]], Timed]
 Prepare: TypeAlias = Callable[[ju.Variables, ju.Data, PRNGKeyArray], ju.Data]
@@ -231,7 +235,9 @@ def compared(measure: str) -> tuple[str, ...]:
 
 def left_out(method: str, name: str, setting: Study, seeds: int) -> str | None:
     """Why a method does not apply to a scenario, None if it does."""
-    if setting.num_classes == 0 and method in ("random_label", "bad_teacher", "scrub", "unsir", "salun", "fisher_forgetting"):
+    if method in ju.METHODS and "attributes" in ju.METHODS[method].reads:
+        return "forgets attributes of all rows; the request is for rows"
+    if setting.num_classes == 0 and method in ON_CLASSES:
         return "works on class probabilities or labels; the targets are real"
     if method == "unsir" and name not in ("class", "classes"):
         return "overwrites whole classes; the request is for some of their rows"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxunlearn import tree
+from jaxunlearn import features, tree
 from jaxunlearn.types import Scalar
 
 Features = Float[Array, "n D"]
@@ -150,17 +150,10 @@ def dimensional_alignment_score(
     if forget.shape[1] != retain.shape[1]:
         raise ValueError(f"features of both sides must have one width, got {forget.shape[1]} and {retain.shape[1]}")
     tree.check_range("energy", energy, low=1e-6, high=1)
-    f, r = (_blanked(z, _ones(z, w)) for z, w in ((forget, forget_weights), (retain, retain_weights)))
-    second = jnp.dot(r.T, r, precision="highest") / jnp.maximum(jnp.sum(_ones(retain, retain_weights)), 1)
-    values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(second))
-    values = jnp.maximum(values, 0)
-    if ridge is None:
-        above = jnp.cumsum(values[::-1])[::-1] - values  # of the larger eigenvalues
-        share = (above < energy * jnp.sum(values) * (1 - 1e-6)).astype(values.dtype)
-    else:
-        share = values / (values + ridge)
-    inside = jnp.dot(f, vectors, precision="highest")
-    return jnp.sum(share * inside**2) / jnp.sum(f**2)
+    f, r = _ones(forget, forget_weights), _ones(retain, retain_weights)
+    space = features.eigenspace(retain.astype(r.dtype), r, energy=energy, ridge=ridge)
+    forget = _blanked(forget, f)
+    return jnp.where(jnp.any(forget != 0), features.alignment(forget, f, space), jnp.nan)
 
 
 def _checked(x: Array, y: Array, weights: Array | None, *, least: int) -> tuple[Array, Array, Array]:

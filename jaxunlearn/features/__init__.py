@@ -4,6 +4,9 @@ data = prepare(model)(variables, data, key)                # features of all row
 model, variables = insert_map(model, variables, (512,), key)   # equal to the old ones until something is unlearned
 """
 
+from jaxunlearn.features.eigenspace import Eigenspace as Eigenspace
+from jaxunlearn.features.eigenspace import alignment as alignment
+from jaxunlearn.features.eigenspace import eigenspace as eigenspace
 from jaxunlearn.features.maps import Mapped as Mapped
 from jaxunlearn.features.maps import insert_map as insert_map
 from jaxunlearn.features.maps import without_map as without_map

@@ -51,7 +51,7 @@ def affine_representation_unlearning(
     """The optimum of `jaxunlearn.representation_unlearning` for an affine map: one solve a request, and no retained row.
 
     Needs `data.extra["moments"]` of `jaxunlearn.features.prepare`. Runs in float64; `vmap` over beta is a sweep,
-    around a `batched` with a chunk of all requests: a loop inside a `vmap` is traced anew outside of the float64 scope.
+    around a `batched` with a chunk of all requests: a loop inside a `vmap` would leave the float64 scope, which is an error.
 
     Args:
         model: with a head and `features[layer]`; the map is folded into the head, or stored in an inserted affine one.

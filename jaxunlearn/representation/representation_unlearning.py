@@ -33,7 +33,7 @@ from jaxunlearn.features.moments import (
     features_of_rows,
     require_head,
 )
-from jaxunlearn.rows import mean
+from jaxunlearn.rows import class_labels, mean
 from jaxunlearn.types import Data, ForgetRequest, Model, Result, Scalar, Unlearner, UnlearnFn, Variables
 
 Regime: TypeAlias = Literal["standard", "zero_shot"]
@@ -196,9 +196,7 @@ def _request_alone(model: Model, variables: Variables, data: Data, request: Forg
 
 def class_counts(data: Data, num_classes: int) -> Float[Array, "c"]:
     """Present rows of every class; ValueError unless targets are class labels."""
-    targets = data.train.targets
-    if not hasattr(targets, "dtype") or targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError("the zero-shot regime counts the rows of every class: targets must be integer labels, shape [n]")
+    targets = class_labels(data.train.targets)
     return jnp.zeros(num_classes).at[targets].add(jnp.where(data.present > 0, 1.0, 0.0))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from tests.problems import distance, lane, method, model_of, recorded, trained, unpadded
+from tests.problems import asked, distance, lane, method, model_of, recorded, trained, unpadded
 
 ROWS = [[3, 4, 5], [0, 10, 20, 30, 40, 50, 59], [7]]
 NAN_ROW = 33  # in no request
@@ -31,7 +31,7 @@ def case(request):
     unlearn = make(request.param)
     data, _ = recorded()
     variables = trained(request.param)
-    requests = ju.from_indices(data, ROWS)
+    requests = asked(request.param, ju.from_indices(data, ROWS))
     keys = jax.random.split(jax.random.key(2), len(ROWS))
     batched = jax.jit(ju.batched(unlearn, chunk=len(ROWS)))  # one vmap
     return request.param, unlearn, batched, variables, data, requests, keys, batched(variables, data, requests, keys)
@@ -96,7 +96,7 @@ def test_order_of_requests_and_content_of_padding_do_not_matter(case):
 
 
 def test_one_trace_for_requests_of_equal_capacity(case):
-    _, unlearn, _, variables, data, requests, keys, _ = case
+    name, unlearn, _, variables, data, requests, keys, _ = case
     traces = []
 
     def counted(*arguments):
@@ -105,14 +105,15 @@ def test_one_trace_for_requests_of_equal_capacity(case):
 
     answer = jax.jit(ju.batched(counted))
     for rows in ([[1], [2]], [[5, 6, 7], [50]], [[9, 8], list(range(16))]):
-        answer(variables, data, ju.from_indices(data, rows), keys[:2])
+        answer(variables, data, asked(name, ju.from_indices(data, rows)), keys[:2])
     assert len(traces) == 1
 
 
 def test_empty_request(case, single):
     name, _, _, variables, data, requests, keys, _ = case
     capacity = requests.indices.shape[1]
-    result = single(variables, data, ju.empty_request(capacity), keys[0])
+    nothing = jax.tree.map(jnp.zeros_like, lane(requests, 0).target)
+    result = single(variables, data, ju.empty_request(capacity)._replace(target=nothing), keys[0])
     assert int(result.status) == ju.Status.EMPTY_REQUEST
     same = distance(result.variables, variables) == 0
     assert same == (ju.METHODS[name].on_empty == "identity")
@@ -137,6 +138,7 @@ def test_nan_in_one_request_never_reaches_another(case):
 def test_a_request_whose_rows_are_all_gone_is_an_empty_one(case, single):
     name, _, _, variables, data, requests, keys, _ = case
     one = lane(requests, 0)
+    one = one._replace(target=jax.tree.map(jnp.zeros_like, one.target))
     result = single(variables, ju.remove(data, one), one, keys[0])
     assert int(result.status) == ju.Status.INVALID_ROWS
     assert (distance(result.variables, variables) == 0) == (ju.METHODS[name].on_empty == "identity")

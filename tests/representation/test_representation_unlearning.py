@@ -339,7 +339,7 @@ def test_prepared_features_are_those_that_are_computed():
                 MODEL, VARIABLES, optax.sgd(0.1), beta=1.0, regime="zero_shot",
                 data=DATA._replace(train=DATA.train._replace(targets=DATA.train.targets * 1.0)),
             ),
-            "targets must be integer labels",
+            "one array of integer labels",
         ),
         (
             lambda: run(MODEL, VARIABLES, optax.sgd(0.1), beta=1.0, data=DATA._replace(extra={"features": jnp.ones(60)})),

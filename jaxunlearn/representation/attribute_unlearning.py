@@ -1,0 +1,325 @@
+"""Attribute unlearning (Guo, Guo, Zhang, Xu, Wang: Efficient attribute unlearning: towards selective removal of input
+attributes from feature representations, 2022, arXiv 2202.13295): features keep what the label needs and lose an attribute.
+
+**A reconstruction** from the abstract and from third-party code; the schedule and the clipping are ours.
+
+    L(w) = loss(w) + l1 R(x | h) + l2 CE(y | h) + l3 sum_z min(CE(z | h), H(z)),    h features of w
+    l1 = alpha (1 - beta),    l2 = alpha beta,    l3 = alpha (beta - gamma)
+
+bounds `alpha (-I(h, x) + beta I(rest, h) + gamma I(h, z))`, so an attribute z is removed only where `gamma > beta`. R,
+CE(y | h) and CE(z | h) come from probes on h: a decoder of the inputs, one head for the label, one for each attribute. Every
+step trains them `probe_steps` times on fixed features, always to know as much as they can, then moves the model once
+through fixed probes. Beyond H(z), the entropy of the attribute among the rows, an error of a probe is no sign of removal,
+only of a probe that was fooled; hence the minimum. What these probes no longer find a fresh one may: measure with a fresh one.
+"""
+
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from jaxunlearn import risk, tree
+from jaxunlearn.driver import GradientState, Loop, descend, iterate
+from jaxunlearn.features.moments import layer_of
+from jaxunlearn.risk import BatchNormPolicy
+from jaxunlearn.types import Data, ForgetRequest, Model, Outputs, Scalar, Unlearner, UnlearnFn, Weighted
+
+NAME = "attributes"
+
+
+class State(NamedTuple):
+    """What the method carries from step to step."""
+
+    model: GradientState
+    probes: PyTree
+    optimizer: optax.OptState  # of the probes
+    made: Int[Array, ""]  # steps
+
+
+class Context(NamedTuple):
+    """What stays as it is during a run."""
+
+    attributes: Int[Array, "n A"]  # of every training row
+    asked: Bool[Array, "A"]
+    seen: Bool[Array, "A V"]  # values that some row has
+    entropy: Float[Array, "A"]  # H(z), nats
+
+
+class Errors(NamedTuple):
+    """What probes do not know of some features."""
+
+    reconstruction: Float[Array, ""]  # mean squared error of an input's entry
+    label: Float[Array, ""]
+    attributes: Float[Array, "A"]  # nats
+
+
+def bound_weights(alpha: Scalar, beta: Scalar, gamma: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+    """`l1, l2, l3`: weights of the errors on input, label and attribute in the bound.
+
+    Example:
+        >>> jaxunlearn.representation.attribute_unlearning.bound_weights(1.0, 0.5, 1.5)
+        (0.5, 0.5, -1.0)
+    """
+    return alpha * (1 - beta), alpha * beta, alpha * (beta - gamma)
+
+
+def attributes_of(data: Data, request: ForgetRequest) -> tuple[Int[Array, "n A"], Bool[Array, "A"]]:
+    """Attribute values of all rows and which attributes a request asks for; ValueError or TypeError if one is missing."""
+    if NAME not in data.extra:
+        raise ValueError(
+            "attribute_unlearning reads data.extra['attributes'], integers [n, A] with -1 where a value is unknown: add them "
+            "with training_data(..., extra={'attributes': values})"
+        )
+    values, asked = jnp.asarray(data.extra[NAME]), request.target
+    num_rows = data.present.shape[0]
+    if not jnp.issubdtype(values.dtype, jnp.integer) or values.ndim != 2 or values.shape[0] != num_rows:
+        raise ValueError(f"data.extra['attributes'] must be integers [{num_rows}, A], got {values.dtype}{list(values.shape)}")
+    width = values.shape[1]
+    if not (hasattr(asked, "dtype") and asked.dtype == bool and jnp.shape(asked) == (width,)):
+        got = f"{asked.dtype}{list(jnp.shape(asked))}" if hasattr(asked, "dtype") else repr(asked)
+        raise ValueError(
+            f"attribute_unlearning needs a request whose target says which of the {width} attributes to forget, Bool[{width}], "
+            f"got {got}: make it with from_attributes"
+        )
+    return values, jnp.asarray(asked)
+
+
+def frequencies(data: Data, request: ForgetRequest, values: Int[Array, "n A"], num_values: int) -> Float[Array, "A V"]:
+    """How often each value occurs among the rows that are used; what depends on the data alone is counted once for a batch."""
+
+    def count(values: Int[Array, "m A"], weights: Float[Array, "m"]) -> Float[Array, "A V"]:
+        known = (values >= 0) & (values < num_values)
+        columns = jnp.arange(values.shape[1])
+        counts = jnp.where(known, weights[:, None], 0)
+        return jnp.zeros((values.shape[1], num_values)).at[columns, jnp.where(known, values, 0)].add(counts)
+
+    usable = risk.usable_slots(data, request)
+    named = values[jnp.where(usable, request.indices, 0)]
+    return count(values, (data.present > 0).astype(jnp.float32)) - count(named, usable.astype(jnp.float32))
+
+
+def entropy_of(counts: Float[Array, "A V"]) -> Float[Array, "A"]:
+    """Entropy of each row of counts, in nats; 0 where nothing was counted."""
+    shares = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
+    return -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1)), 0), axis=-1)
+
+
+def _start_probe(key: PRNGKeyArray, inside: int, outside: int, width: int, dtype: Any) -> PyTree:
+    first, second = jax.random.split(key)
+    initial = jax.nn.initializers.he_normal()
+    if width == 0:
+        return {"out": initial(first, (inside, outside), dtype), "out_bias": jnp.zeros(outside, dtype)}
+    return {
+        "in": initial(first, (inside, width), dtype),
+        "in_bias": jnp.zeros(width, dtype),
+        "out": initial(second, (width, outside), dtype),
+        "out_bias": jnp.zeros(outside, dtype),
+    }
+
+
+def _probe(params: PyTree, features: Float[Array, "b D"]) -> Float[Array, "b m"]:
+    hidden = jax.nn.relu(features @ params["in"] + params["in_bias"]) if "in" in params else features
+    return hidden @ params["out"] + params["out_bias"]
+
+
+def _entries(inputs: PyTree) -> Float[Array, "b p"]:
+    leaves = jax.tree.leaves(inputs)
+    wrong = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
+    if wrong:
+        raise TypeError(
+            f"attribute_unlearning reconstructs its inputs, so they must be floating-point, got {wrong[0]}; convert them once"
+        )
+    rows = [x.reshape(x.shape[0], -1) for x in leaves]
+    return jnp.concatenate([x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in rows], axis=1)
+
+
+def unlearner(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_values: int,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 0.5,
+    gamma: Scalar = 1.5,
+    warmup_steps: Scalar = 0,
+    probe_steps: int = 3,
+    probe_width: int = 64,
+    probe_optimizer: optax.GradientTransformation | None = None,
+    layer: str = "penultimate",
+    bn: BatchNormPolicy = "retain",
+) -> Unlearner:
+    """Stepwise form of `attribute_unlearning`."""
+    tree.require_count("num_values", num_values, least=2)
+    tree.require_count("probe_steps", probe_steps, least=0)
+    tree.require_count("probe_width", probe_width, least=0)
+    for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma, "warmup_steps": warmup_steps}.items():
+        tree.check_range(name, value, low=0)
+    probe_optimizer = optax.adam(1e-3) if probe_optimizer is None else probe_optimizer
+    on_input, on_label, on_attribute = bound_weights(alpha, beta, gamma)
+
+    def start_probes(variables, data, num_attributes, key):
+        one = jax.tree.map(lambda x: x[:1], data.train.inputs)
+        outputs = jax.eval_shape(lambda v, x: model.forward(v, x, train=False), variables, one)
+        features = jax.eval_shape(lambda out: layer_of(out, layer), outputs)
+        entries = jax.eval_shape(_entries, one)
+        decoder, label, heads = jax.random.split(key, 3)
+
+        def start(key, outside):
+            return _start_probe(key, features.shape[1], outside, probe_width, features.dtype)
+
+        return {
+            "decoder": start(decoder, entries.shape[1]),
+            "label": start(label, outputs.logits.size),
+            "attributes": jax.vmap(lambda key: start(key, num_values))(jax.random.split(heads, num_attributes)),
+        }
+
+    def errors(probes, outputs: Outputs, features, part: Weighted, context: Context) -> Errors:
+        logits = _probe(probes["label"], features).reshape(outputs.logits.shape)
+        off = jnp.mean((_probe(probes["decoder"], features) - _entries(part.examples.inputs)) ** 2, axis=-1)
+        values = context.attributes[part.slots].T
+        known = (values >= 0) & (values < num_values)
+
+        def head(params, values, known, seen):
+            guesses = jnp.where(seen, _probe(params, features), -1e30)
+            found = optax.losses.softmax_cross_entropy_with_integer_labels(guesses, jnp.where(known, values, 0))
+            return risk.weighted_mean(found, part.weights * known)
+
+        return Errors(
+            risk.weighted_mean(off, part.weights),
+            risk.weighted_mean(model.loss(outputs._replace(logits=logits), part.examples), part.weights),
+            jnp.where(context.asked, jax.vmap(head)(probes["attributes"], values, known, context.seen), 0),
+        )
+
+    def objective(variables, context_and_probes, batch, key):
+        context, probes, share = context_and_probes
+        retain, moved = risk.train_pass(model, variables, batch.retain, key, side="retain", bn=bn)
+        left = errors(probes, retain.outputs, layer_of(retain.outputs, layer), batch.retain, context)
+        detached = on_input * left.reconstruction + on_label * left.label
+        detached = detached + share * on_attribute * jnp.sum(jnp.minimum(left.attributes, context.entropy))
+        known = jnp.where(context.asked, context.entropy - left.attributes, 0)
+        stats = {
+            "task_loss": retain.loss,
+            "reconstruction_error": left.reconstruction,
+            "label_error": left.label,
+            "attribute_information": known,
+        }
+        return retain.loss + risk.penalty(model, variables.params) + detached, (moved.state, stats)
+
+    inner = descend(model, optimizer, objective)
+
+    def init(variables, data, request, key):
+        inner_key, probe_key = jax.random.split(key)
+        values, asked = attributes_of(data, request)
+        counts = frequencies(data, request, values, num_values)
+        probes = start_probes(variables, data, values.shape[1], probe_key)
+        _, state = inner.init(variables, data, request, inner_key)
+        context = Context(values, asked, counts > 0, entropy_of(counts))
+        return context, State(state, probes, probe_optimizer.init(probes), jnp.int32(0))
+
+    def step(state: State, context: Context, batch, key):
+        seen_key = jax.random.fold_in(key, 1)  # the model's own pass keeps the key that `finetune` would give it
+        part = batch.retain
+        outputs = model.forward(state.model.variables, part.examples.inputs, train=True, key=seen_key)
+        outputs = jax.lax.stop_gradient(outputs._replace(state=()))
+        features = layer_of(outputs, layer)
+
+        def learn(carried, _):
+            probes, optimizer_state = carried
+
+            def error(probes):
+                return sum(map(jnp.sum, errors(probes, outputs, features, part, context)))
+
+            updates, optimizer_state = probe_optimizer.update(jax.grad(error)(probes), optimizer_state, probes)
+            return (optax.apply_updates(probes, updates), optimizer_state), None
+
+        (probes, optimizer_state), _ = jax.lax.scan(learn, (state.probes, state.optimizer), length=probe_steps)
+        share = jnp.minimum((state.made + 1) / jnp.maximum(warmup_steps, 1), 1)
+        moved, stats = inner.step(state.model, (context, probes, share), batch, key)
+        return State(moved, probes, optimizer_state, state.made + 1), stats
+
+    return Unlearner(init, step, lambda state, context: state.model.variables, inner.sample)
+
+
+def attribute_unlearning(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    batch_size: int,
+    num_values: int,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 0.5,
+    gamma: Scalar = 1.5,
+    warmup_steps: Scalar | None = None,
+    probe_steps: int = 3,
+    probe_width: int = 64,
+    probe_optimizer: optax.GradientTransformation | None = None,
+    layer: str = "penultimate",
+    bn: BatchNormPolicy = "retain",
+    **loop: Unpack[Loop],
+) -> UnlearnFn:
+    """Keep training until probes no longer find an attribute in the features; a reconstruction.
+
+    It forgets no row: `request.target` says which attributes go, and every present row is trained on (rows that the request
+    names as well are left out). No default is the paper's; where an attribute goes with the label, one of them must give way.
+    `alpha`, `beta`, `gamma` and `warmup_steps` may be traced.
+
+    Args:
+        model: any model of floating-point inputs that returns features.
+        optimizer: any optax transformation, e.g. Adam at 1e-3.
+        num_steps, batch_size, loop: see `jaxunlearn.iterate`; steps of the model. Batches are those of the retain side
+            (`retain_batch_size`).
+        num_values: values of an attribute, static: `data.extra["attributes"]` is Int[n, A] in `0 .. num_values - 1`. Anything
+            else, -1 by convention, is unknown: that row counts for everything but this attribute.
+        alpha: weight of the bound. 0 is `finetune`.
+        beta: what is neither label nor attribute goes from the features, too. Below 1 a decoder is to find the inputs again,
+            the attribute included: on toys 0.9 removed what 0.5 left in part.
+        gamma: how much the attribute goes; above `beta` it is removed, below it is kept.
+        warmup_steps: the weight of the attribute grows linearly over them. By default a third of the steps.
+        probe_steps: of the probes before every step of the model, on its batch.
+        probe_width: hidden units of a probe; 0 makes it linear.
+        probe_optimizer: by default Adam at 1e-3.
+        layer: which of `Outputs.features`.
+        bn: which passes may move BatchNorm statistics.
+
+    Returns:
+        An `UnlearnFn`; `stats`: `loss`, `task_loss`, `reconstruction_error` (mean squared error), `label_error` (of the label's
+        probe, in the model's loss) Float[num_steps], `attribute_information` Float[num_steps, A] (H(z) minus the error of its
+        probe, nats, on the batch the probe was just trained on; 0 for attributes that are not asked for), and those of
+        `iterate`.
+
+    Raises:
+        ValueError: numbers out of their range, no attributes in the data, a request that names none, a layer that the model
+            does not return. TypeError: inputs that are not floating-point.
+
+    References:
+        Guo, Guo, Zhang, Xu, Wang: Efficient attribute unlearning, 2022, arXiv 2202.13295.
+        Wang, Ni, Song, Yang, Huang: Revisiting locally supervised learning: an alternative to end-to-end training, ICLR 2021,
+        arXiv 2101.10832, whose bound it extends.
+
+    Example:
+        >>> attributes = jnp.stack([data.train.inputs[:, 0] > 0, data.train.inputs[:, 1] > 0], axis=1).astype(int)
+        >>> with_attributes = data._replace(extra={**data.extra, "attributes": attributes})
+        >>> second = jax.tree.map(lambda x: x[0], jaxunlearn.from_attributes(with_attributes, [[1]]))
+        >>> unlearn = jaxunlearn.attribute_unlearning(
+        ...     model, optax.adam(1e-3), num_steps=10, batch_size=8, num_values=2
+        ... )
+        >>> result = unlearn(variables, with_attributes, second, key)
+    """
+    stepwise = unlearner(
+        model,
+        optimizer,
+        num_values=num_values,
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+        warmup_steps=num_steps // 3 if warmup_steps is None else warmup_steps,
+        probe_steps=probe_steps,
+        probe_width=probe_width,
+        probe_optimizer=probe_optimizer,
+        layer=layer,
+        bn=bn,
+    )
+    return iterate(stepwise, num_steps, batch_size=batch_size, **loop)
