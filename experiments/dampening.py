@@ -53,6 +53,8 @@ class Config:
     """mlp, cnn or resnet18."""
     rows: int = 1000
     """Training rows."""
+    test_rows: int = 1000
+    """Test rows; all rows of a smaller test set."""
     training_steps: int = 600
     """Steps of training and retraining."""
     models: int = 5
@@ -89,6 +91,7 @@ def main(config: Config) -> dict[str, Any]:
         config.dataset, config.data_dir, network=config.network, num_rows=config.rows, label_noise=0.0,
         num_steps=config.training_steps, seed=config.seed,
     )  # fmt: skip
+    setting = setting._replace(test=jax.tree.map(lambda x: x[: config.test_rows], setting.test))
     data, key = setting.data, jax.random.key(config.seed)
     requests = asked(config, data)
     originals = setting.originals(range(config.models), jax.random.fold_in(key, 0))

@@ -421,8 +421,8 @@ def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what is written as JSON."""
     if config.smoke:
         config = replace(
-            config, rows=200, training_steps=20, unlearning_steps=3, models=8, classes=4, betas=(1e-3, 1e-1),
-            peers=("finetune", "ssd"), autoencoder_steps=5, deep_steps=5, random_rows=10,
+            config, rows=200, training_steps=20, unlearning_steps=3, models=8, classes=2, betas=(1e-3, 1e-1),
+            peers=("ssd",), autoencoder_steps=5, deep_steps=5, random_rows=10,
         )  # fmt: skip
     console = Console()
     began = time.perf_counter()

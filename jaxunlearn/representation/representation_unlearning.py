@@ -101,17 +101,18 @@ def unlearner(
         return jnp.mean(jnp.sum((apply_map(layers, z + noise_scale * eps) - targets) ** 2, axis=-1), axis=0)
 
     def objective(variables, targets, batch, key):
-        layers = variables.params
-        forget_key, retain_key = jax.random.split(key)
-        forgotten = batch.forget.examples.inputs
-        forget = risk.weighted_mean(errors(layers, forgotten, targets.centre, forget_key), batch.forget.weights)
+        gone, kept, weights = batch.forget.examples.inputs, targets.anchors, targets.anchor_weights
         if regime == "standard":
-            retained, weights = batch.retain.examples.inputs, batch.retain.weights
-            retain = risk.weighted_mean(errors(layers, retained, retained, retain_key), weights)
-            retain = retain / retained.shape[1] if retention == "per_dimension" else retain
-        else:
-            retain = jnp.sum(targets.anchor_weights * errors(layers, targets.anchors, targets.anchors, retain_key))
+            kept, weights = batch.retain.examples.inputs, batch.retain.weights
+        aims = jnp.concatenate([jnp.broadcast_to(targets.centre, gone.shape), kept])
+        found = errors(variables.params, jnp.concatenate([gone, kept]), aims, key)  # one product for both sides
+        forget, retain = found[: len(gone)], found[len(gone) :]
+        forget = risk.weighted_mean(forget, batch.forget.weights)
         forget += jnp.where(jnp.sum(batch.forget.weights) > 0, targets.spread, 0)
+        if regime == "standard":
+            retain = risk.weighted_mean(retain, weights) / (kept.shape[1] if retention == "per_dimension" else 1)
+        else:
+            retain = jnp.sum(weights * retain)
         return retain + beta * forget, (variables.state, {"retain_loss": retain, "forget_loss": forget})
 
     stepwise = descend(model, optimizer, objective, context=context, start=start)
