@@ -39,7 +39,7 @@ from jaxunlearn import features
 
 REGIMES = ("standard", "zero_shot")
 OUTPUTS = ("forget accuracy", "class test accuracy")
-PEERS = ("finetune", "gradient_difference", "scrub", "ssd")
+PEERS = ("finetune", "gradient_difference", "scrub", "ssd", "contrastive_unlearning", "dimensional_alignment")
 ORIGINAL, AGAIN = "do nothing", "retrained again"
 
 

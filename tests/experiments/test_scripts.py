@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from experiments import audit, curvature, quickstart, tune_quickstart
+from experiments import audit, curvature, dampening, quickstart, representation, tune_quickstart
 from experiments.benchmarks import audit as audit_benchmark
 from experiments.benchmarks import batched, timing
 from experiments.common import study
@@ -85,6 +85,25 @@ def test_representations_are_compared_with_the_dense_matrix(tmp_path):
     assert all(np.isfinite(row["error"]) and row["left"] > 0 for row in rows.values())
     assert rows["diagonal"]["memory_mib"] < rows["EK-FAC"]["memory_mib"] < rows["dense GGN"]["memory_mib"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_dampening_is_swept_over_thresholds_and_batch_sizes(tmp_path):
+    summary = dampening.main(dampening.Config(smoke=True, out=tmp_path))
+    assert {(row["request"], row["batch_size"], row["alpha"]) for row in summary["rows"]} == {
+        (kind, size, alpha) for kind in ("a class", "random rows") for size in (1, 16) for alpha in (1.0, 5.0)
+    }
+    selected = {row["alpha"]: row["selected"] for row in summary["rows"] if row["batch_size"] == 16}
+    assert selected[1.0] > selected[5.0] > 0  # the higher the threshold, the fewer
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_features_are_judged_beside_retrained_models(tmp_path):
+    summary = representation.main(representation.Config(smoke=True, out=tmp_path))
+    words = summary["words"]
+    assert {"affine map, standard", "affine map, zero-shot", "deep map", "ssd", "retrained again"} <= set(words)
+    assert "deleted" not in " ".join(words.values())
+    assert json.loads((tmp_path / "representation.json").read_text())["chosen_beta"].keys() == {"standard", "zero_shot"}
+    assert "</html>" in (tmp_path / "report.html").read_text()
 
 
 def test_metrics_equal_their_twins_before_they_are_timed(tmp_path):
