@@ -6,6 +6,7 @@ Methods keep their colour between figures as long as they come in the same order
 
 import base64
 import io
+import itertools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -279,12 +280,13 @@ def pareto(
     values = np.array([*points.values()], float).reshape(-1, 2)
     if len(values) == 0 or not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(f"expected positive times and gaps, got {dict(points)}")
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    entries = len(points) + len(levels or {}) + 1
+    figure = Figure(figsize=(7.2, max(4.2, 0.2 * entries)), layout="constrained")  # the legend is as high as the panel
     panel = figure.subplots()
     _style(panel, "both")
     panel.set_xscale("log")
     panel.set_yscale("log")
-    looks = dict(zip(points, ((colour, marker) for marker in "os^Dv" for colour in PALETTE), strict=False))
+    looks = dict(zip(points, itertools.cycle((colour, marker) for marker in "os^Dv<>PXh*" for colour in PALETTE), strict=False))
     for method in sorted(points, key=lambda name: points[name][1]):
         colour, marker = looks[method]
         time, gap = points[method]
