@@ -64,7 +64,7 @@ ScenarioName: TypeAlias = Literal[
 MethodName: TypeAlias = Literal[
     "finetune", "cf_k", "eu_k", "l1_sparse", "gradient_ascent", "gradient_difference", "npo", "random_label", "bad_teacher",
     "scrub", "unsir", "task_vector", "amnesiac", "output_perturbation", "salun", "influence", "newton", "certified_newton_step",
-    "woodfisher", "ntk_forgetting", "fisher_forgetting", "ssd", "lfssd", "assd", "representation_unlearning",
+    "woodfisher", "ntk_forgetting", "fisher_forgetting", "ssd", "lfssd", "assd", "lcodec", "representation_unlearning",
     "affine_representation_unlearning", "concept_erasure", "nullspace_projection", "prototype_erasure",
     "contrastive_unlearning", "dimensional_alignment",
 ]  # fmt: skip
@@ -95,6 +95,7 @@ GRIDS: dict[str, Grid] = {
     "ssd": {"alpha": (1.2, 2.0, 5.0, 10.0, 20.0, 40.0), "strength": (0.3, 1.0)},
     "lfssd": {"alpha": (1.5, 3.0, 6.0, 12.0), "strength": (0.3, 1.0)},
     "assd": {},
+    "lcodec": {"damping": (1e-3, 1e-2, 1e-1, 1.0)},
     "representation_unlearning": {"learning_rate": (1e-3, 1e-2), "beta": (1e-3, 1e-2, 1e-1, 1.0)},
     "affine_representation_unlearning": {"beta": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
     "concept_erasure": {},

@@ -14,6 +14,7 @@ from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
 from jaxunlearn.closed_form.fisher_forgetting import fisher_forgetting as fisher_forgetting
 from jaxunlearn.closed_form.influence import influence as influence
 from jaxunlearn.closed_form.influence_removal import influence_removal
+from jaxunlearn.closed_form.lcodec import lcodec as lcodec
 from jaxunlearn.closed_form.lfssd import lfssd as lfssd
 from jaxunlearn.closed_form.newton import newton as newton
 from jaxunlearn.closed_form.newton_removal import newton_removal
@@ -144,6 +145,7 @@ __all__ = [
     "insert_map",
     "iterate",
     "l1_sparse",
+    "lcodec",
     "lfssd",
     "losses",
     "merge",

@@ -10,6 +10,7 @@ from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
 from jaxunlearn.closed_form.fisher_forgetting import fisher_forgetting
 from jaxunlearn.closed_form.influence import influence
 from jaxunlearn.closed_form.influence_removal import influence_removal
+from jaxunlearn.closed_form.lcodec import lcodec
 from jaxunlearn.closed_form.lfssd import lfssd
 from jaxunlearn.closed_form.newton import newton
 from jaxunlearn.closed_form.newton_removal import newton_removal
@@ -357,6 +358,16 @@ _GUO_2022 = """\
   year    = {2022}
 }"""
 
+_MEHTA_2022 = """\
+@inproceedings{mehta2022deep,
+  title     = {Deep Unlearning via Randomized Conditionally Independent {Hessians}},
+  author    = {Mehta, Ronak and Pal, Sourav and Singh, Vikas and Ravi, Sathya N.},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2022},
+  eprint    = {2204.07655},
+  archiveprefix = {arXiv}
+}"""
+
 METHODS: dict[str, Method] = {
     "retrain": Method(
         retrain, "exact", "fresh weights, trained without the rows", frozenset({"retain", "init"}), "exact", "train", _CAO_2015
@@ -570,6 +581,15 @@ METHODS: dict[str, Method] = {
         "none",
         "identity",
         _JIA_2023,
+    ),
+    "lcodec": Method(
+        lcodec,
+        "closed_form",
+        "an influence step on the units that the loss depends on (low value)",
+        frozenset({"forget", "retain"}),
+        "none",
+        "identity",
+        _MEHTA_2022,
     ),
     "projective_residual": Method(
         projective_residual,

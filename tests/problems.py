@@ -126,6 +126,7 @@ OPTIONS = {
     "ntk_forgetting": {"decay": 1.0, "rtol": 1e-5},
     "ssd": {"alpha": 1.5},
     "lfssd": {"alpha": 1.2},
+    "lcodec": {"damping": 0.1, "draws": 30, "rtol": 1e-5},
     "woodfisher": {"damping": 0.1, "rtol": 1e-5},
     "eu_k": {"layers": "head"},
     "oracle_matching": lambda model: {

@@ -95,7 +95,7 @@ def invert(
     """
     made = data.extra.get(options.name)
     if options.solver == "cg":
-        product = _product(model, variables, data, options, without)
+        product = product_of(model, variables, data, options, without)
         preconditioner = made if isinstance(made, Representation) else None
         tolerances = {"rtol": options.rtol, "max_steps": options.max_steps}
         solved = cg(product, b, damping=damping, preconditioner=preconditioner, **tolerances)
@@ -125,7 +125,8 @@ def invert(
     return Inverted(scaled, {"margin": found.margin}, found.margin > 0)
 
 
-def _product(model: Model, variables: Variables, data: Data, options: Solving, without: Weighted | None) -> Matvec:
+def product_of(model: Model, variables: Variables, data: Data, options: Solving, without: Weighted | None) -> Matvec:
+    """`v -> (C + R) v` over all present rows, or those left, which `cg` solves with."""
     make = PRODUCTS[options.matrix]
     everything = make(model, variables, data.train, data.present, chunk=options.chunk)
     penalty = regularizer_vp(model, variables)

@@ -215,10 +215,14 @@ def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: 
 
 
 def measured(product: Matvec, b: PyTree, solution: PyTree, rtol: float, num_steps: Int[Array, ""]) -> Solved:
-    """A solution with its residual; converged within a tenth above `rtol`, which rounding may take."""
+    """A solution with its residual; converged within a tenth above `rtol`, which rounding may take.
+
+    Where the residual is NaN the solution is, too: a solver that gave up at once would else hide what the matrix holds.
+    """
     length = norm(b)
     rest = norm(jax.tree.map(jnp.subtract, product(solution), b))
     residual = jnp.where(length > 0, rest / jnp.where(length > 0, length, 1), rest)
+    solution = jax.tree.map(lambda x: jnp.where(jnp.isnan(residual), jnp.nan, x), solution)
     return Solved(solution, residual <= 1.1 * rtol, residual, num_steps)
 
 
