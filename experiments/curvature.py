@@ -5,7 +5,7 @@
     python experiments/curvature.py --dataset mnist --data-dir DIR --network cnn --rows 2000
     python experiments/curvature.py --smoke             # tiny, for a first look whether it runs
 
-A network is trained with weight decay until it stands still. Groups of rows are then removed by one damped Newton step with
+A network is trained with weight decay until it stands still; if it does not, no distance to retrained is reported. Groups of rows are then removed by one damped Newton step with
 every representation; the reference goes on training without the rows from the same weights, so that it is in the same valley.
 Written to the folder `--out`: `report.html` with the plots, `curvature.json`.
 """
@@ -38,6 +38,7 @@ from jaxunlearn.curvature.solvers import norm
 from jaxunlearn.risk import retain_weights
 
 LARGEST_DENSE = 2500  # weights up to which the dense matrix is the reference
+STATIONARY = 1e-6  # norm of the gradient above which "left" would compare with a training that had not ended
 COLUMNS = [
     Column("representation", "representation"),
     Column("damping", "damping", ".0e"),
@@ -108,6 +109,10 @@ def main(config: Config) -> dict[str, Any]:
         means = {key: statistics.mean(part[key] for part in parts) for key in parts[0]}
         spread = {f"{key}_sd": statistics.pstdev(part[key] for part in parts) for key in ("error", "left")}
         rows.append({"representation": name, "damping": damping, **means, **spread})
+    still = all(run["gradient_norm"] <= STATIONARY for run in runs)
+    if not still:
+        console.print(f"[yellow]no distance to retrained: training ended with a gradient above {STATIONARY:g}, see --steps[/]")
+        rows = [{**row, "left": None, "left_sd": None} for row in rows]
     environment = training.environment()
     summary = {
         "config": {**vars(config), "out": None, "data_dir": None},
@@ -121,7 +126,8 @@ def main(config: Config) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "curvature.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     table = Table(COLUMNS, rows, f"means over {config.seeds} seeds x {config.requests} requests of {config.request_size} rows")
-    figures = [figure(rows, config.damping[len(config.damping) // 2], key) for key in ("error", "left")]
+    shown = ("error", "left") if still else ("error",)
+    figures = [figure(rows, config.damping[len(config.damping) // 2], key) for key in shown]
     text = f"{summary['weights']} weights; the reference of a solve is {summary['reference']}. {READING}"
     sections = [Section("Representations", text, [table], figures)]
     report.write_report(config.out / "report.html", "jaxunlearn: curvature", INTRO, sections, environment=environment)

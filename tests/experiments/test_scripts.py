@@ -82,7 +82,9 @@ def test_representations_are_compared_with_the_dense_matrix(tmp_path):
     summary = curvature.main(curvature.Config(smoke=True, out=tmp_path))
     rows = {row["representation"]: row for row in summary["rows"]}
     assert rows["dense GGN"]["error"] == 0
-    assert all(np.isfinite(row["error"]) and row["left"] > 0 for row in rows.values())
+    assert all(np.isfinite(row["error"]) for row in rows.values())
+    stands_still = max(summary["gradient_norm_after_training"]) <= curvature.STATIONARY
+    assert all((row["left"] is not None) == stands_still for row in rows.values())
     assert rows["diagonal"]["memory_mib"] < rows["EK-FAC"]["memory_mib"] < rows["dense GGN"]["memory_mib"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
