@@ -5,8 +5,9 @@
     python experiments/curvature.py --dataset mnist --data-dir DIR --network cnn --rows 2000
     python experiments/curvature.py --smoke             # tiny, for a first look whether it runs
 
-A network is trained with weight decay until it stands still; if it does not, no distance to retrained is reported. Groups of rows are then removed by one damped Newton step with
-every representation; the reference goes on training without the rows from the same weights, so that it is in the same valley.
+A network is trained with weight decay until it stands still; if it does not, no distance to retrained is reported. Groups of
+rows are then removed by one damped Newton step with every representation; the reference goes on training without the rows from
+the same weights, so that it is in the same valley.
 Written to the folder `--out`: `report.html` with the plots, `curvature.json`.
 """
 
