@@ -50,7 +50,7 @@ Family: TypeAlias = Literal["exact", "objective", "closed_form", "representation
 # forgotten rows or their labels alone, retained rows, Model.init, recorded updates of the training, a factorised Hessian, a
 # curvature, importances or moments of features that were prepared on all rows
 Reads: TypeAlias = Literal[
-    "forget", "forget labels", "retain", "init", "updates", "factorisation", "curvature", "importances", "moments"
+    "forget", "forget labels", "retain", "init", "updates", "factorisation", "curvature", "importances", "moments", "attributes"
 ]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
 

@@ -213,7 +213,7 @@ def from_attributes(data: Data, attributes: Iterable[Sequence[int]]) -> ForgetRe
         >>> jaxunlearn.from_attributes(data, [[0], [1, 2]]).target.tolist()
         [[True, False, False], [False, True, True]]
     """
-    values = data.extra.get("attributes")
+    values: Any = data.extra.get("attributes")
     if np.ndim(values) != 2:
         raise ValueError("data.extra['attributes'] must be integers [n, A]: training_data(..., extra={'attributes': values})")
     columns = np.arange(values.shape[1])
