@@ -37,7 +37,7 @@ def _guarded(value):
 def _batched(values, axes):
     if jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
         raise TypeError(
-            "this method computes in float64, and a vmap around a loop or around a jit of it would compute in float32: let "
+            "this function computes in float64, and a vmap around a loop or around a jit of it would compute in float32: let "
             "batched() take all requests in one vmap, chunk=number of requests, put jit outside of vmap, or turn float64 on "
             "everywhere with jax.config.update('jax_enable_x64', True)"
         )
