@@ -22,11 +22,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn import risk, tree
 from jaxunlearn.driver import GradientState, Loop, descend, iterate
+from jaxunlearn.features.attributes import attributes_of, entropy_of, frequencies
 from jaxunlearn.features.moments import layer_of
 from jaxunlearn.risk import BatchNormPolicy
-from jaxunlearn.types import Data, ForgetRequest, Model, Outputs, Scalar, Unlearner, UnlearnFn, Weighted
-
-NAME = "attributes"
+from jaxunlearn.types import Model, Outputs, Scalar, Unlearner, UnlearnFn, Weighted
 
 
 class State(NamedTuple):
@@ -63,47 +62,6 @@ def bound_weights(alpha: Scalar, beta: Scalar, gamma: Scalar) -> tuple[Scalar, S
         (0.5, 0.5, -1.0)
     """
     return alpha * (1 - beta), alpha * beta, alpha * (beta - gamma)
-
-
-def attributes_of(data: Data, request: ForgetRequest) -> tuple[Int[Array, "n A"], Bool[Array, "A"]]:
-    """Attribute values of all rows and which attributes a request asks for; ValueError or TypeError if one is missing."""
-    if NAME not in data.extra:
-        raise ValueError(
-            "attribute_unlearning reads data.extra['attributes'], integers [n, A] with -1 where a value is unknown: add them "
-            "with training_data(..., extra={'attributes': values})"
-        )
-    values, asked = jnp.asarray(data.extra[NAME]), request.target
-    num_rows = data.present.shape[0]
-    if not jnp.issubdtype(values.dtype, jnp.integer) or values.ndim != 2 or values.shape[0] != num_rows:
-        raise ValueError(f"data.extra['attributes'] must be integers [{num_rows}, A], got {values.dtype}{list(values.shape)}")
-    width = values.shape[1]
-    if not (hasattr(asked, "dtype") and asked.dtype == bool and jnp.shape(asked) == (width,)):
-        got = f"{asked.dtype}{list(jnp.shape(asked))}" if hasattr(asked, "dtype") else repr(asked)
-        raise ValueError(
-            f"attribute_unlearning needs a request whose target says which of the {width} attributes to forget, Bool[{width}], "
-            f"got {got}: make it with from_attributes"
-        )
-    return values, jnp.asarray(asked)
-
-
-def frequencies(data: Data, request: ForgetRequest, values: Int[Array, "n A"], num_values: int) -> Float[Array, "A V"]:
-    """How often each value occurs among the rows that are used; what depends on the data alone is counted once for a batch."""
-
-    def count(values: Int[Array, "m A"], weights: Float[Array, "m"]) -> Float[Array, "A V"]:
-        known = (values >= 0) & (values < num_values)
-        columns = jnp.arange(values.shape[1])
-        counts = jnp.where(known, weights[:, None], 0)
-        return jnp.zeros((values.shape[1], num_values)).at[columns, jnp.where(known, values, 0)].add(counts)
-
-    usable = risk.usable_slots(data, request)
-    named = values[jnp.where(usable, request.indices, 0)]
-    return count(values, (data.present > 0).astype(jnp.float32)) - count(named, usable.astype(jnp.float32))
-
-
-def entropy_of(counts: Float[Array, "A V"]) -> Float[Array, "A"]:
-    """Entropy of each row of counts, in nats; 0 where nothing was counted."""
-    shares = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
-    return -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1)), 0), axis=-1)
 
 
 def _start_probe(key: PRNGKeyArray, inside: int, outside: int, width: int, dtype: Any) -> PyTree:

@@ -8,6 +8,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import risk
+from jaxunlearn.features import attributes
 from jaxunlearn.representation import attribute_unlearning as module
 from tests.problems import blobs, distance, forward, lane, network, normalized_network
 
@@ -69,14 +70,14 @@ def test_frequencies_leave_out_what_is_unknown_removed_or_asked_for():
     present = DATA.present.at[jnp.array([0, 7])].set(0)
     data = DATA._replace(present=present)
     request = ju.ForgetRequest(jnp.array([3, 8, 0]), jnp.array([1.0, 1, 0]), jnp.array([True, False]))
-    counts = module.frequencies(data, request, jnp.asarray(VALUES), 3)
+    counts = attributes.frequencies(data, request, jnp.asarray(VALUES), 3)
     used = np.setdiff1d(np.arange(60), [0, 7, 3, 8])
     expected = np.array([[np.sum(VALUES[used, column] == value) for value in range(3)] for column in range(2)])
     np.testing.assert_array_equal(counts, expected)
     np.testing.assert_allclose(
-        module.entropy_of(counts), [-np.sum(p * np.log(p)) for p in expected / expected.sum(1, keepdims=True)], rtol=1e-5
+        attributes.entropy_of(counts), [-np.sum(p * np.log(p)) for p in expected / expected.sum(1, keepdims=True)], rtol=1e-5
     )
-    assert module.entropy_of(jnp.array([[4.0, 0.0], [0.0, 0.0]])).tolist() == [0, 0]
+    assert attributes.entropy_of(jnp.array([[4.0, 0.0], [0.0, 0.0]])).tolist() == [0, 0]
 
 
 def channel(flip, rows=4000):
