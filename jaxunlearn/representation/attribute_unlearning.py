@@ -233,7 +233,7 @@ def attribute_unlearning(
             else, -1 by convention, is unknown: that row counts for everything but this attribute.
         alpha: weight of the bound. 0 is `finetune`.
         beta: what is neither label nor attribute goes from the features, too. Below 1 a decoder is to find the inputs again,
-            the attribute included: on toys 0.9 removed what 0.5 left in part.
+            the attribute included.
         gamma: how much the attribute goes; above `beta` it is removed, below it is kept.
         warmup_steps: the weight of the attribute grows linearly over them. By default a third of the steps.
         probe_steps: of the probes before every step of the model, on its batch.

@@ -13,8 +13,8 @@ Rounds are `forget_steps` of the first kind, then `recover_steps` of the second;
 every forget step from the retained rows of its batch, and no gradient flows through it. The paper's scheme suggests one
 decomposition a phase of all retained rows instead, which is a pass over the data for every phase and request, out of date after
 the first step; the rows of a batch see the space as it is. They span at most `retain_batch_size` directions: take more than
-the space has. The moment is not centred: only so did the original model score below the retrained one for every class of
-our Gaussian toys with rectified features, which is what the paper observes. DA may overshoot: compare with a retrained model.
+the space has. The moment is not centred: on digits the original model then scores .86 and retrained ones .94, which is the
+order that the paper observes. DA may overshoot: compare with a retrained model.
 """
 
 from functools import partial
