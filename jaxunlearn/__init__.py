@@ -1,194 +1,91 @@
 """Machine unlearning in JAX: every update a pure function, many requests in one compiled call."""
 
-import warnings
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jaxunlearn import convex, curvature, features, losses, transforms
-from jaxunlearn.batching import batched, end_of_stream, replicate, request_mesh, streamed
-from jaxunlearn.catalogue import METHODS, citation
-from jaxunlearn.closed_form.amnesiac import amnesiac
-from jaxunlearn.closed_form.assd import assd as assd
-from jaxunlearn.closed_form.certified_newton_step import certified_newton_step as certified_newton_step
-from jaxunlearn.closed_form.descent_to_delete import descent_to_delete
-from jaxunlearn.closed_form.fisher_forgetting import fisher_forgetting as fisher_forgetting
-from jaxunlearn.closed_form.influence import influence as influence
-from jaxunlearn.closed_form.influence_removal import influence_removal
-from jaxunlearn.closed_form.lcodec import lcodec as lcodec
-from jaxunlearn.closed_form.lfssd import lfssd as lfssd
-from jaxunlearn.closed_form.newton import newton as newton
-from jaxunlearn.closed_form.newton_removal import newton_removal
-from jaxunlearn.closed_form.ntk_forgetting import ntk_forgetting as ntk_forgetting
-from jaxunlearn.closed_form.output_perturbation import output_perturbation
-from jaxunlearn.closed_form.projective_residual import projective_residual as projective_residual
-from jaxunlearn.closed_form.ssd import ssd as ssd
-from jaxunlearn.closed_form.woodbury_removal import woodbury_removal
-from jaxunlearn.closed_form.woodfisher import woodfisher as woodfisher
-from jaxunlearn.driver import descend, feed, filtered, iterate, one_shot, then
-from jaxunlearn.exact.refit import refit
-from jaxunlearn.exact.retrain import retrain
-from jaxunlearn.features.maps import insert_map as insert_map
-from jaxunlearn.objective.bad_teacher import bad_teacher
-from jaxunlearn.objective.cf_k import cf_k
-from jaxunlearn.objective.eu_k import eu_k
-from jaxunlearn.objective.finetune import finetune
-from jaxunlearn.objective.gradient_ascent import gradient_ascent
-from jaxunlearn.objective.gradient_difference import gradient_difference
-from jaxunlearn.objective.l1_sparse import l1_sparse
-from jaxunlearn.objective.npo import npo
-from jaxunlearn.objective.oracle_matching import oracle_matching
-from jaxunlearn.objective.random_label import random_label
-from jaxunlearn.objective.salun import salun as salun
-from jaxunlearn.objective.scrub import scrub
-from jaxunlearn.objective.task_vector import task_vector
-from jaxunlearn.objective.unsir import unsir
-from jaxunlearn.representation.affine_representation_unlearning import (
-    affine_representation_unlearning as affine_representation_unlearning,
-)
-from jaxunlearn.representation.attribute_unlearning import attribute_unlearning as attribute_unlearning
-from jaxunlearn.representation.concept_erasure import concept_erasure as concept_erasure
-from jaxunlearn.representation.contrastive_unlearning import contrastive_unlearning as contrastive_unlearning
-from jaxunlearn.representation.dimensional_alignment import dimensional_alignment as dimensional_alignment
-from jaxunlearn.representation.nullspace_projection import nullspace_projection as nullspace_projection
-from jaxunlearn.representation.prototype_erasure import prototype_erasure as prototype_erasure
-from jaxunlearn.representation.representation_unlearning import representation_unlearning as representation_unlearning
-from jaxunlearn.requests import (
-    buckets,
-    empty_request,
-    from_attributes,
-    from_classes,
-    from_groups,
-    from_indices,
-    merge,
-    remove,
-    training_data,
-)
-from jaxunlearn.risk import uniform
-from jaxunlearn.rum import rum
-from jaxunlearn.status import Status, UnlearningError, check
-from jaxunlearn.types import (
-    Batch,
-    Data,
-    Examples,
-    ForgetRequest,
-    Head,
-    Model,
-    Outputs,
-    Result,
-    Unlearner,
-    UnlearnFn,
-    Variables,
-    Weighted,
-)
+from jaxunlearn import convex as convex
+from jaxunlearn import curvature as curvature
+from jaxunlearn import heads as heads
+from jaxunlearn import losses as losses
+from jaxunlearn import methods as methods
+from jaxunlearn import slots as slots
+from jaxunlearn import transforms as transforms
+from jaxunlearn.batching import batched as batched
+from jaxunlearn.batching import end_of_stream as end_of_stream
+from jaxunlearn.batching import replicate as replicate
+from jaxunlearn.batching import request_mesh as request_mesh
+from jaxunlearn.batching import streamed as streamed
+from jaxunlearn.card import Method as Method
+from jaxunlearn.catalogue import METHODS as METHODS
+from jaxunlearn.catalogue import citation as citation
+from jaxunlearn.heads.maps import insert_map as insert_map
+from jaxunlearn.loop.compose import filtered as filtered
+from jaxunlearn.loop.compose import then as then
+from jaxunlearn.loop.descend import descend as descend
+from jaxunlearn.loop.feed import feed as feed
+from jaxunlearn.loop.iterate import iterate as iterate
+from jaxunlearn.loop.one_shot import one_shot as one_shot
+from jaxunlearn.loop.preparation import prepare as prepare
+from jaxunlearn.loop.rum import rum as rum
+from jaxunlearn.methods import *
+from jaxunlearn.methods.amnesiac import record as record
+from jaxunlearn.requests import buckets as buckets
+from jaxunlearn.requests import empty_request as empty_request
+from jaxunlearn.requests import from_attributes as from_attributes
+from jaxunlearn.requests import from_classes as from_classes
+from jaxunlearn.requests import from_groups as from_groups
+from jaxunlearn.requests import from_indices as from_indices
+from jaxunlearn.requests import merge as merge
+from jaxunlearn.requests import remove as remove
+from jaxunlearn.requests import training_data as training_data
+from jaxunlearn.sampling import forget_rows as forget_rows
+from jaxunlearn.sampling import uniform as uniform
+from jaxunlearn.status import Status as Status
+from jaxunlearn.status import UnlearningError as UnlearningError
+from jaxunlearn.status import check as check
+from jaxunlearn.types import Batch as Batch
+from jaxunlearn.types import Data as Data
+from jaxunlearn.types import Examples as Examples
+from jaxunlearn.types import ForgetRequest as ForgetRequest
+from jaxunlearn.types import Head as Head
+from jaxunlearn.types import Model as Model
+from jaxunlearn.types import Outputs as Outputs
+from jaxunlearn.types import Result as Result
+from jaxunlearn.types import Unlearner as Unlearner
+from jaxunlearn.types import UnlearnFn as UnlearnFn
+from jaxunlearn.types import Variables as Variables
+from jaxunlearn.types import View as View
+from jaxunlearn.types import Weighted as Weighted
 
 if TYPE_CHECKING:
-    from jaxunlearn import audit, certificates
+    from jaxunlearn import adapters as adapters
+    from jaxunlearn import audit as audit
+    from jaxunlearn import certificates as certificates
+    from jaxunlearn.service import checkpoint as checkpoint
+    from jaxunlearn.service import ledger as ledger
 
 __version__ = "0.1.0"
-_ON_FIRST_USE = ("audit", "certificates")  # not every program needs them, and import time is counted
 
-# name: (what to write instead, the object or None once it is gone)
-_DEPRECATED: dict[str, tuple[str, Any]] = {}
+# imported when they are first used: not every program needs them, and import time is counted
+_ON_FIRST_USE = {
+    "adapters": "jaxunlearn.adapters",
+    "audit": "jaxunlearn.audit",
+    "certificates": "jaxunlearn.certificates",
+    "checkpoint": "jaxunlearn.service.checkpoint",
+    "ledger": "jaxunlearn.service.ledger",
+}
+_HOLD_IT_TOGETHER = {"Any", "ModuleType", "TYPE_CHECKING", "import_module"}
 
-__all__ = [
-    "Batch",
-    "Data",
-    "Examples",
-    "ForgetRequest",
-    "Head",
-    "METHODS",
-    "Model",
-    "Outputs",
-    "Result",
-    "Status",
-    "UnlearnFn",
-    "Unlearner",
-    "UnlearningError",
-    "Variables",
-    "Weighted",
-    "affine_representation_unlearning",
-    "amnesiac",
-    "assd",
-    "attribute_unlearning",
-    "audit",
-    "bad_teacher",
-    "batched",
-    "buckets",
-    "certificates",
-    "certified_newton_step",
-    "cf_k",
-    "check",
-    "citation",
-    "concept_erasure",
-    "contrastive_unlearning",
-    "convex",
-    "curvature",
-    "descend",
-    "descent_to_delete",
-    "dimensional_alignment",
-    "empty_request",
-    "end_of_stream",
-    "eu_k",
-    "features",
-    "feed",
-    "filtered",
-    "finetune",
-    "fisher_forgetting",
-    "from_attributes",
-    "from_classes",
-    "from_groups",
-    "from_indices",
-    "gradient_ascent",
-    "gradient_difference",
-    "influence",
-    "influence_removal",
-    "insert_map",
-    "iterate",
-    "l1_sparse",
-    "lcodec",
-    "lfssd",
-    "losses",
-    "merge",
-    "newton",
-    "newton_removal",
-    "npo",
-    "ntk_forgetting",
-    "nullspace_projection",
-    "one_shot",
-    "oracle_matching",
-    "output_perturbation",
-    "projective_residual",
-    "prototype_erasure",
-    "random_label",
-    "refit",
-    "remove",
-    "replicate",
-    "representation_unlearning",
-    "request_mesh",
-    "retrain",
-    "rum",
-    "salun",
-    "scrub",
-    "ssd",
-    "streamed",
-    "task_vector",
-    "then",
-    "training_data",
-    "transforms",
-    "uniform",
-    "unsir",
-    "woodbury_removal",
-    "woodfisher",
-]
+
+def __dir__() -> list[str]:
+    """What is public: functions and types, the namespaces below, and nothing that only holds them together."""
+    namespaces = {"convex", "curvature", "heads", "losses", "slots", "transforms"}
+    own = {name for name, value in globals().items() if name[0] != "_" and not isinstance(value, ModuleType)}
+    return sorted((own - _HOLD_IT_TOGETHER) | namespaces | set(_ON_FIRST_USE) | {"__version__"})
 
 
 def __getattr__(name: str) -> Any:
     if name in _ON_FIRST_USE:
-        return import_module(f"jaxunlearn.{name}")
-    if name in _DEPRECATED:
-        advice, value = _DEPRECATED[name]
-        if value is None:
-            raise AttributeError(f"jaxunlearn.{name} was removed: {advice}")
-        warnings.warn(f"jaxunlearn.{name} is deprecated: {advice}", DeprecationWarning, stacklevel=2)
-        return value
-    raise AttributeError(f"module 'jaxunlearn' has no attribute '{name}'")
+        return import_module(_ON_FIRST_USE[name])
+    raise AttributeError(f"module 'jaxunlearn' has no attribute {name!r}")

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import checks
 from jaxunlearn.requests import remove
 from jaxunlearn.types import Data, ForgetRequest, Result, UnlearnFn, Variables
 
@@ -24,7 +24,18 @@ _SHARED = -1
 
 
 def request_mesh(devices: Any = None) -> Mesh:
-    """A mesh with one axis, `request`, over the given devices (default: all)."""
+    """A mesh with the single axis `request`, for `batched(mesh=...)`.
+
+    Args:
+        devices: which ones; by default all of `jax.devices()`.
+
+    Returns:
+        A `jax.sharding.Mesh` of axis type Auto.
+
+    Example:
+        >>> jaxunlearn.request_mesh(jax.devices()[:1]).axis_names
+        ('request',)
+    """
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -32,8 +43,19 @@ def request_mesh(devices: Any = None) -> Mesh:
 def replicate(values: PyTree, mesh: Mesh) -> PyTree:
     """Put one copy on every device of a mesh; do it once for variables and data, and `batched` need not.
 
+    Args:
+        values: any tree of arrays.
+        mesh: see `request_mesh`.
+
+    Returns:
+        The same tree, on all devices.
+
     Raises:
         ValueError: on a mesh that spans processes, values that differ between them.
+
+    Example:
+        >>> mesh = jaxunlearn.request_mesh(jax.devices()[:1])
+        >>> on_all = jaxunlearn.replicate((variables, data), mesh)
     """
     return _place(values, NamedSharding(mesh, P()))
 
@@ -44,8 +66,8 @@ def batched(
     """Answer R requests in one compiled call: R alternative models, all from the same start.
 
     Args:
-        unlearn: the method.
-        in_axes: for (variables, data, requests, keys): 0 where an argument has one entry a request, None where it is
+        unlearn: a finished method, e.g. `jaxunlearn.iterate(jaxunlearn.scrub(model, optimizer), num_steps=100, batch_size=64)`.
+        in_axes: for (variables, data, requests, keys): 0 where an argument has one entry per request, None where it is
             shared; a tree of them within one argument, as in `jax.vmap`. `(0, None, None, 0)` serves R originals.
         chunk: how many requests run side by side; the others wait, which bounds memory. 1 is a loop inside the program,
             R or more is one `vmap`. By default 1 on CPUs, where it was never slower (see `experiments/results`), and all
@@ -56,21 +78,26 @@ def batched(
             `jax.experimental.multihost_utils.process_allgather(result, tiled=True)` makes all of it readable.
 
     Returns:
-        `(variables, data, requests, keys) -> Result` with a leading axis R on every leaf. Without a mesh it is pure:
-        wrap it in `jax.jit`. With a mesh it compiles by itself, once for each R, because requests are laid out and
-        results trimmed outside the program; call it outside `jit`.
+        `(variables, data, requests, keys) -> Result` with a leading axis R on every leaf, for stacked requests (`indices`
+        Int[R, k]) and R keys. Without a mesh it is pure: wrap it in `jax.jit`. With a mesh it compiles by itself, once for
+        each R, because requests are laid out and results trimmed outside the program; call it outside `jit`.
 
     Raises:
         ValueError: leading axes that differ, a chunk that is not positive, a mesh without the axis or with Explicit axes,
             arguments that differ between processes.
-        TypeError: a meshed call inside `jit`.
+        TypeError: an `Unlearner` instead of a finished method; a meshed call inside `jit`.
 
     Example:
-        >>> answer = jax.jit(jaxunlearn.batched(unlearn))  # doctest: +SKIP
-        >>> results = answer(variables, data, requests, jax.random.split(key, 64))  # doctest: +SKIP
+        >>> method = jaxunlearn.gradient_difference(model, optax.sgd(0.1))
+        >>> unlearn = jaxunlearn.iterate(method, num_steps=5, batch_size=8)
+        >>> requests = jaxunlearn.from_indices(data, [[1], [2, 3], [4]])
+        >>> results = jax.jit(jaxunlearn.batched(unlearn))(variables, data, requests, jax.random.split(key, 3))
+        >>> results.status.tolist(), results.stats["loss"].shape
+        ([0, 0, 0], (3, 5))
     """
+    checks.require_unlearn_fn(unlearn, "batched")
     if chunk is not None:
-        tree.require_count("chunk", chunk)
+        checks.require_count("chunk", chunk)
     if mesh is None:
         chunk = chunk or _default_chunk(jax.default_backend())
         return lambda *arguments: _run(unlearn, chunk, *separate(arguments, in_axes))
@@ -92,7 +119,7 @@ def batched(
 
     def meshed(variables: Variables, data: Data, requests: ForgetRequest, keys: PRNGKeyArray) -> Result:
         arguments = (variables, data, requests, keys)
-        if not all(map(tree.is_concrete, jax.tree.leaves(arguments))):
+        if not all(map(checks.is_concrete, jax.tree.leaves(arguments))):
             raise TypeError("batched(mesh=...) lays out requests on the host and compiles by itself: call it outside jit")
         shared, per_request, form = separate(arguments, in_axes)
         lanes = num_lanes(per_request)
@@ -140,7 +167,7 @@ def _require_same_in_all_processes(leaves: list, mesh: Any) -> None:
 
 
 class _Form(NamedTuple):
-    """How the arguments of a call are put together from shared and per-request leaves; hashable."""
+    """How the arguments of a call are put together from leaves that are shared and leaves per request; hashable."""
 
     treedef: Any
     is_mapped: tuple[bool, ...]
@@ -151,14 +178,14 @@ class _Form(NamedTuple):
 
 
 def separate(arguments: tuple, in_axes: Any) -> tuple[list, list, _Form]:
-    """Leaves that all lanes share, leaves with one entry a lane, and how they are put together again."""
+    """Leaves that all requests share, leaves with one entry per request, and how they are put together again."""
     # None is an empty tree to JAX, so that a shared argument is marked by a number instead.
     marked = jax.tree.map(lambda axis: _SHARED if axis is None else axis, tuple(in_axes), is_leaf=lambda axis: axis is None)
     axes = jax.tree.leaves(jax.tree.broadcast(marked, arguments))
     if any(axis not in (0, _SHARED) for axis in axes):
-        raise ValueError(f"in_axes takes 0 (one entry a request) and None (shared), got {in_axes}")
+        raise ValueError(f"in_axes takes 0 (one entry per request) and None (shared), got {in_axes}")
     if not any(axis == 0 for axis in axes):
-        raise ValueError("in_axes maps nothing: at least one argument needs one entry a request")
+        raise ValueError("in_axes maps nothing: at least one argument needs one entry per request")
     leaves, treedef = jax.tree.flatten(arguments)
     shared = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == _SHARED]
     per_request = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
@@ -189,7 +216,7 @@ def num_lanes(per_request: list) -> int:
     lanes = sorted({jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in per_request})
     if len(lanes) != 1 or lanes == [0]:
         raise ValueError(
-            f"every argument with one entry a request needs the same leading axis, got {lanes}; stack requests with "
+            f"every argument with one entry per request needs the same leading axis, got {lanes}; stack requests with "
             "from_indices and make one key each with jax.random.split(key, num_requests)"
         )
     return lanes[0]
@@ -210,14 +237,29 @@ def _check_mesh(mesh: Mesh) -> None:
 def streamed(unlearn: UnlearnFn) -> Batched:
     """Answer requests one after another with one model: each starts from the last result, and removed rows stay removed.
 
-    Returns:
-        `(variables, data, requests, keys) -> Result` for stacked requests and keys. `variables` is the one model after
-        the last request; `status` and `stats` have one entry a request; `extra` holds `present` (Float[n], the rows
-        that are left) and whatever the method carries from request to request. Pure: wrap it in `jax.jit`.
-
     A row that an earlier request of the stream removed is left out of a later one, whose status is then INVALID_ROWS. All
     rows of a request count as removed once it is answered, those that `filtered` skipped included.
+
+    Args:
+        unlearn: a finished method.
+
+    Returns:
+        `(variables, data, requests, keys) -> Result` for stacked requests (`indices` Int[R, k]) and R keys. `variables` is the
+        one model after the last request; `status` and `stats` have a leading axis R; `extra` holds `present` (Float[n], 1 on
+        the rows that are left) and whatever the method carries from request to request. Pure: wrap it in `jax.jit`.
+
+    Raises:
+        ValueError: when it is called, leading axes that differ, or nothing in `Data.extra` for what the method carries.
+        TypeError: an `Unlearner` instead of a finished method.
+
+    Example:
+        >>> stream = jax.jit(jaxunlearn.streamed(jaxunlearn.output_perturbation(model, sigma=0.1)))
+        >>> requests = jaxunlearn.from_indices(data, [[1], [2, 3]])
+        >>> result = stream(variables, data, requests, jax.random.split(key))
+        >>> result.status.tolist(), int(result.extra["present"].sum())
+        ([0, 0], 57)
     """
+    checks.require_unlearn_fn(unlearn, "streamed")
 
     def stream(variables: Variables, data: Data, requests: ForgetRequest, keys: PRNGKeyArray) -> Result:
         num_lanes(jax.tree.leaves((requests, keys)))
@@ -235,7 +277,7 @@ def streamed(unlearn: UnlearnFn) -> Batched:
         missing = [name for name in carried if name not in data.extra]
         if missing:
             raise ValueError(
-                f"this method carries {missing} from request to request; put the first in data.extra (see prepare)"
+                f"this method carries {missing} from request to request; put the first in data.extra (see jaxunlearn.prepare)"
             )
         extra = {name: data.extra[name] for name in carried}
         carry, (codes, stats) = jax.lax.scan(answer, (variables, data.present, extra), (requests, keys))
@@ -252,8 +294,8 @@ def end_of_stream(result: Result, data: Data) -> tuple[Result, Data]:
         data: what the stream was given.
 
     Returns:
-        A `Result` with the last status and statistics, for `check` or `jaxunlearn.certificates.certify`; and `data` with the
-        removed rows marked and what the method carried in `extra`.
+        A `Result` with the last status and `stats`, for `check` or `jaxunlearn.certificates.certify`; and `data` with
+        `present` cleared on the removed rows and what the method carried in `extra`.
 
     Example:
         >>> stream = jaxunlearn.streamed(jaxunlearn.output_perturbation(model, sigma=0.1))

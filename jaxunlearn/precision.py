@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxunlearn import tree
+from jaxunlearn import checks
 
 F = TypeVar("F", bound=Callable)
 
@@ -31,7 +31,7 @@ def in_float64(function: F) -> F:
 
 
 def _guarded(value):
-    return value if tree.is_concrete(value) or not jnp.issubdtype(value.dtype, jnp.floating) else _guard.bind(value)
+    return value if checks.is_concrete(value) or not jnp.issubdtype(value.dtype, jnp.floating) else _guard.bind(value)
 
 
 def _batched(values, axes):

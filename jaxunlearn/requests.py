@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxunlearn import risk, tree
+from jaxunlearn import checks, sampling, slots, tree
 from jaxunlearn.types import Data, Examples, ForgetRequest
 
 Rows: TypeAlias = Sequence[int] | np.ndarray
@@ -25,13 +25,15 @@ def training_data(inputs: PyTree, targets: PyTree, *, extra: dict[str, PyTree] |
 
     Args:
         inputs, targets: pytrees of arrays with one leading axis `n`.
-        extra: whatever else methods may read, e.g. `{"validation": Examples(inputs, targets)}`.
+        extra: what else methods read, by slot, e.g. `{"attributes": values}`; see `jaxunlearn.slots`.
+
+    Returns:
+        `Data` with `present` Float[n], all ones.
 
     Raises:
-        ValueError: leading axes differ, or there is no row.
+        ValueError: leading axes differ, there is no row, or `extra` has a key that is no slot.
 
     Example:
-        >>> import jax.numpy as jnp, jaxunlearn
         >>> jaxunlearn.training_data(jnp.ones((5, 2)), jnp.zeros(5, int)).present.shape
         (5,)
     """
@@ -39,16 +41,17 @@ def training_data(inputs: PyTree, targets: PyTree, *, extra: dict[str, PyTree] |
     rows = tree.leading_axis(examples, "the training data")
     if rows == 0:
         raise ValueError("the training data has no rows")
+    slots.check_known(extra or {})
     return Data(examples, jnp.ones(rows), dict(extra or {}))
 
 
 def _present(data: Data) -> np.ndarray:
-    if not tree.is_concrete(data.present):
+    if not checks.is_concrete(data.present):
         raise TypeError("requests are built on the host: call this outside jit and vmap")
     rows = tree.leading_axis(data.train, "data.train")
     present = np.asarray(data.present)
     if present.shape != (rows,):
-        raise ValueError(f"data.present must have shape ({rows},), one entry a training row, got {present.shape}")
+        raise ValueError(f"data.present must have shape ({rows},), one entry per training row, got {present.shape}")
     return present > 0
 
 
@@ -92,18 +95,14 @@ def _stack(lists: Sequence[np.ndarray], capacity: int | None, targets: PyTree = 
         raise ValueError(f"capacity {capacity} is too small for a request of {largest} rows; pass at least {largest}, or None")
     indices = np.zeros((len(lists), capacity), np.int32)
     weights = np.zeros((len(lists), capacity), np.float32)
-    for lane, rows in enumerate(lists):
-        indices[lane, : len(rows)] = rows
-        weights[lane, : len(rows)] = 1
+    for place, rows in enumerate(lists):
+        indices[place, : len(rows)] = rows
+        weights[place, : len(rows)] = 1
     return ForgetRequest(jnp.asarray(indices), jnp.asarray(weights), targets)
 
 
 def bucket(size: int, capacities: Sequence[int] = CAPACITIES) -> int:
-    """Smallest capacity that holds `size` rows.
-
-    Raises:
-        ValueError: none does.
-    """
+    """Smallest capacity that holds `size` rows; ValueError if none does."""
     for capacity in sorted(capacities):
         if size <= capacity:
             return capacity
@@ -124,8 +123,8 @@ def from_indices(data: Data, rows: Iterable[Rows], *, capacity: int | None = Non
 
     Args:
         data: the training data, to check against.
-        rows: one list of row numbers a request.
-        capacity: slots a request; by default the smallest bucket that holds the largest one.
+        rows: one list of row numbers per request.
+        capacity: slots per request; by default the smallest bucket that holds the largest one.
 
     Returns:
         `ForgetRequest` with `indices` Int[R, capacity] and `weights` Float[R, capacity].
@@ -134,14 +133,12 @@ def from_indices(data: Data, rows: Iterable[Rows], *, capacity: int | None = Non
         ValueError: rows out of range, repeated, already removed, not integers; an empty list; a capacity too small.
 
     Example:
-        >>> import jax.numpy as jnp, jaxunlearn
-        >>> data = jaxunlearn.training_data(jnp.ones((5, 2)), jnp.zeros(5, int))
         >>> jaxunlearn.from_indices(data, [[0, 3], [4]]).indices.shape
         (2, 16)
     """
     present = _present(data)
     lists = _listed(rows, "row numbers")
-    return _stack([_checked(item, present, f"request {lane}") for lane, item in enumerate(lists)], capacity)
+    return _stack([_checked(item, present, f"request {place}") for place, item in enumerate(lists)], capacity)
 
 
 def from_classes(
@@ -151,15 +148,19 @@ def from_classes(
 
     Args:
         data: its `train.targets` must be one array of integer labels, shape [n].
-        classes: one list of labels a request, e.g. `[[0], [3, 8]]`.
+        classes: one list of labels per request, e.g. `[[0], [3, 8]]`.
         num_classes: width `c` of the multi-hot target; by default the largest label plus one.
         capacity: as in `from_indices`.
 
     Returns:
-        `ForgetRequest` whose `target` is Bool[R, c].
+        `ForgetRequest` with `indices` Int[R, capacity], `weights` Float[R, capacity] and `target` Bool[R, c].
 
     Raises:
         ValueError: labels that are not integers, unknown or repeated classes, an empty list, a capacity too small.
+
+    Example:
+        >>> jaxunlearn.from_classes(data, [[0], [1, 2]]).target.tolist()
+        [[True, False, False], [False, True, True]]
     """
     present = _present(data)
     labels = _labels(data.train.targets, len(present), "data.train.targets")
@@ -170,8 +171,8 @@ def from_classes(
     chosen = _listed(classes, "classes")
     lists = _rows_of(labels, present, known, chosen, "classes")
     multi_hot = np.zeros((len(chosen), width), bool)
-    for lane, wanted in enumerate(chosen):
-        multi_hot[lane, np.asarray(wanted)] = True
+    for place, wanted in enumerate(chosen):
+        multi_hot[place, np.asarray(wanted)] = True
     return _stack(lists, capacity, jnp.asarray(multi_hot))
 
 
@@ -181,11 +182,19 @@ def from_groups(data: Data, groups: Any, chosen: Iterable[Sequence[Any]], *, cap
     Args:
         data: the training data.
         groups: the group of every row, shape [n]; integers or strings.
-        chosen: one list of groups a request.
+        chosen: one list of groups per request.
         capacity: as in `from_indices`.
+
+    Returns:
+        `ForgetRequest` with `indices` Int[R, capacity] and `weights` Float[R, capacity].
 
     Raises:
         ValueError: unknown or repeated groups, a wrong number of rows, an empty list, a capacity too small.
+
+    Example:
+        >>> people = [f"person {row % 7}" for row in range(60)]
+        >>> int(jaxunlearn.from_groups(data, people, [["person 3"]]).weights.sum())
+        9
     """
     present = _present(data)
     groups = np.asarray(groups)
@@ -199,7 +208,7 @@ def from_attributes(data: Data, attributes: Iterable[Sequence[int]]) -> ForgetRe
 
     Args:
         data: its `extra["attributes"]` is Int[n, A].
-        attributes: one list of columns a request, e.g. `[[0], [1, 2]]`.
+        attributes: one list of columns per request, e.g. `[[0], [1, 2]]`.
 
     Returns:
         `ForgetRequest` of one empty slot whose `target` is Bool[R, A].
@@ -209,13 +218,13 @@ def from_attributes(data: Data, attributes: Iterable[Sequence[int]]) -> ForgetRe
 
     Example:
         >>> values = {"attributes": jnp.zeros((5, 3), int)}
-        >>> data = jaxunlearn.training_data(jnp.ones((5, 2)), jnp.zeros(5, int), extra=values)
-        >>> jaxunlearn.from_attributes(data, [[0], [1, 2]]).target.tolist()
+        >>> five_rows = jaxunlearn.training_data(jnp.ones((5, 2)), jnp.zeros(5, int), extra=values)
+        >>> jaxunlearn.from_attributes(five_rows, [[0], [1, 2]]).target.tolist()
         [[True, False, False], [False, True, True]]
     """
-    values: Any = data.extra.get("attributes")
+    values: Any = slots.ATTRIBUTES.get(data)
     if np.ndim(values) != 2:
-        raise ValueError("data.extra['attributes'] must be integers [n, A]: training_data(..., extra={'attributes': values})")
+        raise ValueError(f"data.extra['attributes'] must be integers [n, A], got shape {np.shape(values)}")
     columns = np.arange(values.shape[1])
     lists = _rows_of(columns, np.ones(columns.shape, bool), columns, _listed(attributes, "attributes"), "attributes")
     return _stack([np.zeros(0, int)] * len(lists), 1, jnp.asarray([np.isin(columns, wanted) for wanted in lists]))
@@ -232,22 +241,36 @@ def _labels(targets: Any, rows: int, name: str) -> np.ndarray:
 
 def _rows_of(values: np.ndarray, present: np.ndarray, known: np.ndarray, chosen: list, what: str) -> list[np.ndarray]:
     lists = []
-    for lane, wanted in enumerate(chosen):
+    for place, wanted in enumerate(chosen):
         wanted = np.asarray(wanted)
         if wanted.size == 0:
-            raise ValueError(f"request {lane} names no {what}: leave it out, or use empty_request()")
+            raise ValueError(f"request {place} names no {what}: leave it out, or use empty_request()")
         if np.unique(wanted).size < wanted.size:
-            raise ValueError(f"request {lane} names some {what} more than once: {wanted.tolist()}")
+            raise ValueError(f"request {place} names some {what} more than once: {wanted.tolist()}")
         unknown = wanted[~np.isin(wanted, known)]
         if unknown.size:
-            raise ValueError(f"request {lane}: no present row has {what} {_some(unknown)}; there are {_some(known)}")
+            raise ValueError(f"request {place}: no present row has {what} {_some(unknown)}; there are {_some(known)}")
         lists.append(np.flatnonzero(np.isin(values, wanted) & present))
     return lists
 
 
 def empty_request(capacity: int = 1) -> ForgetRequest:
-    """One request that asks for nothing; `retrain` with it is training."""
-    tree.require_count("capacity", capacity)
+    """One request that asks for nothing; `retrain` with it is training.
+
+    Args:
+        capacity: its slots, all unused.
+
+    Returns:
+        One `ForgetRequest`, `indices` Int[capacity].
+
+    Raises:
+        ValueError: a capacity that is not a positive integer.
+
+    Example:
+        >>> jaxunlearn.empty_request(3).weights.tolist()
+        [0.0, 0.0, 0.0]
+    """
+    checks.require_count("capacity", capacity)
     return ForgetRequest(jnp.zeros(capacity, jnp.int32), jnp.zeros(capacity))
 
 
@@ -259,30 +282,52 @@ class Bucket(NamedTuple):
 
 
 def buckets(data: Data, rows: Iterable[Rows], *, capacities: Sequence[int] = CAPACITIES) -> list[Bucket]:
-    """Group requests of very different sizes by capacity: one compiled program a bucket, little padding.
+    """Group requests of very different sizes by capacity: one compiled program per bucket, little padding.
+
+    Args:
+        data: the training data, to check against.
+        rows: one list of row numbers per request.
+        capacities: the sizes that a bucket may have.
+
+    Returns:
+        One `Bucket` per capacity that is in use, the smallest first: `positions` in the list, and stacked `requests`.
 
     Raises:
         ValueError: as `from_indices`, or no capacity is large enough.
+
+    Example:
+        >>> found = jaxunlearn.buckets(data, [range(40), [1], [2, 3]], capacities=(4, 64))
+        >>> [(bucket.positions, bucket.requests.indices.shape) for bucket in found]
+        [([1, 2], (2, 4)), ([0], (1, 64))]
     """
     present = _present(data)
-    lists = [_checked(item, present, f"request {lane}") for lane, item in enumerate(_listed(rows, "row numbers"))]
-    lanes: dict[int, list[int]] = {}
-    for lane, item in enumerate(lists):
-        lanes.setdefault(bucket(len(item), capacities), []).append(lane)
-    return [Bucket(group, _stack([lists[lane] for lane in group], capacity)) for capacity, group in sorted(lanes.items())]
+    lists = [_checked(item, present, f"request {place}") for place, item in enumerate(_listed(rows, "row numbers"))]
+    places: dict[int, list[int]] = {}
+    for place, item in enumerate(lists):
+        places.setdefault(bucket(len(item), capacities), []).append(place)
+    return [Bucket(group, _stack([lists[place] for place in group], capacity)) for capacity, group in sorted(places.items())]
 
 
 def merge(requests: ForgetRequest, *, capacity: int | None = None) -> ForgetRequest:
     """One request for everything that stacked requests ask for; what a service answers and publishes.
 
     Args:
-        requests: stacked, `indices` [R, k]. Rows that several of them name are taken once.
-        capacity: slots of the merged request.
+        requests: stacked, `indices` Int[R, k]. Rows that several of them name are taken once.
+        capacity: slots of the merged request; by default the smallest bucket that holds it.
 
     Returns:
         One `ForgetRequest` (no leading axis) whose target is the element-wise maximum of theirs.
+
+    Raises:
+        ValueError: one request instead of stacked ones; a capacity too small.
+        TypeError: inside `jit` or `vmap`.
+
+    Example:
+        >>> merged = jaxunlearn.merge(jaxunlearn.from_indices(data, [[1, 2], [2, 3]]))
+        >>> merged.indices[merged.weights > 0].tolist()
+        [1, 2, 3]
     """
-    if not tree.is_concrete(requests.indices):
+    if not checks.is_concrete(requests.indices):
         raise TypeError("merge works on the host: call it outside jit and vmap")
     if jnp.ndim(requests.indices) != 2:
         raise ValueError(f"merge takes stacked requests, indices of shape [R, k], got {jnp.shape(requests.indices)}")
@@ -295,7 +340,22 @@ def merge(requests: ForgetRequest, *, capacity: int | None = None) -> ForgetRequ
 
 
 def remove(data: Data, request: ForgetRequest) -> Data:
-    """Data without the rows of one request (`present` cleared); what a stream does after each answer. Pure."""
+    """Data without the rows of one request (`present` cleared); what a stream does after each answer. Pure.
+
+    Args:
+        data: the training data.
+        request: one request, `indices` Int[k]; rows that are gone already do not matter.
+
+    Returns:
+        `Data` with another `present`.
+
+    Raises:
+        ValueError: stacked requests.
+
+    Example:
+        >>> float(jaxunlearn.remove(data, request).present.sum())  # two of 60 rows
+        58.0
+    """
     if jnp.ndim(request.indices) != 1:
         raise ValueError(f"remove takes one request, got indices of shape {jnp.shape(request.indices)}; merge() them first")
-    return data._replace(present=risk.retain_weights(data, request))
+    return data._replace(present=sampling.retain_weights(data, request))

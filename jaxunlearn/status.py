@@ -20,7 +20,8 @@ class Status(IntEnum):
     INVALID_ROWS = 2
     NOTHING_RETAINED = 3
     NOT_CONVERGED = 4
-    NONFINITE = 5
+    STALE = 5
+    NONFINITE = 6
 
 
 MESSAGES: dict[Status, str] = {
@@ -29,6 +30,8 @@ MESSAGES: dict[Status, str] = {
     Status.INVALID_ROWS: "some requested rows are out of range, duplicated or no longer present; they were left out",
     Status.NOTHING_RETAINED: "the request removes every present row, so there was nothing to train on",
     Status.NOT_CONVERGED: "the solver stopped before it reached its tolerance",
+    Status.STALE: "what was prepared in data.extra belongs to other weights or other rows, and so does the result; run "
+    "jaxunlearn.prepare(unlearn)(variables, data, key) on the variables that you unlearn from",
     Status.NONFINITE: "the new weights hold NaN or inf; lower the learning rate or the weight of the forget loss",
 }
 
@@ -56,6 +59,11 @@ def check(result: Result, *, allow: Collection[Status] = ()) -> Result:
     Raises:
         UnlearningError: names the failing requests and what to do.
         TypeError: inside `jit` or `vmap`, where values are not known.
+
+    Example:
+        >>> result = jaxunlearn.output_perturbation(model, sigma=0.1)(variables, data, jaxunlearn.empty_request(), key)
+        >>> jaxunlearn.check(result, allow=[jaxunlearn.Status.EMPTY_REQUEST]) is result
+        True
     """
     if isinstance(result.status, Tracer):
         raise TypeError("check() reads values, so call it outside jit and vmap, on the returned Result")

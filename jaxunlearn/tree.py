@@ -1,23 +1,17 @@
-"""Checks and small operations on pytrees that every floor above shares."""
+"""Small operations on pytrees that every floor above shares."""
 
+import hashlib
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
-
-from jaxunlearn.types import Data, ForgetRequest, Variables
+from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
 Layers: TypeAlias = str | Callable[[str], bool]  # a regular expression to be found in a parameter's path, or a predicate
-
-
-def is_concrete(value: Any) -> bool:
-    """Whether a value can be checked now: tracers cannot."""
-    return not isinstance(value, Tracer)
 
 
 def leading_axis(tree: PyTree, what: str) -> int:
@@ -54,50 +48,6 @@ def matching(tree: PyTree, layers: Layers) -> PyTree:
     return jax.tree.map_with_path(lambda path, _: bool(names(path_of(path))), tree)
 
 
-def check_variables(variables: Variables) -> None:
-    """TypeError/ValueError unless `variables` is a `Variables` whose params are all real floating-point arrays."""
-    if not isinstance(variables, Variables):
-        raise TypeError(f"expected Variables(params, state), got {type(variables).__name__}; wrap your params in it")
-    leaves = jax.tree.leaves_with_path(variables.params)
-    if not leaves:
-        raise ValueError("variables.params has no leaves: there is nothing to unlearn")
-    wrong = [
-        f"{path_of(path)} ({jnp.result_type(leaf)})"
-        for path, leaf in leaves
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    ]
-    if wrong:
-        raise ValueError(f"variables.params must hold floating-point leaves only; move these to state: {', '.join(wrong)}")
-
-
-def check_key(key: PRNGKeyArray) -> None:
-    """TypeError unless `key` is one typed key whose draws are the same with and without `vmap`."""
-    if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
-        raise TypeError("expected a typed key: make it with jax.random.key(seed), not PRNGKey")
-    if jnp.ndim(key):
-        raise ValueError(f"expected one key, got an array of shape {jnp.shape(key)}; batched() takes one key a request")
-    if str(jax.random.key_impl(key)) in ("rbg", "unsafe_rbg"):
-        raise TypeError("rbg keys draw differently under vmap, so requests would not be reproducible; use threefry keys")
-
-
-def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> None:
-    """Everything about one call of a method that is static and can be wrong."""
-    check_variables(variables)
-    check_key(key)
-    rows = leading_axis(data.train, "data.train")
-    if jnp.shape(data.present) != (rows,):
-        raise ValueError(f"data.present must have shape ({rows},), one entry a training row, got {jnp.shape(data.present)}")
-    indices, weights = request.indices, request.weights
-    if not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
-        raise TypeError(f"request.indices must be integers, got {jnp.result_type(indices)}")
-    if jnp.ndim(indices) != 1:
-        raise ValueError(
-            f"expected one request of shape [k], got indices of shape {jnp.shape(indices)}; use batched() for many"
-        )
-    if jnp.shape(indices) != jnp.shape(weights):
-        raise ValueError(f"request.indices and request.weights differ in shape: {jnp.shape(indices)}, {jnp.shape(weights)}")
-
-
 def form_of(values: PyTree) -> dict[str, str]:
     """Shape and dtype of every leaf by its path, e.g. `{"Dense_0/kernel": "float32[4,8]"}`."""
     return {path_of(path): jax.typeof(leaf).str_short() for path, leaf in jax.tree.leaves_with_path(values)}
@@ -111,21 +61,67 @@ def differences(expected: PyTree, got: PyTree) -> str:
     return shown + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def check_same(before: Variables, after: Variables) -> None:
-    """ValueError unless a method keeps the tree, shapes and dtypes of its variables."""
-    if changes := differences(before, after):
-        raise ValueError(f"unlearned variables must keep the tree, shapes and dtypes of the trained ones: {changes}")
+def norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm of all leaves together, at least in float32; 0 without leaves."""
+    squares = [jnp.sum(jnp.square(jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32))))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 
-def check_range(name: str, value: Any, *, low: float, high: float = np.inf) -> None:
-    """ValueError if a hyper-parameter lies outside `[low, high]`; traced values are not checked."""
-    if is_concrete(value) and not bool(np.all((np.asarray(value) >= low) & (np.asarray(value) <= high))):
-        raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
+def digest(tree: PyTree) -> UInt32[Array, "2"]:
+    """64 bits that tell values apart, on the device: one pass over the leaves, equal with and without `jit` and `vmap`.
+
+    Bits, positions, paths, shapes and dtypes count. Good against mistakes, not against an adversary; `content_digest` is for
+    those.
+    """
+    total = jnp.zeros(2, jnp.uint32)
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        leaf = _canonical(leaf)
+        words = _words(leaf).ravel()
+        place = jax.lax.iota(jnp.uint32, words.size)
+        name = jnp.uint32(zlib.crc32(f"{path_of(path)} {jnp.shape(leaf)} {jnp.result_type(leaf)}".encode()))
+        found = _mixed(words ^ (place * jnp.uint32(0x9E3779B9) + name))
+        sums = jnp.stack([jnp.sum(found, dtype=jnp.uint32), jnp.sum(found * (2 * place + 1), dtype=jnp.uint32)])
+        total += _mixed(sums + name)
+    return total
 
 
-def require_count(name: str, value: Any, *, least: int = 1) -> None:
-    """ValueError unless a static size is an integer of at least `least`; TypeError if it is traced."""
-    if not is_concrete(value):
-        raise TypeError(f"{name} fixes shapes, so it cannot be traced; use active_steps for a number of steps that varies")
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+def _canonical(leaf: Any) -> jax.Array:
+    """NumPy arrays and Python numbers as JAX takes them by default, whether float64 is on or not."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    with jax.enable_x64(False):
+        return jnp.asarray(leaf)
+
+
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The finalizer of MurmurHash3: every bit of the input moves half of those of the output."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _words(leaf: Any) -> UInt32[Array, "..."]:
+    """The bits of an array as 32-bit words."""
+    x = jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else jnp.asarray(leaf)
+    if x.dtype == bool:
+        return x.astype(jnp.uint32)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return jnp.stack([_words(x.real), _words(x.imag)])
+    if x.dtype.itemsize < 4:
+        return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def content_digest(tree: PyTree) -> str:
+    """SHA-256 of paths, shapes, dtypes and bytes of all leaves, on the host; 64 hexadecimal digits.
+
+    Raises:
+        TypeError: inside `jit` or `vmap`, where values are not known.
+    """
+    found = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        host = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        found.update(f"{path_of(path)} {host.dtype} {host.shape};".encode())
+        found.update(np.ascontiguousarray(host).tobytes())
+    return found.hexdigest()

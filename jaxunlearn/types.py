@@ -19,14 +19,26 @@ class Examples(NamedTuple):
     targets: PyTree
 
 
-class Data(NamedTuple):
-    """Everything a method may read, stored once for all requests."""
+_OWN: Any = object()  # stands for a new dictionary: a default one would be shared by all
 
+
+class _Data(NamedTuple):
     train: Examples
     present: Float[jax.Array, "n"]  # 1 while a row is part of the training set, 0 once it was removed
-    extra: dict[
-        str, PyTree
-    ] = {}  # replace it, never write into it; held-out rows ("validation"), prepared factors, moments, importances
+    extra: dict[str, PyTree]  # see `jaxunlearn.slots`
+
+
+class Data(_Data):
+    """Everything a method may read, stored once for all requests.
+
+    `extra` holds what is neither a row nor a request: what `jaxunlearn.prepare` computes once, attributes of rows, and what
+    the caller's own methods read. Every key is a slot of `jaxunlearn.slots`; put and get through it.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, train: Any, present: Any, extra: Any = _OWN):
+        return super().__new__(cls, train, present, {} if extra is _OWN else extra)
 
 
 class Variables(NamedTuple):
@@ -44,12 +56,19 @@ class ForgetRequest(NamedTuple):
     target: PyTree = ()  # what the request is about: multi-hot classes Bool[c], an attribute, a concept
 
 
-class Outputs(NamedTuple):
-    """What a forward pass returns."""
-
+class _Outputs(NamedTuple):
     logits: jax.Array
-    features: dict[str, jax.Array] = {}  # named intermediate representations, e.g. "penultimate" [b, D]
-    state: PyTree = ()  # the moved `Variables.state` after a pass with `train=True`
+    features: dict[str, jax.Array]  # named intermediate representations, e.g. "penultimate" [b, D]
+    state: PyTree  # the moved `Variables.state` after a pass with `train=True`
+
+
+class Outputs(_Outputs):
+    """What a forward pass returns: `Outputs(logits, features={}, state=())`."""
+
+    __slots__ = ()
+
+    def __new__(cls, logits: Any, features: Any = _OWN, state: Any = ()):
+        return super().__new__(cls, logits, {} if features is _OWN else features, state)
 
 
 class Forward(Protocol):
@@ -75,19 +94,29 @@ class Model(NamedTuple):
     """A user's model as functions; only `forward` and `loss` are required."""
 
     forward: Forward
-    loss: ExampleLoss  # unreduced: one value a row
+    loss: ExampleLoss  # unreduced: one value per row
     init: Callable[[PRNGKeyArray], Variables] | None = None  # fresh weights, needed by `retrain`
     head: Head | None = None
     regularizer: Callable[[PyTree], jax.Array] | None = None  # weight decay that was part of the training objective
 
 
-class Result(NamedTuple):
-    """What every method returns; under `vmap` each leaf gains the request axis."""
-
+class _Result(NamedTuple):
     variables: Variables  # tree, shapes and dtypes of the variables that went in
-    status: Int[jax.Array, ""]  # see `jaxunlearn.Status`; 0 is ok
+    status: Int[jax.Array, ""]  # see `jaxunlearn.Status`; 0 is OK
     stats: dict[str, jax.Array]
-    extra: dict[str, PyTree] = {}  # what a stream must carry on; its entries replace those of `Data.extra`
+    extra: dict[str, PyTree]  # what a stream must carry on; its entries replace those of `Data.extra`
+
+
+class Result(_Result):
+    """What every method returns: `Result(variables, status=0, stats={}, extra={})`.
+
+    Under `vmap` every leaf gains the request axis.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, variables: Any, status: Any = 0, stats: Any = _OWN, extra: Any = _OWN):
+        return super().__new__(cls, variables, status, {} if stats is _OWN else stats, {} if extra is _OWN else extra)
 
 
 class UnlearnFn(Protocol):
@@ -105,11 +134,17 @@ class Weighted(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one step of an iterative method sees."""
+    """What one step of an iterative method sees; the loop fills in `step` and `num_steps`."""
 
     forget: Weighted
     retain: Weighted
-    phase: int | Int[jax.Array, ""] = 0  # which of a method's alternating phases this step belongs to
+    step: int | Int[jax.Array, ""] = 0  # counted from 0
+    num_steps: int | Int[jax.Array, ""] = 1  # length of the run
+
+    @property
+    def progress(self) -> Any:
+        """`step / num_steps`, the part of the run that is over: Float[] in [0, 1)."""
+        return self.step / self.num_steps
 
 
 class BatchSizes(NamedTuple):
@@ -138,15 +173,26 @@ class Sampler(Protocol):
 
 
 OnEmpty: TypeAlias = Literal["identity", "finetune", "train"]
+Prepare: TypeAlias = Callable[[Variables, Data, PRNGKeyArray], Data]
+
+
+class View(NamedTuple):
+    """What a run draws its batches from, where that is not the training rows themselves, e.g. their features."""
+
+    data: Data
+    request: ForgetRequest  # in the numbering of `data`
+    status: int | Int[jax.Array, ""] = 0
 
 
 class Unlearner(NamedTuple):
-    """The stepwise form of an iterative method; `jaxunlearn.iterate` and `jaxunlearn.feed` run it.
+    """An iterative method, one step at a time; `jaxunlearn.iterate` and `jaxunlearn.feed` run it.
 
     `init(variables, data, request, key) -> (context, state)`: the context is read-only for the run
     (teacher, masks, moved labels) and never carried. `step(state, context, batch, key) -> (state, stats)`.
     `finalize(state, context) -> Variables`. `on_empty` says what an empty request gets: the variables
     unchanged (`identity`) or whatever the steps do with the retain set alone (`finetune`, `train`).
+    `view(variables, data, request, context) -> View` replaces the rows that `iterate` samples.
+    `prepare` makes what `init` reads in `Data.extra`, see `jaxunlearn.prepare`.
     """
 
     init: Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], tuple[Any, Any]]
@@ -154,3 +200,5 @@ class Unlearner(NamedTuple):
     finalize: Callable[[Any, Any], Variables]
     sample: Sampler
     on_empty: OnEmpty = "identity"
+    view: Callable[[Variables, Data, ForgetRequest, Any], View] | None = None
+    prepare: Prepare | None = None

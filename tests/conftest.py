@@ -1,9 +1,12 @@
 """Eight faked devices, for the tests that need a mesh, and quick compilation: most programs here run once."""
 
+import gc
 import os
 from importlib.metadata import version
 
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if version("jaxlib").startswith("0.10."):  # an unknown flag would end the process, and later versions are not known to have it
-    flags.append("--xla_cpu_use_fusion_emitters=false")
+if version("jaxlib").startswith("0.10."):  # an unknown flag would end the process; later versions may not have them
+    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # no source lines inside compiled programs; errors keep theirs
+gc.set_threshold(50_000)  # tracing makes many small objects that live long

@@ -18,15 +18,16 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401  paid for before the forks
 
 import jaxunlearn as ju
-from jaxunlearn import journal
 from jaxunlearn.certificates.certificate import Assumption, Certificate
 from jaxunlearn.certificates.publish import publish
-from jaxunlearn.ledger import Ledger, data_fingerprint, fingerprint
+from jaxunlearn.service import journal
+from jaxunlearn.service.ledger import Ledger, data_fingerprint, fingerprint
 
 IDS = ["ada", "bob", "ada", "cyd", "dan", "eve"]  # two rows are Ada's
 ROWS = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
 TARGETS = np.array([0.5, -1.0, 2.0, 0.25, 1.5, -0.5], np.float32)
 SALT = b"sixteen bytes and more"
+OURS = tuple(f"jaxunlearn.service.{name}" for name in ("journal", "archive", "register", "ledger"))  # what writes to disk
 
 
 def moments(rows, targets):
@@ -149,7 +150,7 @@ def arm(kill_at, tear):
 
         def operation(*arguments, **options):
             caller = sys._getframe(1)
-            ours = caller.f_globals["__name__"] in ("jaxunlearn.journal", "jaxunlearn.ledger")
+            ours = caller.f_globals["__name__"] in OURS
             tree = "sync_tree" in (caller.f_code.co_name, getattr(caller.f_back, "f_code", caller.f_code).co_name)
             again = tree and operations[-1] == "fsync a tree"  # one file is like the other
             if (ours and not again) or name in ("rename", "replace"):  # and where orbax makes a checkpoint final

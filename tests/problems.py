@@ -9,14 +9,23 @@ import numpy as np
 import optax
 
 import jaxunlearn as ju
-from jaxunlearn import convex, curvature, features
-from jaxunlearn.closed_form import amnesiac, lfssd, ssd
+from jaxunlearn import convex, heads
+from jaxunlearn.sampling import retain_weights
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
 
 
 def blobs(rows=NUM_ROWS, seed=0):
-    """Gaussian blobs, one a class, with a validation set of the same law in `extra`."""
+    """Gaussian blobs, one per class."""
+    return ju.training_data(*_draws(seed, rows)[0])
+
+
+def held_out(rows=NUM_ROWS, seed=0):
+    """Twenty rows more of the same law as `blobs`."""
+    return ju.Examples(*map(jnp.asarray, _draws(seed, rows)[1]))
+
+
+def _draws(seed, rows):
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(NUM_CLASSES, NUM_FEATURES)) * 2
 
@@ -24,7 +33,7 @@ def blobs(rows=NUM_ROWS, seed=0):
         labels = rng.integers(0, NUM_CLASSES, count)
         return (centres[labels] + rng.normal(size=(count, NUM_FEATURES))).astype(np.float32), labels.astype(np.int32)
 
-    return ju.training_data(*draw(rows), extra={"validation": ju.Examples(*map(jnp.asarray, draw(20)))})
+    return draw(rows), draw(20)
 
 
 def forward(variables, inputs, *, train=False, key=None):
@@ -111,11 +120,24 @@ def normalized_network():
     return ju.Model(predict, ju.losses.cross_entropy, start)
 
 
+def nudge():
+    """A finished method that depends on all it is given and compiles at once; for tests of what methods are put into."""
+
+    def update(variables, data, request, key):
+        forget, retained = ju.forget_rows(data, request), retain_weights(data, request)[:, None]
+        gone = jnp.sum(forget.examples.inputs * forget.weights[:, None])
+        kept = jnp.sum(jnp.where(retained > 0, data.train.inputs, 0))
+        shift = 0.01 * gone - 0.001 * kept + jax.random.uniform(key)
+        return ju.Result(jax.tree.map(lambda w: 0.9 * w + 0.1 * shift, variables), stats={"shift": shift})
+
+    return ju.one_shot(update)
+
+
 PROBLEM = convex.softmax(0.05, NUM_CLASSES)
 
-# What a method needs besides model or problem, optimizer and loop; a function where it depends on the model.
+# What a method needs besides model or problem and optimizer; a function where it depends on the model.
 OPTIONS = {
-    "certified_newton_step": {"convexity": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
+    "stochastic_newton": {"damping": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
     "cf_k": {"layers": "head"},
     "attribute_unlearning": {"num_values": 2},
     "affine_representation_unlearning": {"beta": 0.1},
@@ -123,14 +145,14 @@ OPTIONS = {
     "descent_to_delete": {"steps": 3, "row_norm": 10.0},
     "influence": {"damping": 0.1},
     "newton": {"damping": 0.1},
-    "ntk_forgetting": {"decay": 1.0, "rtol": 1e-5},
+    "ntk_forgetting": {"weight_decay": 1.0, "rtol": 1e-5},
     "ssd": {"alpha": 1.5},
     "lfssd": {"alpha": 1.2},
     "lcodec": {"damping": 0.1, "draws": 30, "rtol": 1e-5},
-    "woodfisher": {"damping": 0.1, "rtol": 1e-5},
+    "woodfisher": {"damping": 0.1, "block_size": 24, "chunk": 16},
     "eu_k": {"layers": "head"},
     "oracle_matching": lambda model: {
-        "oracle": ju.retrain(model, optax.sgd(0.1), num_steps=2, batch_size=4),
+        "oracle": ju.iterate(ju.retrain(model, optax.sgd(0.1)), num_steps=2, batch_size=4),
         "num_oracles": 2,
     },
     "output_perturbation": {"sigma": 0.1},
@@ -149,15 +171,18 @@ def parameters_of(name):
     return inspect.signature(ju.METHODS[name].factory).parameters
 
 
+def takes_optimizer(name):
+    """Whether a method has steps, so that it needs `iterate`."""
+    return "optimizer" in parameters_of(name)
+
+
 def method(name, model, optimizer=None, *, num_steps=4, batch_size=4, **options):
-    """A method of the catalogue, by default with plain SGD; those for convex problems take PROBLEM instead of the model."""
-    factory, needed = ju.METHODS[name].factory, OPTIONS.get(name, {})
+    """A finished method of the catalogue, by default with plain SGD; those for convex problems take PROBLEM."""
+    card, needed = ju.METHODS[name], OPTIONS.get(name, {})
     options = {**(needed(model) if callable(needed) else needed), **options}
-    if "problem" in parameters_of(name):
-        return factory(PROBLEM, **options)
-    if "num_steps" not in parameters_of(name):
-        return factory(model, **options)
-    return factory(model, optimizer or optax.sgd(0.1), num_steps=num_steps, batch_size=batch_size, **options)
+    if not takes_optimizer(name):
+        return card.factory(PROBLEM if card.takes == "problem" else model, **options)
+    return ju.iterate(card.factory(model, optimizer or optax.sgd(0.1), **options), num_steps, batch_size=batch_size)
 
 
 def model_of(name):
@@ -167,7 +192,7 @@ def model_of(name):
 
 def trained(name, dtype=jnp.float32):
     """Variables for a method to start from."""
-    variables = fitted() if "problem" in parameters_of(name) else model_of(name).init(jax.random.key(1))
+    variables = fitted() if ju.METHODS[name].takes == "problem" else model_of(name).init(jax.random.key(1))
     if name == "refit":  # starts afresh, which shows only where it does not start at the optimum
         variables = jax.tree.map(jnp.ones_like, variables)
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), dtype), variables)
@@ -183,24 +208,17 @@ def fitted():
 @cache
 def recorded():
     """`blobs` with what methods read besides: updates of a training of `network`, the factorisation of `fitted`, curvatures."""
-    data = blobs()
-    key = jax.random.key(3)
-    train = jax.jit(amnesiac.record(network(), optax.sgd(0.1), num_steps=12, batch_size=4))
+    data, key = blobs(), jax.random.key(3)
+    train = jax.jit(ju.record(network(), optax.sgd(0.1), num_steps=12, batch_size=4))
     done = train(network().init(key), data, ju.empty_request(), key)
     data = jax.jit(convex.prepare(PROBLEM))(fitted(), data, key)
-    start = trained("influence")
-    for prepare in (
-        curvature.prepare(curvature.ekfac(network())),
-        curvature.prepare(curvature.diagonal(network()), name="fisher_diagonal"),
-        ssd.prepare(network()),
-        lfssd.prepare(network()),
-    ):
-        data = jax.jit(prepare)(start, data, key)
-    found = jax.jit(features.prepare(headed()))(trained("representation_unlearning"), data, key)
+    for name in ("influence", "fisher_forgetting", "ssd", "lfssd"):
+        data = jax.jit(ju.prepare(method(name, network())))(trained(name), data, key)
+    found = jax.jit(heads.prepare(headed()))(trained("representation_unlearning"), data, key)
     # features themselves are left to the methods, so that it shows what they read
     attributes = jnp.arange(2 * NUM_ROWS).reshape(NUM_ROWS, 2) // 3 % 2
-    data = data._replace(extra={**data.extra, "moments": found.extra["moments"], "attributes": attributes})
-    return data._replace(extra={**data.extra, **done.extra}), done.variables
+    extra = {**data.extra, **done.extra, "moments": found.extra["moments"]}
+    return ju.slots.ATTRIBUTES.put(data._replace(extra=extra), attributes), done.variables
 
 
 def distance(first, second):

@@ -1,119 +1,158 @@
 """Batched and streamed answers; what is equal for every method stands in the contract tests."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 import jaxunlearn as ju
-from tests.problems import blobs, distance, lane, network
+from tests.problems import NUM_FEATURES, blobs, distance, lane, network, nudge
 
-DATA = blobs()
+DATA, NUDGE = blobs(), nudge()
 KEYS = jax.random.split(jax.random.key(0), 3)
+REQUEST = lane(ju.from_indices(DATA, [[1, 2]]), 0)
+REQUESTS = ju.from_indices(DATA, [[1], [2], [3]])
+ORIGINALS = jax.vmap(network().init)(KEYS)
+VARIABLES = lane(ORIGINALS, 0)
+
+
+def trainer(**options):
+    return ju.iterate(ju.gradient_difference(network(), optax.sgd(0.1)), num_steps=3, batch_size=4, **options)
 
 
 @pytest.fixture(scope="module")
-def originals():
-    return jax.vmap(network().init)(KEYS)
-
-
-def method():
-    return ju.gradient_difference(network(), optax.sgd(0.1), num_steps=3, batch_size=4)
+def single():
+    return jax.jit(NUDGE)
 
 
 @pytest.mark.parametrize("chunk", [None, 2, 3])
-def test_other_axes_serve_several_originals_and_tenants(originals, chunk):
-    request = lane(ju.from_indices(DATA, [[1, 2]]), 0)
-    many = jax.jit(ju.batched(method(), in_axes=(0, None, None, 0), chunk=chunk))(originals, DATA, request, KEYS)
-    single = jax.jit(method())
+def test_other_axes_serve_several_originals_and_tenants(single, chunk):
+    many = jax.jit(ju.batched(NUDGE, in_axes=(0, None, None, 0), chunk=chunk))(ORIGINALS, DATA, REQUEST, KEYS)
     for position in range(3):
-        alone = single(lane(originals, position), DATA, request, KEYS[position])
+        alone = single(lane(ORIGINALS, position), DATA, REQUEST, KEYS[position])
         assert distance(alone.variables, lane(many.variables, position)) < 1e-6
     present = jnp.ones((3, 60)).at[0, 30:].set(0)
-    tenants = jax.jit(ju.batched(method(), in_axes=(0, ju.Data(None, 0, None), None, 0), chunk=chunk))
-    apart = tenants(originals, DATA._replace(present=present), request, KEYS)
+    tenants = jax.jit(ju.batched(NUDGE, in_axes=(0, ju.Data(None, 0, None), None, 0), chunk=chunk))
+    apart = tenants(ORIGINALS, DATA._replace(present=present), REQUEST, KEYS)
     assert distance(lane(apart.variables, 1), lane(many.variables, 1)) < 1e-6
+    alone = single(VARIABLES, DATA._replace(present=present[0]), REQUEST, KEYS[0])
+    assert distance(lane(apart.variables, 0), alone.variables) < 1e-6
     assert distance(lane(apart.variables, 0), lane(many.variables, 0)) > 1e-4
 
 
-def test_a_sweep_is_one_more_vmap(originals):
-    variables = lane(originals, 0)
+def test_a_sweep_is_one_more_vmap():
     requests = ju.from_indices(DATA, [[1, 2], [3]])
 
     def at(learning_rate, alpha):
-        unlearn = ju.gradient_difference(network(), optax.sgd(learning_rate), num_steps=3, batch_size=4, alpha=alpha)
-        return ju.batched(unlearn)(variables, DATA, requests, KEYS[:2])
+        method = ju.gradient_difference(network(), optax.sgd(learning_rate), alpha=alpha)
+        return ju.batched(ju.iterate(method, num_steps=3, batch_size=4))(VARIABLES, DATA, requests, KEYS[:2])
 
     rates, alphas = jnp.array([0.01, 0.1, 0.5]), jnp.array([0.9, 0.95, 1.0])
     swept = jax.jit(jax.vmap(at))(rates, alphas)
-    for position in range(3):
-        fixed = at(float(rates[position]), float(alphas[position]))
-        assert distance(lane(swept.variables, position), fixed.variables) < 1e-5
+    fixed = jax.jit(lambda: at(0.1, 0.95))()  # constants of the program
+    assert distance(lane(swept.variables, 1), fixed.variables) < 1e-5
+    traced = jax.jit(at)
+    for position in (0, 2):
+        assert distance(lane(swept.variables, position), traced(rates[position], alphas[position]).variables) < 1e-5
 
 
-def test_memory_grows_with_parameters_and_not_with_rows(originals):
-    variables = lane(originals, 0)
-    requests = ju.from_indices(DATA, [[i] for i in range(32)])
-    keys = jax.random.split(KEYS[0], 32)
-
-    def temporary_bytes(rows):
-        data = blobs(rows)
-        compiled = jax.jit(ju.batched(method(), chunk=32)).lower(variables, data, requests, keys).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    small, large = temporary_bytes(1_000), temporary_bytes(101_000)
-    assert large - small < 100_000 * 4 * 4  # a few shared vectors of n entries, not 32 of them
+@cache
+def temporary_bytes(rows, chunk):
+    """What the compiled answer to 32 requests holds at once besides its arguments and results."""
+    data = ju.Data(
+        ju.Examples(jax.ShapeDtypeStruct((rows, NUM_FEATURES), jnp.float32), jax.ShapeDtypeStruct((rows,), jnp.int32)),
+        jax.ShapeDtypeStruct((rows,), jnp.float32),
+    )
+    requests, keys = ju.from_indices(DATA, [[i] for i in range(32)]), jax.random.split(KEYS[0], 32)
+    compiled = jax.jit(ju.batched(trainer(), chunk=chunk)).lower(VARIABLES, data, requests, keys).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_chunks_bound_memory(originals):
-    variables = lane(originals, 0)
-    requests = ju.from_indices(DATA, [[i] for i in range(32)])
-    keys = jax.random.split(KEYS[0], 32)
-
-    def temporary_bytes(chunk):
-        compiled = jax.jit(ju.batched(method(), chunk=chunk)).lower(variables, DATA, requests, keys).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    assert temporary_bytes(2) < temporary_bytes(32) / 3
+def test_memory_grows_with_parameters_and_not_with_rows():
+    assert temporary_bytes(100_060, 32) - temporary_bytes(60, 32) < 100_000 * 4 * 4  # a few vectors [n], not 32 of them
 
 
-def test_streams_say_which_rows_came_twice(originals):
+def test_chunks_bound_memory():
+    assert temporary_bytes(60, 2) < temporary_bytes(60, 32) / 3
+
+
+def test_streams_say_which_rows_came_twice(single):
     requests = ju.from_indices(DATA, [[1, 2], [2, 3], [1, 2]])
-    result = jax.jit(ju.streamed(method()))(lane(originals, 0), DATA, requests, KEYS)
+    result = jax.jit(ju.streamed(NUDGE))(VARIABLES, DATA, requests, KEYS)
     assert result.status.tolist() == [ju.Status.OK, ju.Status.INVALID_ROWS, ju.Status.INVALID_ROWS]
     assert jnp.flatnonzero(result.extra["present"] == 0).tolist() == [1, 2, 3]
-    assert result.stats["loss"].shape == (3, 3)
+    assert result.stats["shift"].shape == (3,)
+    current, variables = DATA, VARIABLES
+    for position in range(3):
+        one = lane(requests, position)
+        variables, current = single(variables, current, one, KEYS[position]).variables, ju.remove(current, one)
+    assert distance(result.variables, variables) < 1e-6
 
 
-def test_streams_carry_what_a_method_hands_on(originals):
-    def counting(variables, data, request, key):
-        return ju.Result(variables, jnp.int32(0), {"seen": data.extra["count"]}, {"count": data.extra["count"] + 1})
+def counting(variables, data, request, key):
+    count = ju.slots.USER.get(data)
+    return ju.Result(variables, jnp.int32(0), {"seen": count}, {"user": count + 1})
 
-    variables, requests = lane(originals, 0), ju.from_indices(DATA, [[1], [2], [3]])
-    ready = DATA._replace(extra={"count": jnp.int32(5)})
-    result = ju.streamed(counting)(variables, ready, requests, KEYS)
+
+def test_streams_carry_what_a_method_hands_on():
+    ready = ju.slots.USER.put(DATA, jnp.int32(5))
+    result = ju.streamed(counting)(VARIABLES, ready, REQUESTS, KEYS)
     assert result.stats["seen"].tolist() == [5, 6, 7]
-    assert int(result.extra["count"]) == 8
-    with pytest.raises(ValueError, match=r"put the first in data\.extra"):
-        ju.streamed(lambda v, d, r, k: ju.Result(v, jnp.int32(0), {}, {"count": jnp.int32(0)}))(variables, DATA, requests, KEYS)
+    assert int(result.extra["user"]) == 8
+    with pytest.raises(ValueError, match=r"carries \['user'\].*put the first in data\.extra"):
+        ju.streamed(lambda v, d, r, k: ju.Result(v, jnp.int32(0), {}, {"user": jnp.int32(0)}))(VARIABLES, DATA, REQUESTS, KEYS)
 
 
-def test_bad_calls_are_refused(originals):
-    variables, requests = lane(originals, 0), ju.from_indices(DATA, [[1], [2], [3]])
+def test_the_end_of_a_stream_is_where_the_next_request_starts():
+    ready = ju.slots.USER.put(DATA, jnp.int32(5))
+    result, left = ju.end_of_stream(ju.streamed(counting)(VARIABLES, ready, REQUESTS, KEYS), ready)
+    assert (int(result.stats["seen"]), int(result.extra["user"]), int(ju.slots.USER.get(left))) == (7, 8, 8)
+    assert jnp.flatnonzero(left.present == 0).tolist() == [1, 2, 3]
+    assert int(ju.check(result).status) == ju.Status.OK
+
+
+def test_bad_calls_are_refused():
     with pytest.raises(ValueError, match="same leading axis"):
-        ju.batched(method())(variables, DATA, requests, KEYS[:2])
+        ju.batched(NUDGE)(VARIABLES, DATA, REQUESTS, KEYS[:2])
     with pytest.raises(ValueError, match="same leading axis"):
-        ju.streamed(method())(variables, DATA, requests, KEYS[:2])
+        ju.streamed(NUDGE)(VARIABLES, DATA, REQUESTS, KEYS[:2])
     with pytest.raises(ValueError, match="chunk must be an integer of at least 1"):
-        ju.batched(method(), chunk=0)
+        ju.batched(NUDGE, chunk=0)
     with pytest.raises(ValueError, match="in_axes takes 0"):
-        ju.batched(method(), in_axes=(None, None, 1, 0))(variables, DATA, requests, KEYS)
+        ju.batched(NUDGE, in_axes=(None, None, 1, 0))(VARIABLES, DATA, REQUESTS, KEYS)
     with pytest.raises(ValueError, match="in_axes maps nothing"):
-        ju.batched(method(), in_axes=(None, None, None, None))(variables, DATA, requests, KEYS)
+        ju.batched(NUDGE, in_axes=(None, None, None, None))(VARIABLES, DATA, REQUESTS, KEYS)
 
 
-def test_arguments_may_hold_none(originals):
-    variables, requests = lane(originals, 0), ju.from_indices(DATA, [[1], [2], [3]])
-    with_none = DATA._replace(extra={"nothing": None})
-    result = jax.jit(ju.batched(method()))(variables, with_none, requests, KEYS)
-    assert distance(result.variables, jax.jit(ju.batched(method()))(variables, DATA, requests, KEYS).variables) == 0
+@pytest.mark.parametrize("options", [{}, {"chunk": 2}, {"mesh": "all"}])
+def test_an_unlearner_is_told_from_a_finished_method(options):
+    options = {"mesh": ju.request_mesh()} if "mesh" in options else options
+    stepwise = ju.finetune(network(), optax.sgd(0.1))
+    with pytest.raises(TypeError, match=r"this is an Unlearner.*write batched\(jaxunlearn\.iterate\(unlearner, num_steps=100"):
+        ju.batched(stepwise, **options)
+    with pytest.raises(TypeError, match=r"this is an Unlearner.*write streamed\(jaxunlearn\.iterate\(unlearner, num_steps=100"):
+        ju.streamed(stepwise)
+    for call in (ju.batched, ju.streamed):
+        with pytest.raises(TypeError, match=r"takes a function .* got Model"):
+            call(network())
+
+
+@pytest.mark.parametrize("loop", ["iterate", "feed"])
+def test_a_finished_method_is_told_from_an_unlearner(loop):
+    def call(method):
+        if loop == "iterate":
+            return ju.iterate(method, 3, batch_size=4)
+        return ju.feed(method, VARIABLES, None, REQUEST, KEYS[0], num_steps=1)
+
+    with pytest.raises(TypeError, match=rf"{loop} takes an Unlearner.*a finished method needs no loop: call it"):
+        call(trainer())
+    with pytest.raises(TypeError, match=rf"{loop} takes an Unlearner.*see jaxunlearn\.descend"):
+        call("scrub")
+
+
+def test_arguments_may_hold_none(single):
+    with_none = ju.slots.USER.put(DATA, {"nothing": None})
+    result = jax.jit(ju.batched(NUDGE))(VARIABLES, with_none, REQUESTS, KEYS)
+    assert distance(lane(result.variables, 2), single(VARIABLES, DATA, lane(REQUESTS, 2), KEYS[2]).variables) == 0

@@ -13,6 +13,7 @@ import jaxunlearn as ju
 
 RNG = np.random.default_rng(0)
 FIRST, SECOND = RNG.normal(size=(2, 5, 3)).astype(np.float32) * 3
+TEMPERATURE = 0.7
 
 
 def test_cross_entropy():
@@ -42,6 +43,94 @@ def test_jensen_shannon():
     assert np.allclose(apart, np.log(2), atol=1e-6)
     certain = jnp.array([[0.0, -jnp.inf]])
     assert ju.losses.jensen_shannon(certain, certain).tolist() == [0.0]
+
+
+def rows_of(count, width=5):
+    rows = RNG.normal(size=(count, width))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def by_hand(z, y, others, labels, weights, denominator):
+    """The loss row by row, and its slope in z, in NumPy."""
+    values, slopes = [], []
+    for row, label in zip(z, y, strict=True):
+        same, different = others[(labels == label) & (weights > 0)], others[(labels != label) & (weights > 0)]
+        pull = (different @ row / TEMPERATURE).mean()
+        slope = -different.mean(0) / TEMPERATURE
+        scale = (len(same) + len(different)) / len(different) if denominator == "official" else 1
+        if len(same):
+            terms = np.exp(same @ row / TEMPERATURE)
+            push = np.log(terms.sum())
+            slope = slope + scale * (terms / terms.sum()) @ same / TEMPERATURE
+        else:
+            push = np.log(len(different))
+        values.append(scale * push - pull)
+        slopes.append(slope)
+    return np.array(values), np.array(slopes)
+
+
+@pytest.mark.parametrize("denominator", ["paper", "official"])
+@pytest.mark.parametrize("form", ["class", "sample"])
+def test_contrast_and_its_slope_have_their_closed_form(denominator, form):
+    z, others = rows_of(4), rows_of(9)
+    y, labels = np.array([0, 1, 2, 0]), np.array([0, 0, 1, 1, 2, 2, 3, 3, 0])
+    if form == "class":  # nobody is of the class that is forgotten
+        y, labels = np.zeros(4, int), np.array([1, 1, 1, 2, 2, 2, 3, 3, 3])
+    weights = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0.0])
+    with jax.enable_x64(True):
+        arguments = tuple(map(jnp.asarray, (y, others, labels, weights)))
+
+        def mean(z):
+            values = ju.losses.class_contrast(z, *arguments, temperature=TEMPERATURE, denominator=denominator)
+            return values.mean(), values
+
+        slopes, values = jax.jit(jax.grad(mean, has_aux=True))(jnp.asarray(z))
+    expected, expected_slopes = by_hand(z, y, others, labels, weights, denominator)
+    np.testing.assert_allclose(values, expected, atol=1e-12)
+    np.testing.assert_allclose(slopes, expected_slopes / 4, atol=1e-12)
+    if form == "class":
+        np.testing.assert_allclose(slopes, np.tile(-others[:7].mean(0) / (4 * TEMPERATURE), (4, 1)), atol=1e-12)
+
+
+def test_slopes_reach_the_retained_rows_too():
+    z, others, weights = rows_of(1), rows_of(3), jnp.ones(3)
+    slope = jax.jit(
+        jax.grad(lambda others: ju.losses.class_contrast(z, jnp.array([0]), others, jnp.array([1, 2, 1]), weights)[0])
+    )(others)
+    np.testing.assert_allclose(slope, np.tile(-z / 3, (3, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights"), [([1, 1, 2], [1, 1, 1]), ([0, 0, 0], [1, 1, 1]), ([0, 1, 2], [0, 0, 0]), ([0, 0, 1], [0, 0, 1])]
+)
+def test_absent_classes_give_no_inf_and_no_nan(labels, weights):
+    for denominator in ("paper", "official"):
+
+        def mean(both, denominator=denominator):
+            z, others = map(ju.losses.unit_rows, both)
+            labelled = (jnp.zeros(2, int), others, jnp.array(labels), jnp.array(weights))
+            return ju.losses.class_contrast(z, *labelled, denominator=denominator).sum()
+
+        value, slopes = jax.jit(jax.value_and_grad(mean))((jnp.zeros((2, 4)).at[0].set(3.0), jnp.eye(3, 4)))
+        assert np.isfinite(value)
+        assert all(bool(jnp.all(jnp.isfinite(x))) for x in slopes)
+        if not any(weights) or labels == [0, 0, 0]:
+            assert value == 0
+            assert not any(bool(jnp.any(x)) for x in slopes)
+
+
+def test_unit_rows():
+    rows = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32).at[1].set(0)
+    units = ju.losses.unit_rows(rows)
+    np.testing.assert_allclose(jnp.linalg.norm(units, axis=1), [1, 0, 1], atol=1e-6)
+    slopes = jax.jit(jax.jacobian(ju.losses.unit_rows))(rows)
+    assert not jnp.any(slopes[1])
+    assert bool(jnp.all(jnp.isfinite(slopes)))
+
+
+def test_an_unknown_denominator_is_refused():
+    with pytest.raises(ValueError, match='must be "paper" or "official"'):
+        ju.losses.class_contrast(jnp.eye(2), jnp.arange(2), jnp.eye(2), jnp.arange(2), jnp.ones(2), denominator="code")
 
 
 def test_ascend_climbs_what_the_optimizer_descends():

@@ -1,13 +1,19 @@
-"""The package as a whole: floors, imports, catalogue, documents, wheel."""
+"""The package as a whole: floors, sizes, names, documents, wheel."""
 
 import ast
 import doctest
 import importlib
+import inspect
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import zipfile
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -16,51 +22,113 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import catalogue
-from tests.problems import blobs, headed, lane, network
+from tests.problems import blobs, headed, held_out, lane, network
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
-    {"types"},
-    {"status", "tree", "precision"},
-    {"risk", "rows"},
-    {"losses", "transforms", "curvature"},
-    {"requests", "driver", "batching", "checkpoint", "convex", "journal", "rum", "features"},
-    {"exact", "objective", "closed_form", "representation", "generative", "rl", "certificates", "audit", "adapters", "ledger"},
-    {"catalogue"},
+    {"types", "tree"},
+    {"checks", "slots", "status", "card", "sampling", "losses"},
+    {"passes", "evaluation", "precision", "requests", "transforms"},
+    {"loop", "batching", "curvature", "service"},
+    {"heads", "convex", "certificates", "adapters"},
+    {"methods"},
+    {"audit", "catalogue"},
     {"__init__"},
 ]
-FAMILIES = ("exact", "objective", "closed_form", "representation", "generative", "rl")
 EXTRAS = ("flax", "torch", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")
+LINES, LINES_OF_A_METHOD = 400, 150
+LONG_METHODS: dict[str, str] = {}  # name: why it must be longer
 
 
-def floor_of(module):
-    name = module.split(".")[1] if "." in module else "__init__"
-    return next(height for height, names in enumerate(FLOORS) if name in names)
+@cache
+def files():
+    """Every file of the package by its name as a module; `__init__` files keep theirs."""
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxunlearn":
-            if node.module == "jaxunlearn":
-                yield from (f"jaxunlearn.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+def file_of(module, name=None):
+    """The file that an import reads."""
+    tries = [f"{module}.{name}", f"{module}.{name}.__init__", module, f"{module}.__init__"]
+    return next(found for found in tries if found in files())
+
+
+@cache
+def imports_of(name):
+    """Files of the package that a file imports, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(files()[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxunlearn":
+            found |= {file_of(node.module, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("jaxunlearn"))
+            found |= {file_of(alias.name) for alias in node.names if alias.name.split(".")[0] == "jaxunlearn"}
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name} has a relative import"
+    return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_only_point_down(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    height = floor_of(".".join(parts)) if parts != ("jaxunlearn", "__init__") else len(FLOORS)
-    for module in imports_of(path):
-        assert floor_of(module) <= height, f"{path.name} imports {module} from a floor above"
+def floor_of(name):
+    """0 is the ground floor."""
+    unit = name.split(".")[1]
+    return next(height for height, names in enumerate(FLOORS) if unit in names)
+
+
+def test_imports_only_point_down():
+    assert len(FLOORS) <= 10
+    above = [f"{name} imports {found}" for name in files() for found in imports_of(name) if floor_of(found) > floor_of(name)]
+    assert not above
+
+
+def require_no_cycle(graph):
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_no_cycle_runs_between_files():
+    require_no_cycle({name: imports_of(name) for name in files()})
+
+
+def test_no_cycle_runs_between_folders():
+    """A file on the top level stands for itself, and so does an `__init__`, which only shows what its folder holds."""
+
+    def folder(name):
+        parts = name.split(".")
+        return name if len(parts) == 2 or parts[-1] == "__init__" else ".".join(parts[:-1])
+
+    graph = {}
+    for name in files():
+        graph.setdefault(folder(name), set()).update({folder(found) for found in imports_of(name)} - {folder(name)})
+    require_no_cycle(graph)
+
+
+def code_of(path):
+    """Numbers of the lines that hold code: no docstrings, comments, blank lines or imports, and no card."""
+    text = path.read_text()
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in silent:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        is_card = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "METHOD"
+        if is_text or is_card or isinstance(node, ast.Import | ast.ImportFrom):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return lines
+
+
+def test_files_are_short():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in files().items()}
+    assert not {name: length for name, length in lengths.items() if length > LINES}
+    methods = {name: len(code_of(Path(inspect.getfile(card.factory)))) for name, card in ju.METHODS.items()}
+    assert {name: length for name, length in methods.items() if length > LINES_OF_A_METHOD}.keys() == LONG_METHODS.keys()
 
 
 def test_import_pulls_in_no_extra_and_starts_nothing():
     code = (
-        "import sys, jax, jaxunlearn; jaxunlearn.audit, jaxunlearn.certificates; from jax._src import xla_bridge; "
+        "import sys, jax, jaxunlearn as ju; ju.audit, ju.certificates, ju.adapters, ju.checkpoint, ju.ledger; "
+        "from jax._src import xla_bridge; "
         f"print(sorted(set(sys.modules) & set({EXTRAS!r})), xla_bridge.backends_are_initialized())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -79,57 +147,70 @@ def test_the_compiler_is_none_that_is_known_to_be_wrong():
     assert not jnp.any(jax.jit(jax.vmap(product))(u, x))
 
 
-def test_catalogue_equals_the_method_files():
-    files = {path.stem for family in FAMILIES for path in (PACKAGE / family).glob("*.py")} - {"__init__"}
-    assert set(ju.METHODS) == files
-    for name, method in ju.METHODS.items():
-        assert method.factory is getattr(ju, name)
-        assert method.factory.__module__ == f"jaxunlearn.{method.family}.{name}"
+def names_in(nodes):
+    return {alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
-def test_everything_public_is_listed_and_documented():
-    assert ju.__all__ == sorted(ju.__all__)
-    for name in ju.__all__:
+def test_dir_shows_what_is_public_and_nothing_else():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    at_once = names_in([node for node in tree.body if getattr(node, "module", None) and node.module.startswith("jaxunlearn")])
+    (for_readers,) = [node for node in tree.body if isinstance(node, ast.If)]
+    on_first_use = names_in(for_readers.body)
+    of_models = {name for name, card in ju.METHODS.items() if card.takes == "model"}
+    assert set(dir(ju)) == at_once - {"*", "methods"} | on_first_use | of_models | {"__version__"}
+    assert dir(ju) == sorted(set(dir(ju)))
+    assert not [name for name in dir(ju) if name[0] == "_" and name != "__version__"]
+    for name in dir(ju):
         value = getattr(ju, name)
-        assert value.__doc__, name
-    imported = {
-        alias.asname or alias.name
-        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("jaxunlearn")
-        for alias in node.names
-    }
-    assert imported == set(ju.__all__)
+        assert name in ("METHODS", "__version__") or inspect.getdoc(value), name
+        internal = isinstance(value, ModuleType) and not value.__name__.startswith("jaxunlearn")
+        assert not internal, name
+    for name in ("nonsense", "negative_gradient"):
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+            getattr(ju, name)
 
 
-def test_factories_of_methods_share_their_first_arguments():
-    import inspect
-
-    for name, method in ju.METHODS.items():
-        parameters = inspect.signature(method.factory).parameters
-        model = "problem" if "problem" in parameters else "model"
-        first = [model, "optimizer"] if "num_steps" in parameters else [model]
-        assert list(parameters)[: len(first)] == first, name
-        assert all(p.kind is not p.POSITIONAL_OR_KEYWORD for p in list(parameters.values())[len(first) :]), name
+def test_internals_stay_out_of_sight_and_namespaces_work_in_a_fresh_process():
+    spaces = [name for name in dir(ju) if isinstance(getattr(ju, name), ModuleType)]
+    assert {"adapters", "audit", "certificates", "checkpoint", "convex", "ledger", "losses", "slots"} <= set(spaces)
+    assert not {"tree", "checks", "sampling", "passes", "evaluation", "loop", "service", "catalogue", "card"} & set(dir(ju))
+    code = f"import jaxunlearn as ju; print(*[getattr(ju, name).__name__ for name in {spaces!r}])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [getattr(ju, name).__name__ for name in spaces]
 
 
-def test_citation_prints_each_entry_once(capsys):
-    ju.citation("scrub", "gradient_difference")
-    assert capsys.readouterr().out.count("@inproceedings{kurmanji2023towards,") == 1
-    ju.citation()
-    assert capsys.readouterr().out.count("@") == len({method.bibtex for method in ju.METHODS.values()})
-    with pytest.raises(ValueError, match="unknown methods"):
-        ju.citation("scrab")
+@cache
+def public():
+    """What users call, by the name that they reach it by."""
+    found = {}
+    for name in dir(ju):
+        value = getattr(ju, name)
+        if not isinstance(value, ModuleType):
+            found[name] = value
+            continue
+        tree = ast.parse(Path(value.__file__).read_text())
+        shown = names_in(tree.body)  # of a folder
+        own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        chosen = shown if Path(value.__file__).stem == "__init__" else own
+        found |= {f"{name}.{inner}": getattr(value, inner) for inner in chosen if inner[0] != "_"}
+    return {name: value for name, value in found.items() if getattr(value, "__module__", "").startswith("jaxunlearn")}
 
 
-def test_deprecated_names_warn_and_removed_ones_explain(monkeypatch):
-    monkeypatch.setitem(ju._DEPRECATED, "negative_gradient", ("use gradient_ascent", ju.gradient_ascent))
-    monkeypatch.setitem(ju._DEPRECATED, "forget", ("use batched", None))
-    with pytest.warns(DeprecationWarning, match="use gradient_ascent"):
-        assert ju.negative_gradient is ju.gradient_ascent
-    with pytest.raises(AttributeError, match="was removed: use batched"):
-        _ = ju.forget
-    with pytest.raises(AttributeError, match="has no attribute"):
-        _ = ju.nonsense
+def test_public_functions_say_what_they_take_return_and_show_it():
+    sections, example = set(), set()
+    for name, value in public().items():
+        text = inspect.getdoc(value)
+        assert text, f"{name} has no docstring"
+        if not inspect.isfunction(value):
+            continue
+        signature = inspect.signature(value)
+        needed = ["Args:"] * bool(signature.parameters) + ["Returns:"] * (signature.return_annotation not in (None, "None"))
+        if [word for word in needed if word not in text]:
+            sections.add(name)
+        if ">>> " not in text:
+            example.add(name)
+    assert not sections
+    assert not example
 
 
 def test_readme_shows_the_generated_table_of_methods():
@@ -146,16 +227,13 @@ def test_readme_examples_run(capsys):
 
 
 def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if ">>>" in path.read_text():
-            yield name
+    """Names of all modules with examples."""
+    return [name.removesuffix(".__init__") for name, path in files().items() if ">>>" in path.read_text()]
 
 
-@pytest.mark.parametrize("name", list(modules()))
+@pytest.mark.parametrize("name", modules())
 def test_examples_in_docstrings_run(name):
-    data = blobs()
-    key = jax.random.key(0)
+    data, key = blobs(), jax.random.key(0)
     scope = {
         "jaxunlearn": ju,
         "jax": jax,
@@ -165,7 +243,7 @@ def test_examples_in_docstrings_run(name):
         "data": data,
         "request": lane(ju.from_indices(data, [[1, 2]]), 0),
         "key": key,
-        "test": data.extra["validation"],
+        "test": held_out(),
         "jnp": jax.numpy,
         "headed": headed(),
         "headed_variables": headed().init(key),
@@ -177,10 +255,12 @@ def test_examples_in_docstrings_run(name):
 
 def test_architecture_names_every_module_that_exists():
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    top = {path.stem for path in PACKAGE.glob("*.py")} | {
-        path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()
-    }
-    assert not [name for name in top - {"__init__"} if name not in text]
+    units = {name.split(".")[1] for name in files()}
+    assert set().union(*FLOORS) == units
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
+    assert [int(height) for height, _ in rows[: len(FLOORS)]] == list(range(1, len(FLOORS) + 1))
+    for names, (_, row) in zip(FLOORS, rows, strict=False):
+        assert names <= set(re.findall(r"`(\w+)`", row))
     assert ju.__version__ in (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {ju.__version__}" in (ROOT / "CITATION.cff").read_text()
 
@@ -195,10 +275,10 @@ def test_the_wheel_works_from_an_empty_directory(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    assert "jaxunlearn/py.typed" in names
+    assert {"jaxunlearn/py.typed", "jaxunlearn/methods/references.bib"} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "experiments"))]
     code = (
-        "import jaxunlearn, pathlib; jaxunlearn.citation('scrub'); "
+        "import jaxunlearn, pathlib; jaxunlearn.citation('leace'); jaxunlearn.citation(); "
         "print(pathlib.Path(jaxunlearn.__file__).parents[1].name, jaxunlearn.__version__)"
     )
     empty = tmp_path / "empty"
@@ -211,4 +291,6 @@ def test_the_wheel_works_from_an_empty_directory(tmp_path):
         text=True,
         check=True,
     )
+    assert run.stdout.startswith("@inproceedings{belrose2023leace,")
+    assert run.stdout.count("\n@") == len(catalogue.references())
     assert run.stdout.splitlines()[-1] == f"site {ju.__version__}"

@@ -62,6 +62,25 @@ def test_remove_clears_present():
     assert np.flatnonzero(left.present == 0).tolist() == [1, 3, 5]
 
 
+def test_attributes_are_asked_for_without_rows():
+    data = ju.slots.ATTRIBUTES.put(DATA, jnp.zeros((60, 2), int))
+    requests = ju.from_attributes(data, [[0], [1], [0, 1]])
+    assert requests.target.tolist() == [[True, False], [False, True], [True, True]]
+    assert not jnp.any(requests.weights)
+    for chosen, message in (
+        ([[2]], "there are 0, 1"),
+        ([[0, 0]], "more than once"),
+        ([[]], "names no attributes"),
+        ([], "at least"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ju.from_attributes(data, chosen)
+    with pytest.raises(ValueError, match=r"'attributes'\] is missing .* fill it with training_data"):
+        ju.from_attributes(DATA, [[0]])
+    with pytest.raises(ValueError, match=r"must be integers \[n, A\]"):
+        ju.from_attributes(ju.slots.ATTRIBUTES.put(DATA, jnp.zeros(60, int)), [[0]])
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

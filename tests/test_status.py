@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn import status, tree
+from jaxunlearn import checks, status, tree
 
 
 def test_the_gravest_outcome_is_reported():
@@ -38,9 +38,9 @@ def test_trees_of_any_dtype_are_selected_and_judged():
 
 
 def test_ranges_are_checked_on_known_values_only():
-    tree.check_range("alpha", np.array([0.0, 1.0]), low=0, high=1)
+    checks.check_range("alpha", np.array([0.0, 1.0]), low=0, high=1)
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 2"):
-        tree.check_range("alpha", 2, low=0, high=1)
+        checks.check_range("alpha", 2, low=0, high=1)
     with pytest.raises(ValueError, match="alpha"):
-        tree.check_range("alpha", float("nan"), low=0, high=1)
-    assert float(jax.jit(lambda x: tree.check_range("alpha", x, low=0, high=1) or x)(2.0)) == 2
+        checks.check_range("alpha", float("nan"), low=0, high=1)
+    assert float(jax.jit(lambda x: checks.check_range("alpha", x, low=0, high=1) or x)(2.0)) == 2

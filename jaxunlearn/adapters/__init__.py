@@ -1,7 +1,7 @@
-"""From a library's model to `Model` and `Variables`; each import happens inside the function that needs it.
+"""From a model of another library to `Model` and `Variables`; each import happens inside the function that needs it.
 
 Plain functions need no adapter: `Model(forward, loss)` with `forward(variables, inputs, *, train=False, key=None) ->
-Outputs` is all that the library asks for, and what the adapters make.
+Outputs` is all that is needed, and what the adapters make.
 """
 
 from jaxunlearn.adapters.equinox import from_equinox as from_equinox

@@ -1,4 +1,4 @@
-"""What the adapters of libraries whose objects hold their weights share."""
+"""What adapters share for libraries whose objects hold their weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from jaxunlearn.types import Variables
 
 
 def adopt(like: Variables, made: Variables, what: str) -> Variables:
-    """`made` with the very tree of `like`, static fields of a library's objects included.
+    """`made` in the tree of `like`, static fields of a library's objects included.
 
     Raises:
         ValueError: paths, shapes or dtypes differ; it begins with `what` and names the leaves.

@@ -25,12 +25,12 @@ def from_equinox(
 
     The module is called for one row, as `module(row)` or, with a state, as `module(row, state)`, which returns a pair with
     the new state; with `key=` if its `__call__` has that argument. It returns logits, or `(logits, features)` with a dict of
-    named features. Training passes run in training mode with a key a row, others under `equinox.nn.inference_mode`.
+    named features. Training passes run in training mode with one key per row, others under `equinox.nn.inference_mode`.
 
     Args:
         module: a trained `equinox.Module`. Its floating-point arrays are the params, as a module with None elsewhere;
             everything else in it is constant.
-        loss: `(outputs, examples) -> [b]`.
+        loss: `(outputs, examples) -> [b]`, one value per row.
         state: the `equinox.nn.State` of a module with stateful layers, which becomes `Variables.state`.
         create: `key -> module`, or `key -> (module, state)`, fresh ones of the same form; gives `Model.init`.
         axis_name: of the batch, as in `equinox.nn.BatchNorm(axis_name=...)`.
@@ -41,6 +41,13 @@ def from_equinox(
 
     Raises:
         ValueError: from `Model.init`, if `create` makes another form.
+
+    Example:
+        >>> import equinox as eqx
+        >>> create = lambda key: eqx.nn.MLP(4, 3, 8, 1, key=key)
+        >>> net, weights = jaxunlearn.adapters.from_equinox(create(key), jaxunlearn.losses.cross_entropy, create=create)
+        >>> net.forward(weights, x).logits.shape
+        (60, 3)
     """
     import equinox as eqx
 
@@ -71,8 +78,23 @@ def from_equinox(
 def to_equinox(module: Any, variables: Variables) -> Any:
     """A new module like `module` with other weights; `variables.state` is the `equinox.nn.State` that goes with it.
 
+    Args:
+        module: as given to `from_equinox`.
+        variables: e.g. `result.variables`.
+
+    Returns:
+        An `equinox.Module`.
+
     Raises:
         ValueError: params of another form, e.g. of many requests at once.
+
+    Example:
+        >>> import equinox as eqx
+        >>> layer = eqx.nn.Linear(4, 3, key=key)
+        >>> net, weights = jaxunlearn.adapters.from_equinox(layer, jaxunlearn.losses.cross_entropy)
+        >>> half = weights._replace(params=jax.tree.map(lambda w: w / 2, weights.params))
+        >>> bool(jnp.allclose(jaxunlearn.adapters.to_equinox(layer, half)(x[0]), layer(x[0]) / 2))
+        True
     """
     import equinox as eqx
 

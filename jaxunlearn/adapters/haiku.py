@@ -19,13 +19,24 @@ def from_haiku(
 
     Args:
         transformed: what `haiku.transform_with_state` or `haiku.transform` returns.
-        loss: `(outputs, examples) -> [b]`.
+        loss: `(outputs, examples) -> [b]`, one value per row.
         example_input: inputs from which `init` takes shapes. Haiku's BatchNorm also takes its first statistics from them, which
             the first training pass replaces: choose rows that nobody will ask to forget, and more than one.
         head, regularizer: see `Model`.
 
+    Returns:
+        The model. Its variables come from `model.init(key)`, or are `Variables(params, state)` of a training with Haiku.
+
     Raises:
         TypeError: the function was not transformed.
+
+    Example:
+        >>> import haiku as hk
+        >>> def function(inputs, is_training):
+        ...     return hk.Linear(3)(jax.nn.relu(hk.Linear(8)(inputs)))
+        >>> net = jaxunlearn.adapters.from_haiku(hk.transform(function), jaxunlearn.losses.cross_entropy, x[:1])
+        >>> net.forward(net.init(key), x).logits.shape
+        (60, 3)
     """
     import haiku as hk
 

@@ -19,9 +19,23 @@ def from_linen(
 
     Args:
         module: a `flax.linen.Module`.
-        loss: `(outputs, examples) -> [b]`.
+        loss: `(outputs, examples) -> [b]`, one value per row.
         example_input: inputs of any batch size, from which `init` takes shapes.
         head, regularizer: see `Model`.
+
+    Returns:
+        The model. Its variables come from `model.init(key)`, or from a checkpoint of linen's collections as
+        `Variables(collections["params"], {"batch_stats": collections["batch_stats"]})`.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, inputs, train):
+        ...         return nn.Dense(3)(nn.relu(nn.Dense(8)(inputs)))
+        >>> net = jaxunlearn.adapters.from_linen(Net(), jaxunlearn.losses.cross_entropy, x[:1])
+        >>> net.forward(net.init(key), x).logits.shape
+        (60, 3)
     """
 
     def forward(variables: Variables, inputs: PyTree, *, train: bool = False, key: Any = None) -> Outputs:

@@ -26,7 +26,7 @@ def from_nnx(
 
     Args:
         module: a trained `flax.nnx.Module`.
-        loss: `(outputs, examples) -> [b]`.
+        loss: `(outputs, examples) -> [b]`, one value per row.
         create: `key -> module`, a fresh one of the same form, e.g. `lambda key: Net(rngs=nnx.Rngs(key))`; gives `Model.init`.
         head, regularizer: see `Model`.
 
@@ -36,6 +36,18 @@ def from_nnx(
     Raises:
         ValueError: from `Model.init`, if `create` makes another form; from a training pass without a key, if the module has
             random streams.
+
+    Example:
+        >>> from flax import nnx
+        >>> class Net(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.layer = nnx.Linear(4, 3, rngs=rngs)
+        ...     def __call__(self, inputs):
+        ...         return self.layer(inputs)
+        >>> create = lambda key: Net(nnx.Rngs(key))
+        >>> net, weights = jaxunlearn.adapters.from_nnx(create(key), jaxunlearn.losses.cross_entropy, create=create)
+        >>> net.forward(weights, x).logits.shape
+        (60, 3)
     """
     from flax import nnx
 
@@ -63,8 +75,23 @@ def from_nnx(
 def to_nnx(module: Any, variables: Variables) -> Any:
     """A new module like `module` with other weights and statistics; random streams are those of `module`.
 
+    Args:
+        module: as given to `from_nnx`; it is not changed.
+        variables: e.g. `result.variables`.
+
+    Returns:
+        An `nnx.Module`.
+
     Raises:
         ValueError: variables of another form, e.g. of many requests at once.
+
+    Example:
+        >>> from flax import nnx
+        >>> layer = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        >>> net, weights = jaxunlearn.adapters.from_nnx(layer, jaxunlearn.losses.cross_entropy)
+        >>> half = weights._replace(params=jax.tree.map(lambda w: w / 2, weights.params))
+        >>> bool(jnp.allclose(jaxunlearn.adapters.to_nnx(layer, half)(x), layer(x) / 2))
+        True
     """
     from flax import nnx
 

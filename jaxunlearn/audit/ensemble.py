@@ -1,8 +1,8 @@
 """Many models of one kind, seen by their logits: `logits[models, examples, classes]`.
 
 An audit that can be believed compares distributions over trainings: N original models, N unlearned ones, each from an original
-of its own, and N retrained ones. All come from `jaxunlearn.batched`, a block of models in each call; with a directory every
-block is saved as it is done, and found again by the hash of what it was computed from.
+of its own, and N retrained ones. All come from `jaxunlearn.batched`, one block of models per call; with a directory every block
+is saved when it is done, and found again by the hash of what it was computed from.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from jaxunlearn import checkpoint, tree
+from jaxunlearn import checks, tree
 from jaxunlearn.batching import batched, num_lanes, separate
-from jaxunlearn.rows import predict
+from jaxunlearn.evaluation import predict
+from jaxunlearn.service import checkpoint
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Variables
 
 
@@ -56,33 +56,35 @@ def ensemble(
         model: reads the logits.
         unlearn: how each model is made.
         variables, data, requests, keys: as for `jaxunlearn.batched`; N is the leading axis of what `in_axes` maps.
-        rows: named sets of examples to read logits for, e.g. forgotten, retained and test rows.
-        in_axes: which arguments have one entry a model.
+        rows: named sets of examples to read logits for, e.g. forget set, retain set and test rows.
+        in_axes: which arguments have one entry per model.
         block: models in one compiled call, by default all; it bounds memory and what a crash costs.
         chunk, mesh: as for `jaxunlearn.batched`.
         directory: save every block there, and take from there what was computed before from the same program, values, keys,
             rows and version of JAX. Nothing in it is ever overwritten. Needs orbax.
-        progress: called with the number of models that are done after every block.
+        progress: called after every block with the number of models that are done.
 
     Returns:
-        `Ensemble`. Look at `status`: models that diverged are in it.
+        `Ensemble`. Look at `status`: models that diverged, or that read stale values of `Data.extra`, are in it.
 
     Raises:
         ValueError: leading axes that differ, a block that is not positive, no rows.
+        TypeError: `unlearn` is an `Unlearner`.
 
     Example:
-        >>> retrain = jaxunlearn.retrain(model, optax.sgd(0.1), num_steps=2, batch_size=8)
+        >>> retrain = jaxunlearn.iterate(jaxunlearn.retrain(model, optax.sgd(0.1)), num_steps=2, batch_size=8)
         >>> keys = jax.random.split(key, 3)
         >>> made = jaxunlearn.audit.ensemble(model, retrain, variables, data, request, keys, {"test": test})
         >>> made.logits["test"].shape
         (3, 20, 3)
     """
+    checks.require_unlearn_fn(unlearn, "audit.ensemble")
     if not rows:
         raise ValueError("ensemble: rows names no set of examples to read logits for")
     shared, per_model, form = separate((variables, data, requests, keys), in_axes)
     models = num_lanes(per_model)
     if block is not None:
-        tree.require_count("block", block)
+        checks.require_count("block", block)
     block = min(block or models, models)
     run = batched(unlearn, in_axes=in_axes, chunk=chunk, mesh=mesh)
     answer: Any = run if mesh is not None else jax.jit(run)
@@ -96,16 +98,16 @@ def ensemble(
         return Ensemble(read(result.variables, rows), result.variables, result.status)
 
     @cache
-    def described(lanes: int) -> tuple[str, dict]:
+    def described(count: int) -> tuple[str, dict]:
         """Text of the programs that make a block of so many models, and the form of what they return."""
-        arguments = form.join(shared, [leaf[:lanes] for leaf in per_model])
+        arguments = form.join(shared, [leaf[:count] for leaf in per_model])
         plain = jax.jit(batched(unlearn, in_axes=in_axes, chunk=1))  # chunks and meshes do not change what is computed
         made = jax.eval_shape(plain, *arguments)
         like = Ensemble(jax.eval_shape(read, made.variables, rows), made.variables, made.status)
         return plain.lower(*arguments).as_text() + read.lower(made.variables, rows).as_text(), like._asdict()
 
-    def saved(directory: Path, arguments: tuple, lanes: int) -> Ensemble:
-        program, like = described(lanes)
+    def saved(directory: Path, arguments: tuple, count: int) -> Ensemble:
+        program, like = described(count)
         path = directory / content_hash((arguments, rows), program)
         if path.exists():
             return Ensemble(**checkpoint.load_variables(path, like))
@@ -124,14 +126,8 @@ def ensemble(
 
 
 def content_hash(values: PyTree, program: str = "") -> str:
-    """SHA-256 of a program's text, of the names, shapes, dtypes and bytes of values, and of JAX's version; 32 hex digits."""
-    digest = hashlib.sha256(f"{jax.__version__}\n{program}".encode())
-    for path, leaf in jax.tree.leaves_with_path(values):
-        leaf = jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
-        array = np.asarray(leaf)
-        digest.update(f"{tree.path_of(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:32]
+    """SHA-256 of a program's text, of values (see `jaxunlearn.tree.content_digest`) and of JAX's version; 32 hex digits."""
+    return hashlib.sha256(f"{jax.__version__}\n{program}\n{tree.content_digest(values)}".encode()).hexdigest()[:32]
 
 
 def random_halves(num_models: int, num_rows: int, key: PRNGKeyArray) -> Bool[Array, "m n"]:
@@ -140,36 +136,43 @@ def random_halves(num_models: int, num_rows: int, key: PRNGKeyArray) -> Bool[Arr
     Models come in pairs that share the rows out between them.
 
     Args:
-        num_models: even.
-        num_rows: with an odd number one of each pair has a row more.
-        key: a typed key.
+        num_models: m, even.
+        num_rows: n; if it is odd, one model of each pair has one row more.
+        key: one typed key.
+
+    Returns:
+        Bool[m, n], True where a model sees a row.
 
     Raises:
         ValueError: an odd number of models, or a number that is not positive.
+        TypeError: a key that is not typed.
 
     Example:
         >>> members = jaxunlearn.audit.random_halves(4, 10, key)
         >>> members.sum(axis=0).tolist() == [2] * 10, members.sum(axis=1).tolist()
         (True, [5, 5, 5, 5])
     """
-    tree.require_count("num_models", num_models)
-    tree.require_count("num_rows", num_rows)
+    checks.require_count("num_models", num_models)
+    checks.require_count("num_rows", num_rows)
     if num_models % 2:
         raise ValueError(
             f"random_halves: num_models must be even, so that every row is in half of the models, got {num_models}"
         )
-    tree.check_key(key)
+    checks.check_key(key)
     draws = jax.random.uniform(key, (num_models // 2, num_rows))
     first = jnp.argsort(jnp.argsort(draws, axis=1), axis=1) < num_rows // 2
     return jnp.stack([first, ~first], axis=1).reshape(num_models, num_rows)
 
 
 def subsets(data: Data, members: Bool[Array, "m n"]) -> tuple[Data, tuple]:
-    """Data whose `present` has one row a model, and the `in_axes` that train one model on each with `ensemble` or `batched`.
+    """Data whose `present` has one entry per model, and the `in_axes` with which `ensemble` trains a model on each.
 
     Args:
         data: n rows; rows that are not present stay so.
-        members: which model sees which row.
+        members: which of m models sees which row.
+
+    Returns:
+        The data, with `present` Float[m, n], and `in_axes` for (variables, data, requests, keys).
 
     Raises:
         ValueError: members that are not [m, n].

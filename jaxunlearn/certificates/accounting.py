@@ -1,6 +1,6 @@
-"""What several releases cost together, and what a private extractor or several removals at once add.
+"""Composition: the privacy budget of several releases together, of a private extractor, and of several rows at once.
 
-A certificate speaks of one observed release. Whoever sees more of them knows more: these functions say how much more at most.
+A certificate holds for one observed release. Whoever sees more of them learns more: these functions bound how much.
 """
 
 import math
@@ -24,6 +24,9 @@ def compose(*parts: tuple[float, float]) -> Privacy:
 
     Args:
         parts: (epsilon, delta) of each release, its noise drawn independently.
+
+    Returns:
+        `Privacy` of all releases together.
 
     Raises:
         ValueError: an epsilon below 0 or a delta outside [0, 1].
@@ -51,8 +54,11 @@ def compose_gaussians(sensitivities: Sequence[float], noise_scales: Sequence[flo
         noise_scales: deviation of each release's noise, drawn independently.
         delta: of all releases together.
 
+    Returns:
+        `Privacy` of all releases together.
+
     Raises:
-        ValueError: lists of different or no length, or a number out of range.
+        ValueError: lists of different lengths, empty lists, or a value out of range.
 
     References:
         Dong, Roth, Su: Gaussian differential privacy, 2022, arXiv 1905.02383, corollary 3.3.
@@ -63,7 +69,7 @@ def compose_gaussians(sensitivities: Sequence[float], noise_scales: Sequence[flo
         1.36
     """
     if len(sensitivities) != len(noise_scales) or not len(sensitivities):
-        raise ValueError(f"expected one noise scale a sensitivity, got {len(sensitivities)} and {len(noise_scales)}")
+        raise ValueError(f"expected one noise scale per sensitivity, got {len(sensitivities)} and {len(noise_scales)}")
     shifts, scales = np.asarray(sensitivities, np.float64), np.asarray(noise_scales, np.float64)
     if not (np.all((shifts >= 0) & (shifts < np.inf)) and np.all((scales > 0) & (scales < np.inf))):
         raise ValueError(f"sensitivities must be at least 0 and noise scales positive, got {sensitivities} and {noise_scales}")
@@ -79,10 +85,13 @@ def group(epsilon: float, delta: float, num_rows: int) -> Privacy:
     Args:
         epsilon: for one row.
         delta: for one row.
-        num_rows: T.
+        num_rows: T, at least 1.
+
+    Returns:
+        `Privacy` for T rows.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a value out of range.
 
     References:
         Dwork, Roth: The algorithmic foundations of differential privacy, 2014, theorem 2.2 (and its extension to delta > 0).
@@ -114,6 +123,12 @@ def with_private_extractor(head: tuple[float, float], extractor: tuple[float, fl
         head: (epsilon, delta) of a certificate for the head.
         extractor: (epsilon, delta) of the extractor's training, for one row.
         num_rows: rows removed since the extractor was trained, all requests together.
+
+    Returns:
+        `Privacy` of head and extractor together.
+
+    Raises:
+        ValueError: a value out of range.
 
     References:
         Guo, Goldstein, Hannun, van der Maaten: Certified data removal from machine learning models, 2020, arXiv 1911.03030.

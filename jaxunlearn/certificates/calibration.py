@@ -25,7 +25,7 @@ from jax.scipy.special import erfcx, ndtr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxunlearn import tree
+from jaxunlearn import checks
 
 HALVINGS = 80  # of an interval of at most 1500 on the logarithmic scale
 EPS = float(np.finfo(np.float64).eps)
@@ -44,7 +44,7 @@ def gaussian_scale(sensitivity: ArrayLike, epsilon: ArrayLike, delta: ArrayLike)
         Float64[...], never below the true value; in the unit of `sensitivity`. Traced values out of range give NaN.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a value out of range.
 
     References:
         Balle, Wang: Improving the Gaussian mechanism for differential privacy, 2018, arXiv 1805.06530.
@@ -78,7 +78,7 @@ def epsilon_of(sigma: ArrayLike, sensitivity: ArrayLike, delta: ArrayLike) -> Fl
         give NaN.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a value out of range.
 
     Example:
         >>> print(f"{jaxunlearn.certificates.epsilon_of(1.0, 1.0, 1e-5):.2f}")
@@ -107,7 +107,7 @@ def delta_of(sigma: ArrayLike, sensitivity: ArrayLike, epsilon: ArrayLike) -> Fl
         Float64[...], never below the true value. Traced values out of range give NaN.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a value out of range.
 
     Example:
         >>> print(f"{jaxunlearn.certificates.delta_of(1.0, 1.0, 1.0):.4f}")
@@ -122,9 +122,18 @@ def delta_of(sigma: ArrayLike, sensitivity: ArrayLike, epsilon: ArrayLike) -> Fl
 
 
 def textbook_scale(sensitivity: ArrayLike, epsilon: ArrayLike, delta: ArrayLike) -> Float[Array, "..."]:
-    """The scale of textbooks, `sensitivity sqrt(2 ln(1.25 / delta)) / epsilon`, for comparison with published constants.
+    """The noise scale of textbooks, `sensitivity sqrt(2 ln(1.25 / delta)) / epsilon`, for comparison with published constants.
 
     Larger than needed for epsilon < 1, without proof from 1 on, and too small for large ones: nothing here certifies with it.
+
+    Args:
+        sensitivity, epsilon, delta: as for `gaussian_scale`.
+
+    Returns:
+        Float64[...], in the unit of `sensitivity`.
+
+    Raises:
+        ValueError: a value out of range.
 
     References:
         Dwork, Roth: The algorithmic foundations of differential privacy, 2014, appendix A.
@@ -210,5 +219,5 @@ RANGES = {
 def _check(**values: ArrayLike) -> None:
     for name, value in values.items():
         expected, sound = RANGES[name]
-        if tree.is_concrete(value) and not np.all(sound(np.asarray(value))):
+        if checks.is_concrete(value) and not np.all(sound(np.asarray(value))):
             raise ValueError(f"{'epsilon' if name == 'spent' else name} must be {expected}, got {value}")

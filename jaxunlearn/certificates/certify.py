@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import tree
+from jaxunlearn import checks, tree
 from jaxunlearn.certificates.certificate import Assumption, Certificate, Evidence, Mechanism
 from jaxunlearn.certificates.delete_then_noise import DeleteThenNoise
 from jaxunlearn.status import MESSAGES, Status
@@ -28,11 +28,11 @@ def certify(
     """An (epsilon, delta) certificate for a removal from a convex problem, or the reasons why there is none.
 
     Host only. Nothing is raised for what was measured or declared: a void certificate has `valid=False`, and its `assumptions`
-    say which ones failed and what to do. Add its noise with `publish`, which refuses void ones.
+    say which ones failed and what to do. `publish` adds its noise, and refuses void certificates.
 
     Args:
-        result: of `newton_removal`, `woodbury_removal`, `influence_removal` or `descent_to_delete`, for one request or one
-            merged request, or of a stream by `jaxunlearn.end_of_stream`.
+        result: of `newton_removal`, `woodbury_removal`, `influence_removal` or `descent_to_delete` (see `jaxunlearn.convex`),
+            for one request or one merged request, or of a stream by `jaxunlearn.end_of_stream`.
         data: what the removal was given; its rows may already be marked as removed.
         epsilon: positive and finite.
         delta: in (0, 1), well below one over the number of rows.
@@ -45,7 +45,7 @@ def certify(
         A `Certificate` of Python floats.
 
     Raises:
-        ValueError: epsilon, delta or a parameter of the mechanism out of range, several results at once, or statistics
+        ValueError: epsilon, delta or a hyper-parameter of the mechanism out of range, several results at once, or statistics
             that this mechanism needs and the method does not report.
         TypeError: inside `jit` or `vmap`, or arguments of another type.
 
@@ -57,7 +57,8 @@ def certify(
     Example:
         >>> rows = jaxunlearn.training_data(jaxunlearn.convex.feature_rows(data.train.inputs), data.train.targets)
         >>> problem = jaxunlearn.convex.softmax(0.1, 3)
-        >>> result = jaxunlearn.newton_removal(problem)(jaxunlearn.convex.fit(problem, rows), rows, request, key)
+        >>> unlearn = jax.jit(jaxunlearn.convex.newton_removal(problem))
+        >>> result = unlearn(jaxunlearn.convex.fit(problem, rows), rows, request, key)
         >>> certificate = jaxunlearn.certificates.certify(
         ...     result, rows, epsilon=1.0, delta=1e-5, extractor="none", adaptive=False
         ... )
@@ -127,13 +128,13 @@ def _require_types(result: Any, data: Any, mechanism: Any) -> None:
     if not callable(getattr(mechanism, "assess", None)) or isinstance(mechanism, type):
         raise TypeError(f"mechanism must be such as DeleteThenNoise(), got {mechanism!r}")
     values = (result.variables, result.status, result.stats, data.present, data.extra)
-    if not all(map(tree.is_concrete, jax.tree.leaves(values))):
+    if not all(map(checks.is_concrete, jax.tree.leaves(values))):
         raise TypeError("certify() reads values, so call it outside jit and vmap, on the returned Result")
-    tree.check_variables(result.variables)
+    checks.check_variables(result.variables)
 
 
 def _number(name: str, value: Any, below: float, expected: str) -> float:
-    if not tree.is_concrete(value):
+    if not checks.is_concrete(value):
         raise TypeError(f"{name} is needed on the host, so it cannot be traced")
     kind = np.asarray(value)
     if kind.ndim or kind.dtype.kind not in "iuf":

@@ -18,7 +18,7 @@ class DeleteThenNoise(NamedTuple):
     `r / (l2 n')` to the optimum, wherever W came from: a stream, a rounding, a step that failed. Two Gaussians with means at
     most `sensitivity` apart are (epsilon, delta) close if sigma is Balle and Wang's scale, for any epsilon > 0.
 
-    **Constants.** `sensitivity` is chosen before anything is measured, so that the scale of the noise tells nothing of the
+    **Constants.** `sensitivity` is chosen before anything is measured, so that the noise scale does not depend on the
     rows. Newton steps square the distance, so that small values serve; if a removal exceeds it, the certificate is void and
     one more step is due. The distance includes what rounding can do to the residual, for slopes of at most sqrt 2 (not
     proved for `ridge` with targets far from its predictions).

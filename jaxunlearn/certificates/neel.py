@@ -3,7 +3,7 @@ unlearning, ALT 2021, arXiv 2007.02923).
 
     release = W + N(0, sigma^2 I),    sensitivity = 8 K g^I / (mu n (1 - g^I)),    g = (B - mu) / (B + mu)
 
-for I gradient steps a request from weights near the optimum. Noise without solving anything, but not little.
+for I gradient steps per request, from weights near the optimum. Nothing has to be solved, but the noise is large.
 """
 
 import math
@@ -16,7 +16,7 @@ class Neel(NamedTuple):
     """Noise for the distance that a fixed number of gradient steps leaves, from constants and counts alone.
 
     **Theorem.** A deletion moves the optimum of a mu-strongly convex, B-smooth, K-Lipschitz mean loss by at most
-    `4 K / (mu n)`, I steps shrink what is left by `g^I`, and the geometric sum over a stream stays below
+    `4 K / (mu n)`, I steps shrink the distance by `g^I`, and the geometric sum over a stream stays below
     `4 K g^I / (mu n (1 - g^I))` on either side. The noise follows from zero-concentrated privacy,
 
         sigma = 4 sqrt 2 K g^I / (mu n (1 - g^I) (sqrt(ln(1/delta) + epsilon) - sqrt(ln(1/delta)))).
@@ -27,8 +27,8 @@ class Neel(NamedTuple):
 
     with at least `neel_steps(...)` steps at the i-th update.
 
-    **Constants.** K, B, mu, g and I come from `jaxunlearn.descent_to_delete`; n are the rows before the request, which is no
-    more than at the beginning and so errs on the safe side. A request of m rows counts m times.
+    **Constants.** K, B, mu, g and I come from `jaxunlearn.convex.descent_to_delete`; n are the rows before the request, which
+    is no more than at the beginning and so errs on the safe side. A request of m rows counts m times.
 
     **Doubts.** The formulas come from later works that agree, not from the proofs. That the first weights were near the
     optimum and, in the perfect variant, that each update started from the released weights cannot be seen from a result. What
@@ -97,6 +97,16 @@ class Neel(NamedTuple):
 def neel_sensitivity(contraction: float, steps: float, lipschitz: float, strong_convexity: float, num_rows: float) -> float:
     """`8 K g^I / (mu n (1 - g^I))`; inf if the steps do not contract.
 
+    Args:
+        contraction: g, per step.
+        steps: I.
+        lipschitz: K, of the loss.
+        strong_convexity: mu, of the mean loss.
+        num_rows: n, before the request.
+
+    Returns:
+        In the unit of the parameters.
+
     Example:
         >>> print(f"{jaxunlearn.certificates.neel_sensitivity(0.5, 3, 2.0, 0.1, 1000):.4f}")
         0.0229
@@ -108,7 +118,16 @@ def neel_sensitivity(contraction: float, steps: float, lipschitz: float, strong_
 
 
 def neel_scale(sensitivity: float, epsilon: float, delta: float, *, perfect: bool = False) -> float:
-    """Published deviation of the noise; the formulas of `Neel`, with `8 K g^I / (mu n (1 - g^I))` as the sensitivity.
+    """Published noise scale; the formulas of `Neel`, with `8 K g^I / (mu n (1 - g^I))` as the sensitivity.
+
+    Args:
+        sensitivity: of `neel_sensitivity`.
+        epsilon: positive.
+        delta: in (0, 1).
+        perfect: what is kept is what was released.
+
+    Returns:
+        Deviation of the noise, in the unit of `sensitivity`.
 
     Example:
         >>> print(f"{jaxunlearn.certificates.neel_scale(1.0, 1.0, 1e-5):.3f}")
@@ -125,6 +144,16 @@ def neel_steps(contraction: float, num_params: int, update: int, epsilon: float,
     """Fewest steps of the perfect variant at the given update, not rounded; inf if the steps do not contract.
 
         (ln(sqrt(2 d) / ((1 - g) (sqrt(2 ln(2/delta) + epsilon) - sqrt(2 ln(2/delta))))) + ln ln(4 d i / delta)) / ln(1/g)
+
+    Args:
+        contraction: g, per step.
+        num_params: d.
+        update: i, from 1.
+        epsilon: positive.
+        delta: in (0, 1).
+
+    Returns:
+        A number of steps.
 
     Example:
         >>> print(f"{jaxunlearn.certificates.neel_steps(0.5, 10, 1, 1.0, 1e-5):.2f}")

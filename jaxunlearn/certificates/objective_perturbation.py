@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxunlearn.certificates.calibration import gaussian_scale
 from jaxunlearn.certificates.certificate import Assessment, Assumption, Evidence, require_positive
+from jaxunlearn.slots import PERTURBATION
 
 
 class ObjectivePerturbation(NamedTuple):
@@ -28,7 +29,7 @@ class ObjectivePerturbation(NamedTuple):
 
     **Doubts.** The proof treats u as independent of B and has no Jacobian term; a decision to retrain that depends on a
     data bound depends on B, so that B is no longer Gaussian given that nobody retrained. Both look small, neither is covered.
-    `DeleteThenNoise` has neither. The bound of a stream only adds what was passed as `spent`.
+    `DeleteThenNoise` has neither. In a stream, only what is passed as `spent` is added.
 
     Args:
         sigma: deviation of the secret, that of `convex.with_perturbation`.
@@ -51,7 +52,7 @@ class ObjectivePerturbation(NamedTuple):
         if not 0 <= self.spent < math.inf:
             raise ValueError(f"spent of ObjectivePerturbation is a sum of bounds, at least 0 and finite, got {self.spent!r}")
         budget = removal_budget(self.sigma, epsilon, delta)
-        secret = evidence.data.extra.get("perturbation")
+        secret = PERTURBATION.find(evidence.data)
         entries = np.zeros(0) if secret is None else np.asarray(secret, np.float64)
         bound = evidence.stats[f"{self.bound}_bound"]
         if self.bound == "worst_case":
@@ -83,6 +84,17 @@ def removal_budget(sigma: float, epsilon: float, delta: float) -> float:
     """Largest sum of residual bounds that a secret of deviation `sigma` hides: `sigma min(epsilon / c, mu)`.
 
     `c = sqrt(2 ln(1.5 / delta))`, and mu is the exact ratio of sensitivity and noise for (epsilon, delta).
+
+    Args:
+        sigma: deviation of the secret.
+        epsilon: positive and finite.
+        delta: in (0, 1).
+
+    Returns:
+        In the unit of a gradient.
+
+    Raises:
+        ValueError: epsilon or delta out of range.
 
     Example:
         >>> print(f"{jaxunlearn.certificates.removal_budget(1.0, 1.0, 1e-4):.3f}")

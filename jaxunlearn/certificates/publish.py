@@ -2,16 +2,16 @@
 
     release = round(W + noise_scale * z),    z ~ N(0, I) in float64, rounded to the dtype of W at the very end
 
-A certificate is spent once: if an observer gets two releases with different noise, both count, and if noise could be drawn
-again for the same weights, averaging would take it away. So `publish` writes down what it is about to release before it
-does, releases the same bits when it is asked again, and adds up epsilon and delta over what differs.
+A certificate covers one release: if an observer gets two releases with different noise, both count, and if noise could be drawn
+again for the same weights, averaging would remove it. So `publish` writes down what it will release before it does, releases
+the same bits when it is asked again, and adds up epsilon and delta over releases that differ.
 
-**Where the noise comes from.** A seed of 256 bits from the operating system (`secrets`), stretched by SHAKE-256 to 64 bits a
-number and turned into normal ones by Box and Muller. A caller's key serves experiments that must be repeated; whoever knows
-it can subtract the noise, and the release says so (`noise_key="caller"`).
+**Where the noise comes from.** A seed of 256 bits from the operating system (`secrets`), stretched by SHAKE-256 to 64 bits per
+number, which Box and Muller's method makes normal. A caller's key serves experiments that must be repeated; whoever knows it
+can subtract the noise, and the release says so (`noise_key="caller"`).
 
 **Where it is kept.** `directory/public/` holds the released weights and nothing else; that is what may be handed out.
-`directory/private/` holds one intent a release: a salted hash of the weights before the noise, the certificate, and the seed
+`directory/private/` holds one intent per release: a salted hash of the weights before the noise, the certificate, and the seed
 until the release is complete; then the seed is deleted, since the released bits are enough to repeat them. Files have mode
 0600, directories 0700. Do not hand out or back up `private/`: a seed in there gives the noise away, and salt and hash let
 somebody who can compute the weights confirm a guess. Deleting a file does not wipe a disk.
@@ -32,9 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from jaxunlearn import journal, status, tree
+from jaxunlearn import checks, status, tree
 from jaxunlearn.certificates.accounting import Privacy, compose
 from jaxunlearn.certificates.certificate import Certificate
+from jaxunlearn.service import journal
 from jaxunlearn.types import Result, Variables
 
 VERSION = 1
@@ -45,7 +46,7 @@ class ReleaseError(RuntimeError):
 
 
 class Release(NamedTuple):
-    """Weights that may be handed out, and what they cost."""
+    """Weights that may be handed out, and their privacy budget."""
 
     number: int  # 1, 2, ... in its directory
     variables: Variables
@@ -74,10 +75,10 @@ class _Intent(NamedTuple):
 def publish(result: Result, certificate: Certificate, directory: str | Path, *, key: PRNGKeyArray | None = None) -> Release:
     """Add the certificate's noise and write the weights to `directory/public`; the same bits for the same weights, ever after.
 
-    Host only. Interrupted at any point, it is completed with the same bits by the next call with the same result. Together,
-    releases cost the sum of their epsilons and deltas (`compose`; `compose_gaussians` may promise less). Rounding a release
-    further, e.g. to float32, costs nothing. A model that was trained with its noise (`ObjectivePerturbation`) needs no more:
-    its certificate has the noise scale 0, and it is released as it is.
+    Host only. Interrupted at any point, it is completed with the same bits by the next call with the same result. The budget of
+    several releases is the sum of their epsilons and deltas (`compose`; `compose_gaussians` may promise less). Rounding a
+    release further, e.g. to float32, adds nothing. A model that was trained with its noise (`ObjectivePerturbation`) needs no
+    more: its certificate has the noise scale 0, and it is released as it is.
 
     Args:
         result: of one request or of a merged one. Only its params are released; model state would leave without noise.
@@ -91,7 +92,7 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
         them outside of `jax.enable_x64(True)`, which would round them.
 
     Raises:
-        ValueError: a void certificate (the failed assumptions are named), or one whose numbers are out of range; several
+        ValueError: a void certificate (the failed assumptions are named), or one whose values are out of range; several
             results at once; model state; params that are not float32 or float64.
         TypeError: inside `jit` or `vmap`.
         UnlearningError: the result's status is not ok.
@@ -102,14 +103,23 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
         least significant bits for differential privacy, 2012.
 
     Example:
-        >>> release = publish(result, certificate, "releases")  # doctest: +SKIP
+        >>> import tempfile
+        >>> rows = jaxunlearn.training_data(jaxunlearn.convex.feature_rows(data.train.inputs), data.train.targets)
+        >>> problem = jaxunlearn.convex.softmax(0.1, 3)
+        >>> unlearn = jax.jit(jaxunlearn.convex.newton_removal(problem))
+        >>> result = unlearn(jaxunlearn.convex.fit(problem, rows), rows, request, key)
+        >>> declared = {"extractor": "none", "adaptive": False}
+        >>> certificate = jaxunlearn.certificates.certify(result, rows, epsilon=1.0, delta=1e-5, **declared)
+        >>> release = jaxunlearn.certificates.publish(result, certificate, tempfile.mkdtemp())
+        >>> release.number, release.total_epsilon, release.noise_key
+        (1, 1.0, 'os')
     """
     weights = _require_publishable(result, certificate, key)
     directory = Path(directory)
     public, private = directory / "public", directory / "private"
     for folder in (public, private):
         journal.make_directory(folder)
-    identity = journal.digest([weights, _promise(certificate)])
+    identity = tree.content_digest([weights, _promise(certificate)])
     with journal.locked(directory / "lock"):
         intents = [_completed(intent, public, private) for intent in _read_intents(private)]
         intent = next((known for known in intents if known.input == _salted(identity, known.salt)), None)
@@ -131,7 +141,14 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
 
 
 def load_release(path: str | Path, like: Variables) -> Variables:
-    """Read released weights into the tree of `like` (arrays, or what `jax.eval_shape(model.init, key)` returns).
+    """Read released weights.
+
+    Args:
+        path: of the released file.
+        like: a tree of the same form, arrays or what `jax.eval_shape(model.init, key)` returns.
+
+    Returns:
+        `like` with the released params; its state is kept. float64 weights stay float64, see `publish`.
 
     Raises:
         FileNotFoundError: there is no file at `path`.
@@ -156,7 +173,7 @@ def load_release(path: str | Path, like: Variables) -> Variables:
 
 def _require_publishable(result: Result, certificate: Certificate, key: PRNGKeyArray | None) -> dict[str, np.ndarray]:
     values = (result.variables, result.status, *(getattr(certificate, name) for name in certificate._fields), key)
-    if not all(map(tree.is_concrete, jax.tree.leaves(values))):
+    if not all(map(checks.is_concrete, jax.tree.leaves(values))):
         raise TypeError("publish() draws noise and writes files, so call it outside jit and vmap, on the returned Result")
     failed = [f"{each.name} ({each.detail})" for each in certificate.assumptions if not each.holds]
     if failed or not certificate.valid:
@@ -169,13 +186,13 @@ def _require_publishable(result: Result, certificate: Certificate, key: PRNGKeyA
             f"epsilon={epsilon}, delta={delta}, noise_scale={scale}; make it with certify()"
         )
     if key is not None:
-        tree.check_key(key)
+        checks.check_key(key)
     if np.ndim(result.status):
         raise ValueError(
             f"publish releases one model, got the results of {np.shape(result.status)} requests: merge() the requests first"
         )
     status.check(result)
-    tree.check_variables(result.variables)
+    checks.check_variables(result.variables)
     if jax.tree.leaves(result.variables.state):
         raise ValueError(
             "the certificate covers params, but variables.state holds arrays that would be released without noise; publish "
@@ -196,7 +213,7 @@ def _intend(number: int, identity: str, certificate: Certificate, key: PRNGKeyAr
     if key is None:
         source, seed = "os", secrets.token_hex(32)
     else:
-        source, seed = "caller", journal.digest([key, identity])
+        source, seed = "caller", tree.content_digest([key, identity])
     salt = secrets.token_hex(32)
     return _Intent(VERSION, number, salt, _salted(identity, salt), _promise(certificate), source, seed, "")
 

@@ -14,7 +14,7 @@ from jaxunlearn.certificates.certificate import Assessment, Assumption, Evidence
 
 
 class Sekhari(NamedTuple):
-    """Worst-case distance of a Newton step, from counts and constants alone: the noise tells nothing of the rows.
+    """Worst-case distance of a Newton step, from counts and constants alone: the noise scale does not depend on the rows.
 
     **Theorem.** With losses (penalty included) that are mu-strongly convex, K-Lipschitz and have an M-Lipschitz Hessian, the
     removed weights are within `2 M K^2 m^2 / (mu^3 n^2)` of the retrained optimum; mu is `l2` here.
@@ -61,6 +61,16 @@ class Sekhari(NamedTuple):
 
 def sekhari_sensitivity(lipschitz: float, hessian_lipschitz: float, l2: float, num_rows: float, num_forget: float) -> float:
     """`2 M K^2 m^2 / (l2^3 n^2)`; inf without strong convexity or rows.
+
+    Args:
+        lipschitz: K, of the loss.
+        hessian_lipschitz: M, of its Hessian.
+        l2: strong convexity of the loss.
+        num_rows: n, before the request.
+        num_forget: m.
+
+    Returns:
+        In the unit of the parameters.
 
     Example:
         >>> print(f"{jaxunlearn.certificates.sekhari_sensitivity(2.0, 0.5, 0.1, 1000, 10):.2f}")

@@ -8,14 +8,20 @@ certificates are made of. Everything here runs in float64, whatever the session'
 stored in and are widened block by block.
 """
 
+from jaxunlearn.convex.descent_to_delete import descent_to_delete as descent_to_delete
 from jaxunlearn.convex.factorisation import Factorisation as Factorisation
 from jaxunlearn.convex.factorisation import prepare as prepare
 from jaxunlearn.convex.fitting import fit as fit
 from jaxunlearn.convex.fitting import with_perturbation as with_perturbation
+from jaxunlearn.convex.influence_removal import influence_removal as influence_removal
+from jaxunlearn.convex.newton_removal import newton_removal as newton_removal
 from jaxunlearn.convex.problems import Problem as Problem
 from jaxunlearn.convex.problems import logistic as logistic
 from jaxunlearn.convex.problems import ridge as ridge
 from jaxunlearn.convex.problems import softmax as softmax
+from jaxunlearn.convex.projective_residual import projective_residual as projective_residual
+from jaxunlearn.convex.refit import refit as refit
 from jaxunlearn.convex.rows import check_data as check_data
 from jaxunlearn.convex.rows import check_request as check_request
 from jaxunlearn.convex.rows import feature_rows as feature_rows
+from jaxunlearn.convex.woodbury_removal import woodbury_removal as woodbury_removal

@@ -8,23 +8,21 @@ where the columns of V are `x_j` times the root of their curvature, `V V' = sum_
 O(D^2) with `D = d c`, and R of them side by side are matrix products. Rows removed earlier stay in V.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxunlearn import tree
+from jaxunlearn import checks
 from jaxunlearn.convex.objective import gradient, hessian, perturbation_of, sum_over_rows
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.convex.removal import Setting, row_norm_of
 from jaxunlearn.convex.rows import kernel_of
 from jaxunlearn.curvature import spectral_norm_bound
 from jaxunlearn.precision import in_float64
-from jaxunlearn.types import Data, Variables
-
-NAME = "factorisation"  # in Data.extra
+from jaxunlearn.slots import FACTORISATION
+from jaxunlearn.types import Data, Prepare, Variables
 
 
 class Factorisation(NamedTuple):
@@ -35,7 +33,7 @@ class Factorisation(NamedTuple):
     centre: Float[Array, "d c"]  # the weights W0 at which the Hessian was taken
     gram: Float[Array, "d d"]  # X' X
     spectral_norm: Float[Array, ""]  # at least that of X
-    row_norm: Float[Array, ""]  # largest norm of a row
+    row_norm: Float[Array, ""]  # largest norm of any row
     num_rows: Float[Array, ""]  # rows in the eigendecomposition
     removed: Float[Array, "D q"]  # columns of V of rows removed since; zeros where there is none yet
     num_columns: Int[Array, ""]  # of them in use
@@ -74,18 +72,34 @@ def factorise(
     )
 
 
-def prepare(problem: Problem, *, capacity: int = 0) -> Callable[[Variables, Data, jax.Array], Data]:
-    """`prepare(problem)(variables, data, key) -> Data` with a `Factorisation` in `extra["factorisation"]`; jit it or not.
+def described(problem: Problem) -> str:
+    """What a factorisation belongs to, besides weights, rows and `l2`."""
+    return f"the Hessian of {problem.name} with {problem.num_outputs} outputs"
+
+
+def prepare(problem: Problem, *, capacity: int = 0) -> Prepare:
+    """Factorise the Hessian for `jaxunlearn.convex.woodbury_removal`; `jaxunlearn.prepare` does it with a method's settings.
 
     Args:
         problem: what the variables were trained on.
         capacity: columns kept for rows removed in a stream before it factorises anew: slots times outputs for each request,
             about `D / 10` in all. 0 where requests are alternatives (`batched`).
 
+    Returns:
+        `(variables, data, key) -> Data` with a `Factorisation` in slot `factorisation`; jit it or not.
+
     Raises:
         ValueError: params or data that do not belong to the problem.
+
+    Example:
+        >>> rows = jaxunlearn.training_data(jaxunlearn.convex.feature_rows(data.train.inputs), data.train.targets)
+        >>> problem = jaxunlearn.convex.softmax(1e-2, 3)
+        >>> start = jaxunlearn.Variables({"kernel": jnp.zeros((5, 3))})
+        >>> shared = jax.jit(jaxunlearn.convex.prepare(problem))(start, rows, key)
+        >>> jaxunlearn.slots.FACTORISATION.get(shared).value.vectors.shape
+        (15, 15)
     """
-    tree.require_count("capacity", capacity, least=0)
+    checks.require_count("capacity", capacity, least=0)
 
     @in_float64
     def prepared(variables: Variables, data: Data, key: jax.Array) -> Data:
@@ -93,7 +107,7 @@ def prepare(problem: Problem, *, capacity: int = 0) -> Callable[[Variables, Data
         kernel = kernel_of(problem, variables, data)
         slope = gradient(problem, kernel, data.train, data.present, perturbation_of(data, kernel))
         made = factorise(problem, data, kernel, slope, jnp.float64(0), capacity)
-        return data._replace(extra={**data.extra, NAME: made})
+        return FACTORISATION.put(data, made, at=(variables, problem.l2), how=described(problem))
 
     return prepared
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxunlearn import tree
+from jaxunlearn import checks, tree
 from jaxunlearn.convex.objective import Solver, gradient, newton_direction, perturbation_of
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.convex.rows import check_data
+from jaxunlearn.slots import PERTURBATION
 from jaxunlearn.status import UnlearningError
 from jaxunlearn.types import Data, Examples, Variables
 
@@ -40,9 +41,6 @@ def minimise(
     def gradient_at(kernel):
         return gradient(problem, kernel, examples, weights, linear)
 
-    def norm(x):
-        return jnp.sqrt(jnp.sum(x**2))
-
     def improve(state):
         kernel, slope, steps, _ = state
         direction = newton_direction(problem, kernel, examples, weights, slope, solver)
@@ -53,16 +51,16 @@ def minimise(
 
         def too_long(trial):
             length, found = trial
-            return ~(norm(found) <= (1 - length / 4) * norm(slope)) & (length > 1e-6)
+            return ~(tree.norm(found) <= (1 - length / 4) * tree.norm(slope)) & (length > 1e-6)
 
         length, found = jax.lax.while_loop(too_long, shorter, (jnp.float64(1), gradient_at(kernel + direction)))
-        better = norm(found) <= (1 - length / 4) * norm(slope)
+        better = tree.norm(found) <= (1 - length / 4) * tree.norm(slope)
         kernel, slope = tree.select(better, (kernel + length * direction, found), (kernel, slope))
         return kernel, slope, steps + 1, better
 
     first = (start, gradient_at(start), jnp.int32(0), jnp.array(True))
     kernel, slope, steps, _ = jax.lax.while_loop(lambda s: s[3] & (s[2] < max_steps), improve, first)
-    return Optimum(jnp.where(jnp.isfinite(norm(slope)), kernel, jnp.nan), slope, steps)
+    return Optimum(jnp.where(jnp.isfinite(tree.norm(slope)), kernel, jnp.nan), slope, steps)
 
 
 CONVERGED = 1e-7  # largest distance to the optimum, relative to the weights, that counts as trained
@@ -109,9 +107,27 @@ def fit(problem: Problem, data: Data, *, row_norm: float | None = 1.0, solver: S
 
 
 def with_perturbation(data: Data, kernel_shape: tuple[int, int], sigma: float, key: jax.Array) -> Data:
-    """Data with a secret `B ~ N(0, sigma^2)` for objective perturbation; draw it once, before `fit`, and never release it."""
-    tree.check_key(key)
-    tree.check_range("sigma", sigma, low=0)
+    """Data with a secret `B ~ N(0, sigma^2)` for objective perturbation; draw it once, before `fit`, and never release it.
+
+    Args:
+        data: what will be trained on.
+        kernel_shape: (d, c), of the weights.
+        sigma: standard deviation of every entry.
+        key: of the draw; keep it as secret as B.
+
+    Returns:
+        The data with B, Float64[d, c], in slot `perturbation`.
+
+    Raises:
+        ValueError: a negative `sigma`. TypeError: no typed key.
+
+    Example:
+        >>> secret = jaxunlearn.convex.with_perturbation(data, (4, 3), 1.0, key)
+        >>> jaxunlearn.slots.PERTURBATION.get(secret).shape
+        (4, 3)
+    """
+    checks.check_key(key)
+    checks.check_range("sigma", sigma, low=0)
     with jax.enable_x64(True):
         secret = sigma * jax.random.normal(key, kernel_shape, jnp.float64)
-    return data._replace(extra={**data.extra, "perturbation": secret})
+    return PERTURBATION.put(data, secret)

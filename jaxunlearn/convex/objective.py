@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxunlearn import risk
+from jaxunlearn import sampling
 from jaxunlearn.convex.problems import Problem
+from jaxunlearn.slots import PERTURBATION
 from jaxunlearn.types import Data, Examples
 
 Solver: TypeAlias = Literal["dense", "cg"]
@@ -31,7 +32,7 @@ def sum_over_rows(function: Callable[..., PyTree], examples: Examples, weights: 
     def one(start, first):
         part, counts = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), (examples, weights))
         counts = jnp.where(start + jnp.arange(block) < first, 0, counts).astype(jnp.float64)  # rows of the last block again
-        part = risk.blank(part, counts)
+        part = sampling.blank(part, counts)
         return function(part.inputs.astype(jnp.float64), part.targets, counts)
 
     if block == num_rows:
@@ -47,7 +48,7 @@ def sum_over_rows(function: Callable[..., PyTree], examples: Examples, weights: 
 
 def perturbation_of(data: Data, like: Float[Array, "d c"]) -> Float[Array, "d c"]:
     """The secret linear term, zeros if there is none."""
-    secret = data.extra.get("perturbation")
+    secret = PERTURBATION.find(data)
     if secret is None:
         return jnp.zeros_like(like)
     if jnp.shape(secret) != like.shape:

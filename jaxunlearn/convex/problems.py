@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import checks
 from jaxunlearn.types import Examples, Model, Outputs, Variables
 
 
@@ -54,8 +54,20 @@ class Problem(NamedTuple):
 def ridge(l2: float, num_outputs: int = 1) -> Problem:
     """Least squares, `1/2 ||z - y||^2`, for real targets [n] or [n, num_outputs].
 
+    Args:
+        l2: weight of the penalty `l2 / 2 ||W||^2` per row, above 0.
+        num_outputs: c.
+
+    Returns:
+        A `Problem`.
+
     Raises:
         ValueError: `l2` is not positive and finite.
+
+    Example:
+        >>> problem = jaxunlearn.convex.ridge(0.1)
+        >>> problem.loss(jnp.array([[3.0]]), jnp.array([1.0])).tolist()
+        [2.0]
     """
 
     def residual(scores, targets):
@@ -83,8 +95,19 @@ def logistic(l2: float) -> Problem:
 
     Its third derivative is at most `1 / (6 sqrt 3) = 0.096` (at `z = log(2 + sqrt 3)`), less than the 1/4 in use elsewhere.
 
+    Args:
+        l2: weight of the penalty `l2 / 2 ||W||^2` per row, above 0.
+
+    Returns:
+        A `Problem` of one output.
+
     Raises:
         ValueError: `l2` is not positive and finite.
+
+    Example:
+        >>> problem = jaxunlearn.convex.logistic(0.1)
+        >>> round(float(problem.loss(jnp.zeros((1, 1)), jnp.array([1]))[0]), 4)
+        0.6931
     """
 
     def sign(z, y):
@@ -110,10 +133,22 @@ def logistic(l2: float) -> Problem:
 def softmax(l2: float, num_classes: int) -> Problem:
     """Softmax regression, `-log softmax(z)_y`, for integer targets from 0 to `num_classes - 1`.
 
+    Args:
+        l2: weight of the penalty `l2 / 2 ||W||^2` per row, above 0.
+        num_classes: c, at least 2.
+
+    Returns:
+        A `Problem`.
+
     Raises:
         ValueError: `l2` is not positive and finite, or fewer than two classes.
+
+    Example:
+        >>> problem = jaxunlearn.convex.softmax(0.1, 3)
+        >>> round(float(problem.loss(jnp.zeros((1, 3)), jnp.array([2]))[0]), 4)
+        1.0986
     """
-    tree.require_count("num_classes", num_classes, least=2)
+    checks.require_count("num_classes", num_classes, least=2)
 
     def slope(z, y):
         return jax.nn.softmax(z) - jax.nn.one_hot(y, num_classes, dtype=z.dtype)

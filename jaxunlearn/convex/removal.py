@@ -1,4 +1,4 @@
-"""What removals from a convex problem share: the forgotten rows, the exact residual, and bounds of it.
+"""What removals from a convex problem share: the rows of the forget set, the exact residual, and bounds of it.
 
 One Newton step from `W` along `E` leaves the gradient
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxunlearn import risk
+from jaxunlearn import sampling, tree
 from jaxunlearn.convex.objective import perturbation_of, sum_over_rows
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.convex.rows import kernel_of
@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
     kernel: Float[Array, "d c"]  # the trained weights
     linear: Float[Array, "d c"]  # the secret of an objective perturbation, or zeros
-    gone: Examples  # forgotten rows, float64 inputs [k, d]; zeros in unused slots
+    gone: Examples  # the forget set, float64 inputs [k, d]; zeros in unused slots
     counts: Float[Array, "k"]  # 1 in used slots
     num_forget: Float[Array, ""]
     num_retain: Float[Array, ""]
@@ -36,10 +36,10 @@ class Setting(NamedTuple):
 
 
 def prepare_removal(problem: Problem, variables: Variables, data: Data, request: ForgetRequest) -> Setting:
-    """Look up the forgotten rows; costs O(k d)."""
+    """Look up the forget set; costs O(k d)."""
     kernel = kernel_of(problem, variables, data)
-    counts = risk.usable_slots(data, request).astype(jnp.float64)
-    gone = risk.take(data.train, jnp.where(counts > 0, risk.row_numbers(request), 0), counts)
+    counts = sampling.usable_slots(data, request).astype(jnp.float64)
+    gone = sampling.take(data.train, jnp.where(counts > 0, sampling.row_numbers(request), 0), counts)
     gone = gone._replace(inputs=gone.inputs.astype(jnp.float64))
     num_forget = jnp.sum(counts)
     num_present = jnp.sum(data.present > 0).astype(jnp.float64)
@@ -47,13 +47,13 @@ def prepare_removal(problem: Problem, variables: Variables, data: Data, request:
 
 
 def gradient_of_gone(problem: Problem, setting: Setting, kernel: Float[Array, "d c"]) -> Float[Array, "d c"]:
-    """What the forgotten rows contribute to the gradient over all present rows, their share of the penalty included."""
+    """What the forget set contributes to the gradient over all present rows, its share of the penalty included."""
     slopes = setting.counts[:, None] * problem.slope(setting.gone.inputs @ kernel, setting.gone.targets)
     return setting.gone.inputs.T @ slopes + problem.l2 * setting.num_forget * kernel
 
 
 class Measured(NamedTuple):
-    """One pass over the retained rows."""
+    """One pass over the retain set."""
 
     gradient: Float[Array, "d c"]  # of the retained objective at `W + E`, exact
     linear_residual: Float[Array, ""]  # ||grad L(W) + H(W) E||
@@ -73,8 +73,14 @@ def measure(
 ) -> Measured:
     """Exact gradient after a step, and what its bounds need. Rows are read once.
 
-    Sums run over the retained rows if they are given; else over the present rows, which requests share, and the forgotten
-    ones are taken off again.
+    Sums run over the retain set if it is given; else over the present rows, which requests share, and the forget set is taken
+    off again.
+
+    Args:
+        problem, data, setting: of the removal.
+        before: weights W before the step.
+        step: E.
+        retained: 1 on the retain set.
     """
 
     def terms(inputs, targets, counts):
@@ -96,7 +102,7 @@ def measure(
     after = before + step
     penalty = problem.l2 * setting.num_retain
     gradient = slopes + penalty * after + setting.linear
-    linear_residual = norm(predicted + penalty * after + setting.linear)
+    linear_residual = tree.norm(predicted + penalty * after + setting.linear)
     return Measured(gradient, linear_residual, *(jnp.sqrt(jnp.maximum(x, 0)) for x in (quartic, quadratic, squares)))
 
 
@@ -129,15 +135,17 @@ def bounds(
     """Bounds of the residual after the measured step.
 
     Args:
-        row_norm: at least the largest norm of a retained row.
-        spectral_norm: at least that of the retained rows; the Frobenius norm by default.
+        row_norm: at least the largest norm of a row of the retain set.
+        spectral_norm: at least that of the retain set; the Frobenius norm by default.
         slack: bound of what was not known of the gradient before the step.
     """
     size = measured.frobenius if spectral_norm is None else spectral_norm
     factor = 0.5 * problem.curvature_lipschitz * size
     first = measured.linear_residual + slack
     quartic = first + factor * measured.quartic
-    return Bounds(worst_case(problem, setting, row_norm), first + factor * row_norm * norm(step) * measured.quadratic, quartic)
+    return Bounds(
+        worst_case(problem, setting, row_norm), first + factor * row_norm * tree.norm(step) * measured.quadratic, quartic
+    )
 
 
 def row_norm_of(data: Data) -> Float[Array, ""]:
@@ -178,7 +186,7 @@ def report(
 
 def report_without_bounds(problem: Problem, data: Data, setting: Setting, step: Float[Array, "d c"]) -> dict[str, Array]:
     """The statistics of a step that no bound holds for: its residual is exact all the same."""
-    residual = norm(measure(problem, data, setting, setting.kernel, step).gradient)
+    residual = tree.norm(measure(problem, data, setting, setting.kernel, step).gradient)
     unknown = Bounds(*[jnp.full_like(residual, jnp.inf)] * 3)
     return report(problem, setting, unknown, residual=residual, residual_bound=residual, row_norm=row_norm_of(data))
 
@@ -187,8 +195,3 @@ def stored(kernel: Float[Array, "d c"], variables: Variables) -> tuple[Float[Arr
     """Weights rounded to the dtype of `variables`, in float64 and as variables."""
     rounded = kernel.astype(variables.params["kernel"].dtype)
     return rounded.astype(jnp.float64), variables._replace(params={"kernel": rounded})
-
-
-def norm(x: Array) -> Float[Array, ""]:
-    """Euclidean norm over all entries."""
-    return jnp.sqrt(jnp.sum(x**2))

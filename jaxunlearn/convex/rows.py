@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxunlearn import risk, tree
+from jaxunlearn import checks, sampling
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.types import Data, ForgetRequest, Variables
 
@@ -28,6 +28,10 @@ def feature_rows(inputs: Any, *, intercept: bool = True, norm: Literal["unit", "
 
     Raises:
         ValueError: NaN or inf, or an unknown norm.
+
+    Example:
+        >>> jaxunlearn.convex.feature_rows(data.train.inputs).shape  # 4 features and the intercept
+        (60, 5)
     """
     rows = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
     if not np.all(np.isfinite(rows)):
@@ -43,9 +47,23 @@ def feature_rows(inputs: Any, *, intercept: bool = True, norm: Literal["unit", "
 
 
 def check_data(problem: Problem, data: Data, *, row_norm: float | None = None) -> None:
-    """ValueError unless the present rows and their targets fit the problem; host only."""
+    """Refuse present rows and targets that do not fit the problem; host only.
+
+    Args:
+        problem: see `ridge`, `logistic`, `softmax`.
+        data: `train.inputs` [n, d], `train.targets` as the problem wants them.
+        row_norm: longest norm that a row may have; None takes any.
+
+    Raises:
+        ValueError: inputs or targets of another form, NaN or inf, labels outside of the problem's set, rows too long, no row.
+        TypeError: inside `jit` or `vmap`, where values are not known.
+
+    Example:
+        >>> rows = jaxunlearn.training_data(jaxunlearn.convex.feature_rows(data.train.inputs), data.train.targets)
+        >>> jaxunlearn.convex.check_data(jaxunlearn.convex.softmax(1e-3, 3), rows, row_norm=1.0)
+    """
     inputs, targets = data.train
-    if not all(map(tree.is_concrete, (inputs, targets, data.present))):
+    if not all(map(checks.is_concrete, (inputs, targets, data.present))):
         raise TypeError("values are checked on the host: call this outside jit and vmap")
     check_shapes(problem, data)
     present = np.asarray(data.present) > 0
@@ -73,15 +91,27 @@ def check_data(problem: Problem, data: Data, *, row_norm: float | None = None) -
 
 
 def check_request(problem: Problem, data: Data, request: ForgetRequest) -> None:
-    """ValueError if one request leaves no row, or no row of a class that the problem has rows of; host only.
+    """Refuse a request that leaves no row, or none of a class that the problem has rows of; host only.
 
-    A class without rows keeps its column of weights, which nothing but the penalty holds: give it up by training a problem
-    without the class.
+    A class without rows keeps its column of weights, which nothing but the penalty holds: train a problem without the class
+    instead.
+
+    Args:
+        problem: see `ridge`, `logistic`, `softmax`.
+        data: what the model was trained on.
+        request: one request.
+
+    Raises:
+        ValueError: as above.
+        TypeError: inside `jit` or `vmap`, where values are not known.
+
+    Example:
+        >>> jaxunlearn.convex.check_request(jaxunlearn.convex.softmax(1e-3, 3), data, request)
     """
-    if not all(map(tree.is_concrete, (data.present, request.indices))):
+    if not all(map(checks.is_concrete, (data.present, request.indices))):
         raise TypeError("values are checked on the host: call this outside jit and vmap")
     before = np.asarray(data.present) > 0
-    after = np.asarray(risk.retain_weights(data, request)) > 0
+    after = np.asarray(sampling.retain_weights(data, request)) > 0
     if not after.any():
         raise ValueError(f"the request removes all {before.sum()} present rows: delete the model instead")
     if problem.name != "ridge":

@@ -1,16 +1,19 @@
-"""Curvature of a training objective: products, representations that can be solved with, solvers, and bounds.
+"""Matrices of second derivatives (Hessian, Gauss-Newton, Fisher): products, representations to solve with, solvers, bounds.
 
 product = hvp(model, variables, examples)                     # v -> H v, see `matvecs` for which matrix is which
-curvature = ekfac(model)(variables, examples, weights, key)   # a pytree that solves, see `representations`
+curvature = ekfac(model)(variables, examples, weights, key)   # a pytree that solves, see `approximations`
 solved = cg(product, b, damping=1e-2, preconditioner=curvature)
 """
 
+from jaxunlearn.curvature.approximations import Diagonal as Diagonal
+from jaxunlearn.curvature.approximations import Fit as Fit
+from jaxunlearn.curvature.approximations import LowRank as LowRank
+from jaxunlearn.curvature.approximations import Representation as Representation
+from jaxunlearn.curvature.approximations import prepare as prepare
 from jaxunlearn.curvature.dense import dense as dense
 from jaxunlearn.curvature.dense import gram as gram
 from jaxunlearn.curvature.diagonals import diagonal as diagonal
-from jaxunlearn.curvature.importances import Importances as Importances
 from jaxunlearn.curvature.importances import batch_means as batch_means
-from jaxunlearn.curvature.inverse import Inversion as Inversion
 from jaxunlearn.curvature.kronecker import Kronecker as Kronecker
 from jaxunlearn.curvature.kronecker import ekfac as ekfac
 from jaxunlearn.curvature.kronecker import kfac as kfac
@@ -27,11 +30,7 @@ from jaxunlearn.curvature.matvecs import jacobian_vp as jacobian_vp
 from jaxunlearn.curvature.matvecs import per_example_gradients as per_example_gradients
 from jaxunlearn.curvature.matvecs import regularizer_vp as regularizer_vp
 from jaxunlearn.curvature.matvecs import sampled_fisher_vp as sampled_fisher_vp
-from jaxunlearn.curvature.representations import Diagonal as Diagonal
-from jaxunlearn.curvature.representations import Fit as Fit
-from jaxunlearn.curvature.representations import LowRank as LowRank
-from jaxunlearn.curvature.representations import Representation as Representation
-from jaxunlearn.curvature.representations import prepare as prepare
+from jaxunlearn.curvature.solve import Inversion as Inversion
 from jaxunlearn.curvature.solvers import Downdated as Downdated
 from jaxunlearn.curvature.solvers import Solved as Solved
 from jaxunlearn.curvature.solvers import cg as cg

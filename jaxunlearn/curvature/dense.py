@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxunlearn import tree
+from jaxunlearn import checks
+from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
+from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
 from jaxunlearn.curvature.matvecs import hvp, row_factors, widened
-from jaxunlearn.curvature.representations import Fit, LowRank, chosen_leaves, pack, unpack
-from jaxunlearn.curvature.slopes import Kind, check_kind, draws
-from jaxunlearn.rows import map_rows, sum_rows
+from jaxunlearn.evaluation import map_rows, sum_rows
 from jaxunlearn.tree import Layers
 from jaxunlearn.types import Model
 
@@ -22,7 +22,7 @@ def dense(
 
     Args:
         model: in evaluation mode.
-        kind: see `jaxunlearn.curvature.slopes`, or `hessian`.
+        kind: see `jaxunlearn.curvature.logit_gradients`, or `hessian`.
         layers: leaves it is about, by their paths, e.g. `"head"` for the last layer; the others are held fixed.
         chunk: rows in memory together.
 
@@ -34,7 +34,7 @@ def dense(
 
     Example:
         >>> fit = jaxunlearn.curvature.dense(model, layers="head")
-        >>> last_layer = fit(variables, data.train, data.present, key)
+        >>> last_layer = jax.jit(fit)(variables, data.train, data.present, key)
     """
 
     def hessian(variables, examples, weights, chosen):
@@ -69,12 +69,12 @@ def dense(
 def gram(model: Model, *, kind: Kind = "ggn", layers: Layers | None = None, chunk: int | None = None) -> Fit:
     """Exact from few rows: the eigenvectors of `C = F F'` come from those of the small matrix `F' F`.
 
-    `O((n s)^2 d)` time and `O(n s d)` memory for s vectors a row (c of `ggn` and `fisher`, else 1), whatever the number of
+    `O((n s)^2 d)` time and `O(n s d)` memory for s vectors per row (c of `ggn` and `fisher`, else 1), whatever the number of
     weights; the tangent-kernel form of the same matrix.
 
     Args:
         model, layers, chunk: as in `dense`.
-        kind: see `jaxunlearn.curvature.slopes`.
+        kind: see `jaxunlearn.curvature.logit_gradients`.
 
     Returns:
         A `Fit` that makes a `LowRank` of rank at most `n s`.
@@ -117,6 +117,6 @@ def from_factors(factors: Float[Array, "r d"], chosen: tuple[bool, ...]) -> LowR
 
 def check_rank(rank: int, dimension: int) -> None:
     """ValueError unless `1 <= rank <= dimension`."""
-    tree.require_count("rank", rank)
+    checks.require_count("rank", rank)
     if rank > dimension:
         raise ValueError(f"rank must be at most the number of weights {dimension}, got {rank}")

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.curvature.approximations import Diagonal, Fit
+from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
 from jaxunlearn.curvature.matvecs import row_factors
-from jaxunlearn.curvature.representations import Diagonal, Fit
-from jaxunlearn.curvature.slopes import Kind, check_kind, draws
-from jaxunlearn.rows import sum_rows
+from jaxunlearn.evaluation import sum_rows
 from jaxunlearn.types import Model
 
 
@@ -15,7 +15,7 @@ def diagonal(model: Model, *, kind: Kind = "fisher", chunk: int | None = 64) -> 
 
     Args:
         model: in evaluation mode.
-        kind: see `jaxunlearn.curvature.slopes`; `fisher` is the true Fisher matrix, with c gradients a row.
+        kind: see `jaxunlearn.curvature.logit_gradients`; `fisher` is the true Fisher matrix, with c gradients per row.
         chunk: rows whose gradients are in memory together.
 
     Returns:

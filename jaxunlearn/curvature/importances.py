@@ -1,33 +1,29 @@
 """Importances of single weights as published code computes them, and damping of weights that matter to few rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import checks, slots
 from jaxunlearn.curvature.matvecs import row_gradients, widened
-from jaxunlearn.rows import evaluate, forget_rows, sum_rows
-from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Scalar, Variables
+from jaxunlearn.evaluation import evaluate, sum_rows
+from jaxunlearn.sampling import forget_rows
+from jaxunlearn.status import combine
+from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Prepare, Result, Scalar, Variables
 
 Average: TypeAlias = Literal["batch", "sample"]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["made_by"])
-@dataclass(frozen=True)
-class Importances:
-    """A number a weight, and how it was made: importances made in different ways cannot be compared."""
+class Measure(NamedTuple):
+    """A way to compute importances; those made in different ways cannot be compared."""
 
-    values: PyTree
-    made_by: str
-
-
-# (model, variables, examples, weights) -> Importances
-Make: TypeAlias = Callable[[Model, Variables, Examples, Float[Array, "n"]], Importances]
+    make: Callable[[Model, Variables, Examples, Float[Array, "n"]], PyTree]  # (model, variables, examples, weights)
+    how: str
+    slot: slots.Slot
 
 
 def batch_means(
@@ -55,7 +51,7 @@ def batch_means(
     Example:
         >>> squares = jaxunlearn.curvature.batch_means(model, variables, data.train, data.present, batch_size=16)
     """
-    tree.require_count("batch_size", batch_size)
+    checks.require_count("batch_size", batch_size)
     params = widened(variables.params)
     order = jnp.argsort(weights <= 0, stable=True)  # rows that count first, so that padding makes no batch smaller
     examples, weights = jax.tree.map(lambda x: jnp.asarray(x)[order], (examples, weights))
@@ -75,52 +71,78 @@ def batch_means(
     return jax.tree.map(lambda x: x / jnp.maximum(batches, 1), total)
 
 
-def importances(
-    model: Model,
-    variables: Variables,
-    examples: Examples,
-    weights: Float[Array, "n"],
+def measure(
     *,
     average: Average,
     batch_size: int,
+    slot: slots.Slot = slots.IMPORTANCES,
     function: Callable[[jax.Array], jax.Array] = jnp.square,
     label: str = "squares",
-) -> Importances:
+) -> Measure:
     """A function of gradients, averaged over batches or over single rows.
 
     Args:
-        model, variables, examples, weights, batch_size, function: as in `batch_means`.
         average: `batch` takes mean gradients of batches, as published code does; `sample` gradients of single rows,
             `batch_size` at a time.
+        batch_size: rows of a batch.
+        slot: where importances of all rows lie.
+        function: of the gradients, element by element.
         label: of the function, to tell importances apart.
+
+    Raises:
+        ValueError: another average, a batch size that is no positive integer.
     """
     if average not in ("batch", "sample"):
         raise ValueError(f"average must be 'batch' or 'sample', got {average!r}")
+    checks.require_count("batch_size", batch_size)
     if average == "batch":
-        made_by = f"{label} of gradients of batches of {batch_size}"
-        return Importances(batch_means(model, variables, examples, weights, batch_size=batch_size, function=function), made_by)
+        return Measure(
+            partial(batch_means, batch_size=batch_size, function=function),
+            f"{label} of gradients of batches of {batch_size}",
+            slot,
+        )
 
-    def of_rows(examples, weights):
-        gradients = row_gradients(model, variables, examples)
-        return jax.tree.map(lambda g: jnp.tensordot(weights, function(g), axes=1), gradients)
+    def of_rows(model: Model, variables: Variables, examples: Examples, weights: Float[Array, "n"]) -> PyTree:
+        def total(examples, weights):
+            gradients = row_gradients(model, variables, examples)
+            return jax.tree.map(lambda g: jnp.tensordot(weights, function(g), axes=1), gradients)
 
-    total = sum_rows(of_rows, examples, weights, chunk=batch_size)
-    rows = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
-    return Importances(jax.tree.map(lambda x: x / rows, total), f"{label} of gradients of single rows")
+        rows = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+        return jax.tree.map(lambda x: x / rows, sum_rows(total, examples, weights, chunk=batch_size))
+
+    return Measure(of_rows, f"{label} of gradients of single rows", slot)
+
+
+def prepare(measure: Measure, model: Model) -> Prepare:
+    """What puts the importances of all present rows into their slot, for all requests to share."""
+
+    def prepared(variables: Variables, data: Data, key: PRNGKeyArray) -> Data:
+        del key
+        return measure.slot.put(data, measure.make(model, variables, data.train, data.present), at=variables, how=measure.how)
+
+    return prepared
 
 
 def of_request(
-    make: Make, model: Model, variables: Variables, data: Data, request: ForgetRequest, name: str
-) -> tuple[Importances, Importances]:
-    """Importances of all rows, prepared under `name`, and those of the request, made in the same way."""
-    shared = data.extra.get(name)
-    if not isinstance(shared, Importances):
-        raise ValueError(f"data.extra[{name!r}] is missing: make it with the method's own prepare(...)(variables, data, key)")
+    measure: Measure, model: Model, variables: Variables, data: Data, request: ForgetRequest
+) -> tuple[PyTree, PyTree, Bool[Array, ""]]:
+    """Importances of all rows, those of the request, and whether the former are stale."""
+    shared, stale = measure.slot.read(data, at=variables, how=measure.how)
     part = forget_rows(data, request)
-    own = make(model, variables, part.examples, part.weights)
-    if own.made_by != shared.made_by:
-        raise ValueError(f"data.extra[{name!r}] holds {shared.made_by}, the method wants {own.made_by}: prepare them alike")
-    return shared, own
+    return shared, measure.make(model, variables, part.examples, part.weights), stale
+
+
+def dampening(measure: Measure, model: Model, *, alpha: Scalar, strength: Scalar) -> Callable[..., Result]:
+    """The update of selective synaptic dampening with importances of any kind."""
+    checks.check_range("alpha", alpha, low=0)
+    checks.check_range("strength", strength, low=0)
+
+    def remove(variables, data, request, key):
+        everything, own, stale = of_request(measure, model, variables, data, request)
+        params, share = dampened(variables.params, everything, own, alpha=alpha, strength=strength)
+        return Result(variables._replace(params=params), combine(STALE=stale), {"selected": share})
+
+    return remove
 
 
 def dampened(params: PyTree, everything: PyTree, request: PyTree, *, alpha: Scalar, strength: Scalar) -> tuple[PyTree, Array]:

@@ -27,11 +27,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import tree
+from jaxunlearn.curvature.approximations import Fit, Representation
+from jaxunlearn.curvature.layer_tracing import Layer, Taps, find
+from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, slopes
 from jaxunlearn.curvature.matvecs import widened
-from jaxunlearn.curvature.representations import Fit, Representation
-from jaxunlearn.curvature.slopes import Kind, check_kind, draws, slopes
-from jaxunlearn.curvature.taps import Layer, Taps, find
-from jaxunlearn.rows import evaluate, sum_rows
+from jaxunlearn.evaluation import evaluate, sum_rows
 from jaxunlearn.types import Model
 
 LARGEST_BLOCK = 512  # weights of a parameter outside of layers up to which it gets its exact block
@@ -98,7 +98,7 @@ def kfac(model: Model, *, kind: Kind = "sampled", chunk: int | None = None) -> F
 
     Args:
         model: in evaluation mode; its forward pass is read, not wrapped.
-        kind: see `jaxunlearn.curvature.slopes`. `sampled` takes one backward pass, `fisher` and `ggn` one a class.
+        kind: see `jaxunlearn.curvature.logit_gradients`. `sampled` takes one backward pass, `fisher` and `ggn` one per class.
         chunk: rows whose activations are in memory together; None takes all.
 
     Returns:
@@ -109,7 +109,7 @@ def kfac(model: Model, *, kind: Kind = "sampled", chunk: int | None = None) -> F
 
     Example:
         >>> fit = jaxunlearn.curvature.kfac(model)
-        >>> fit(variables, data.train, data.present, key).describe(variables.params)["bias"]
+        >>> jax.jit(fit)(variables, data.train, data.present, key).describe(variables.params)["bias"]
         'kronecker (body)'
     """
     return partial(_fit, model, kind, chunk, False)
@@ -129,7 +129,7 @@ def ekfac(model: Model, *, kind: Kind = "sampled", chunk: int | None = None) -> 
 
     Example:
         >>> fit = jaxunlearn.curvature.ekfac(model, kind="fisher", chunk=30)
-        >>> curvature = fit(variables, data.train, data.present, key)
+        >>> curvature = jax.jit(fit)(variables, data.train, data.present, key)
         >>> step = curvature.solve(variables.params, damping=1e-3)
     """
     return partial(_fit, model, kind, chunk, True)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
 from jaxunlearn.curvature.dense import check_rank
 from jaxunlearn.curvature.matvecs import Matvec, widened
-from jaxunlearn.curvature.representations import Fit, LowRank, chosen_leaves, pack, unpack
 from jaxunlearn.tree import Layers
 
 

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxunlearn import risk, tree
-from jaxunlearn.curvature.slopes import Kind, check_kind, draws, loss_curvature, slopes
-from jaxunlearn.rows import evaluate, map_rows, sum_rows
+from jaxunlearn import checks, sampling, tree
+from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, loss_curvature, slopes
+from jaxunlearn.evaluation import evaluate, map_rows, sum_rows
 from jaxunlearn.types import Examples, Model, Variables
 
 Matvec: TypeAlias = Callable[[PyTree], PyTree]  # linear, trees like the params
@@ -55,7 +55,7 @@ def hvp(
         `v -> H v`.
 
     Raises:
-        ValueError: a loss that is not one value a row, a bad chunk.
+        ValueError: a loss that is not one value per row, a bad chunk.
 
     References:
         Pearlmutter: Fast exact multiplication by the Hessian, 1994, doi 10.1162/neco.1994.6.1.147.
@@ -88,6 +88,9 @@ def ggn_vp(
     Args:
         model, variables, examples, weights, chunk: as in `hvp`.
 
+    Returns:
+        `v -> C v`.
+
     References:
         Schraudolph: Fast curvature matrix-vector products for second-order gradient descent, 2002,
         doi 10.1162/08997660260028683.
@@ -106,10 +109,13 @@ def fisher_vp(
     *,
     chunk: int | None = None,
 ) -> Matvec:
-    """Fisher matrix, the expectation of `g g'` over labels as the model predicts them, exactly: c gradients a row.
+    """Fisher matrix, the expectation of `g g'` over labels as the model predicts them, exactly: c gradients per row.
 
     Args:
         model, variables, examples, weights, chunk: as in `hvp`; integer targets.
+
+    Returns:
+        `v -> C v`.
 
     Example:
         >>> product = jaxunlearn.curvature.fisher_vp(model, variables, data.train)
@@ -126,11 +132,14 @@ def sampled_fisher_vp(
     *,
     chunk: int | None = None,
 ) -> Matvec:
-    """Fisher matrix with one label a row drawn from the model's prediction; unbiased, one gradient a row.
+    """Fisher matrix with one label per row drawn from the model's prediction; unbiased, one gradient per row.
 
     Args:
         model, variables, examples, weights, chunk: as in `hvp`; integer targets.
         key: of the labels.
+
+    Returns:
+        `v -> C v`.
 
     Example:
         >>> product = jaxunlearn.curvature.sampled_fisher_vp(model, variables, data.train, key)
@@ -146,10 +155,13 @@ def empirical_fisher_vp(
     *,
     chunk: int | None = None,
 ) -> Matvec:
-    """Mean of `g g'` with the labels of the data. No approximation of the Fisher matrix, see `jaxunlearn.curvature.slopes`.
+    """Mean of `g g'` with the labels of the data; no approximation of the Fisher matrix, see `logit_gradients`.
 
     Args:
         model, variables, examples, weights, chunk: as in `hvp`.
+
+    Returns:
+        `v -> C v`.
 
     Example:
         >>> product = jaxunlearn.curvature.empirical_fisher_vp(model, variables, data.train)
@@ -165,10 +177,13 @@ def jacobian_vp(
     *,
     chunk: int | None = None,
 ) -> Matvec:
-    """Mean of `J' J`, J the Jacobian of a row's logits: the Gauss-Newton matrix of squared error, whatever the loss.
+    """Mean of `J' J`, J the Jacobian of the logits of a row: the Gauss-Newton matrix of squared error, whatever the loss.
 
     Args:
         model, variables, examples, weights, chunk: as in `hvp`.
+
+    Returns:
+        `v -> C v`.
 
     Example:
         >>> product = jaxunlearn.curvature.jacobian_vp(model, variables, data.train)
@@ -177,7 +192,19 @@ def jacobian_vp(
 
 
 def regularizer_vp(model: Model, variables: Variables) -> Matvec:
-    """Hessian of the model's regularizer; zero without one."""
+    """Hessian of the model's regularizer; zero without one.
+
+    Args:
+        model, variables: as in `hvp`.
+
+    Returns:
+        `v -> R v`.
+
+    Example:
+        >>> product = jaxunlearn.curvature.regularizer_vp(model, variables)
+        >>> float(jnp.sum(product(variables.params)["head"]))
+        0.0
+    """
     params = widened(variables.params)
     if model.regularizer is None:
         return lambda v: jax.tree.map(jnp.zeros_like, v)
@@ -185,14 +212,40 @@ def regularizer_vp(model: Model, variables: Variables) -> Matvec:
 
 
 def damped(matvec: Matvec, damping: float | jax.Array) -> Matvec:
-    """`v -> C v + damping v`."""
+    """`v -> C v + damping v`.
+
+    Args:
+        matvec: `v -> C v`.
+        damping: added to the diagonal, may be traced.
+
+    Returns:
+        `v -> (C + damping I) v`.
+
+    Example:
+        >>> product = jaxunlearn.curvature.damped(lambda v: v, 0.5)
+        >>> product({"w": jnp.ones(2)})["w"].tolist()
+        [1.5, 1.5]
+    """
     return lambda v: jax.tree.map(lambda cv, x: cv + damping * x, matvec(v), v)
 
 
 def gradient_sum(
     model: Model, variables: Variables, examples: Examples, weights: Float[Array, "n"], *, chunk: int | None = None
 ) -> PyTree:
-    """Weighted sum of the gradients of all rows, without the regularizer, at least in float32."""
+    """Weighted sum of the gradients of all rows, without the regularizer, at least in float32.
+
+    Args:
+        model, variables, examples, chunk: as in `hvp`.
+        weights: of the rows, Float[n]; rows of weight 0 may hold anything.
+
+    Returns:
+        A tree like the params.
+
+    Example:
+        >>> total = jaxunlearn.curvature.gradient_sum(model, variables, data.train, data.present, chunk=32)
+        >>> total["head"].shape == variables.params["head"].shape
+        True
+    """
     params = widened(variables.params)
     total = lambda examples, weights: jax.grad(lambda p: _summed(model, p, variables, examples, weights))(params)  # noqa: E731
     return sum_rows(total, examples, weights, chunk=chunk)
@@ -234,7 +287,7 @@ def row_factors(kind: Kind, model: Model, variables: Variables, examples: Exampl
     """The vectors `J' u_s` of every row, whose outer products sum to its part of the matrix.
 
     Args:
-        kind, uniform: see `jaxunlearn.curvature.slopes`.
+        kind, uniform: see `jaxunlearn.curvature.logit_gradients`.
         model, variables, examples: as in `hvp`.
 
     Returns:
@@ -275,7 +328,7 @@ def _through_logits(
     key: PRNGKeyArray | None,
     chunk: int | None,
 ) -> Matvec:
-    """The mean over rows of `J' S J`, see `jaxunlearn.curvature.slopes`."""
+    """The mean over rows of `J' S J`, see `jaxunlearn.curvature.logit_gradients`."""
     check_kind(kind, examples, key)
     params, weights = widened(variables.params), _weights(examples, weights)
     uniform = draws(kind, key, weights.shape[0])
@@ -332,9 +385,9 @@ def _mean_product(
 
     if chunk is None or chunk >= weights.shape[0]:
         with jax.default_matmul_precision("highest"):
-            product = linear(risk.blank(rows, weights), weights)
+            product = linear(sampling.blank(rows, weights), weights)
         return lambda v: mean(v, product)
-    tree.require_count("chunk", chunk)
+    checks.require_count("chunk", chunk)
     return lambda v: mean(v, lambda v: sum_rows(lambda part, w: linear(part, w)(v), rows, weights, chunk=chunk))
 
 
@@ -343,5 +396,5 @@ def _weights(examples: Examples, weights: Float[Array, "n"] | None) -> Float[Arr
     if weights is None:
         return jnp.ones(rows)
     if jnp.shape(weights) != (rows,):
-        raise ValueError(f"weights must have shape ({rows},), one entry a row, got {jnp.shape(weights)}")
+        raise ValueError(f"weights must have shape ({rows},), one entry per row, got {jnp.shape(weights)}")
     return jnp.asarray(weights)

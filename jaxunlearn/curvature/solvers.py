@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import checks, tree
+from jaxunlearn.curvature.approximations import Representation
 from jaxunlearn.curvature.matvecs import Matvec, damped
-from jaxunlearn.curvature.representations import Representation
 from jaxunlearn.types import Scalar
 
 UNITS = 2.0**40  # the steps of a solve are measured in this; see `cg`
@@ -62,11 +62,11 @@ def cg(
     """
     import lineax
 
-    tree.require_count("max_steps", max_steps)
+    checks.require_count("max_steps", max_steps)
     if not 0 < rtol < 1:
         raise ValueError(f"rtol is a relative residual between 0 and 1, got {rtol}")
     product = damped(matvec, damping)
-    length = norm(b)
+    length = tree.norm(b)
     unit = jax.tree.map(lambda x: x / jnp.where(length > 0, length, 1), b)
     form = jax.eval_shape(lambda: unit)
     # lineax stops when residual and step are both small; in units in which every step is small the residual alone decides.
@@ -81,7 +81,7 @@ def cg(
         )
     with jax.numpy_dtype_promotion("standard"):
         found = lineax.linear_solve(
-            operator, unit, lineax.CG(rtol=0.0, atol=rtol, norm=norm, max_steps=max_steps), options=options, throw=False
+            operator, unit, lineax.CG(rtol=0.0, atol=rtol, norm=tree.norm, max_steps=max_steps), options=options, throw=False
         )
     solution = jax.tree.map(lambda x: x * UNITS * length, found.value)
     return measured(product, b, solution, rtol, found.stats["num_steps"])
@@ -126,7 +126,7 @@ def lissa(
         >>> bool(solved.converged)
         True
     """
-    tree.require_count("num_steps", num_steps)
+    checks.require_count("num_steps", num_steps)
 
     def step(h, place):
         moved = jax.tree.map(lambda x, cx: x - (cx + damping * x) / scale, h, batch_matvec(h, place))
@@ -151,6 +151,14 @@ def safe_scale(
         key: of the first vector.
         damping: added to the matrix.
         num_steps: products.
+
+    Returns:
+        Float[].
+
+    Example:
+        >>> product = lambda v: jax.tree.map(lambda x: 3 * x, v)
+        >>> round(float(jaxunlearn.curvature.safe_scale(product, variables.params, key, damping=1.0)), 3)
+        8.0
     """
     keys = jax.random.split(key, len(jax.tree.leaves(like)))
     start = jax.tree.unflatten(
@@ -160,10 +168,10 @@ def safe_scale(
 
     def step(v, _):
         image = matvec(v)
-        length = norm(image)
+        length = tree.norm(image)
         return jax.tree.map(lambda x: x / jnp.maximum(length, jnp.finfo(length.dtype).tiny), image), length
 
-    first = norm(start)
+    first = tree.norm(start)
     _, lengths = jax.lax.scan(step, jax.tree.map(lambda x: x / first, start), length=num_steps)
     return 2 * (jnp.max(lengths) + damping)
 
@@ -184,7 +192,7 @@ def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: 
 
     Args:
         curvature: C.
-        columns: V', a tree like the params with a leading axis, one entry a column.
+        columns: V', a tree like the params with a leading axis, one entry per column.
         b: right-hand side.
         damping: positive.
 
@@ -197,7 +205,7 @@ def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: 
 
     Example:
         >>> fit = jaxunlearn.curvature.gram(model, kind="empirical")
-        >>> curvature = fit(variables, data.train, data.present, key)
+        >>> curvature = jax.jit(fit)(variables, data.train, data.present, key)
         >>> row = jax.tree.map(lambda x: 0.01 * x[None], variables.params)
         >>> bool(jaxunlearn.curvature.woodbury(curvature, row, variables.params, damping=1.0).margin > 0)
         True
@@ -219,8 +227,8 @@ def measured(product: Matvec, b: PyTree, solution: PyTree, rtol: float, num_step
 
     Where the residual is NaN the solution is, too: a solver that gave up at once would else hide what the matrix holds.
     """
-    length = norm(b)
-    rest = norm(jax.tree.map(jnp.subtract, product(solution), b))
+    length = tree.norm(b)
+    rest = tree.norm(jax.tree.map(jnp.subtract, product(solution), b))
     residual = jnp.where(length > 0, rest / jnp.where(length > 0, length, 1), rest)
     solution = jax.tree.map(lambda x: jnp.where(jnp.isnan(residual), jnp.nan, x), solution)
     return Solved(solution, residual <= 1.1 * rtol, residual, num_steps)
@@ -233,8 +241,3 @@ def inner(first: PyTree, second: PyTree) -> Float[Array, "m k"]:
         return jnp.dot(x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1).T, precision="highest")
 
     return sum(jax.tree.leaves(jax.tree.map(pairs, first, second)))  # type: ignore[return-value]
-
-
-def norm(v: PyTree) -> Float[Array, ""]:
-    """Euclidean norm over all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(v)))  # type: ignore[arg-type]

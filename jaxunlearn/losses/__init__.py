@@ -1,4 +1,4 @@
-"""Losses: small pure functions with one value a row and no mean; weighting is the caller's."""
+"""Losses: small pure functions with one value per row and no mean; weighting is the caller's."""
 
 from jaxunlearn.losses.classification import cross_entropy as cross_entropy
 from jaxunlearn.losses.contrastive import class_contrast as class_contrast

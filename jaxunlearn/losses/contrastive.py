@@ -12,7 +12,19 @@ Denominator: TypeAlias = Literal["paper", "official"]
 
 
 def unit_rows(features: Float[Array, "b D"]) -> Float[Array, "b D"]:
-    """Rows divided by their Euclidean norm; a row of zeros stays one, and gets no gradient."""
+    """Rows divided by their Euclidean norm; a row of zeros stays one, and gets no gradient.
+
+    Args:
+        features: Float[b, D].
+
+    Returns:
+        Float[b, D].
+
+    Example:
+        >>> units = jaxunlearn.losses.unit_rows(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+        >>> bool(jnp.allclose(units, jnp.array([[0.6, 0.8], [0.0, 0.0]])))
+        True
+    """
     squares = jnp.sum(features**2, axis=-1, keepdims=True)
     return jnp.where(squares > 0, features * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
 
@@ -36,14 +48,14 @@ def class_contrast(
     constant, that of the number of rows of other classes; without a row of another class the loss is 0.
 
     Args:
-        features, labels: rows that are moved; unit rows keep the loss bounded, see `unit_rows`.
-        others, other_labels: rows to compare with; gradients flow through them too.
-        other_weights: other rows of weight 0 do not count and may hold anything but NaN and inf.
-        temperature: T.
+        features, labels: rows that are moved, Float[b, D] and Int[b]; unit rows keep the loss bounded, see `unit_rows`.
+        others, other_labels: rows to compare with, Float[m, D] and Int[m]; gradients flow through them too.
+        other_weights: Float[m]; rows of weight 0 do not count and may hold anything but NaN and inf.
+        temperature: T, positive, may be traced.
         denominator: see above.
 
     Returns:
-        One value a row.
+        Float[b].
 
     Raises:
         ValueError: an unknown denominator.

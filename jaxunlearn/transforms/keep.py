@@ -15,6 +15,9 @@ def keep(mask: PyTree) -> optax.GradientTransformation:
     Args:
         mask: tree of the params' structure whose leaves broadcast against them, e.g. 0 and 1.
 
+    Returns:
+        An optax transformation.
+
     Example:
         >>> mask = {"body": 0.0, "head": 1.0}
         >>> optimizer = optax.chain(optax.adamw(1e-3), jaxunlearn.transforms.keep(mask))

@@ -15,7 +15,11 @@ def restrict(optimizer: optax.GradientTransformation, layers: Layers) -> optax.G
         optimizer: any optax transformation.
         layers: a regular expression to be found in a parameter's path (`"head"`, `"Dense_[12]/kernel"`), or a predicate of it.
 
+    Returns:
+        An optax transformation.
+
     Raises:
+        TypeError: `layers` is neither, when the optimizer is initialised.
         ValueError: `layers` names no parameter, when the optimizer is initialised.
 
     Example:

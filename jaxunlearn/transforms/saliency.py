@@ -1,25 +1,25 @@
-"""Which weights a request hangs on most."""
+"""Which parameters a request depends on most."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import checks
 
 
 def saliency_mask(gradient: PyTree, fraction: float = 0.5) -> PyTree:
-    """1 for the weights with the largest absolute gradients over all leaves together, 0 elsewhere.
+    """1 for the parameters with the largest absolute gradients over all leaves together, 0 elsewhere.
 
     Exactly `int(fraction * d)` of them, equal gradients in their order, so that there are no more where many are 0. Chain
-    `jaxunlearn.transforms.keep(mask)` behind an optimizer: masked weights then stay as they are to the bit, whatever momentum
-    and weight decay would do.
+    `jaxunlearn.transforms.keep(mask)` behind an optimizer: masked parameters then stay as they are to the bit, whatever
+    momentum and weight decay would do.
 
     Args:
-        gradient: e.g. of the loss on the forgotten rows.
-        fraction: of all weights, in [0, 1]; static.
+        gradient: any tree of d numbers, e.g. the gradient of the loss on the forget set.
+        fraction: of all parameters, in [0, 1]; static.
 
     Returns:
-        A tree like the gradient, of its dtypes.
+        A tree like the gradient, of its shapes and dtypes.
 
     Raises:
         ValueError: a fraction outside [0, 1].
@@ -32,7 +32,7 @@ def saliency_mask(gradient: PyTree, fraction: float = 0.5) -> PyTree:
         >>> {name: leaf.tolist() for name, leaf in mask.items()}
         {'a': [1.0, 0.0], 'b': [1.0, 0.0]}
     """
-    tree.check_range("fraction", fraction, low=0, high=1)
+    checks.check_range("fraction", fraction, low=0, high=1)
     leaves, form = jax.tree.flatten(gradient)
     sizes = jnp.concatenate([jnp.abs(x).astype(jnp.promote_types(x.dtype, jnp.float32)).ravel() for x in leaves])
     order = jnp.argsort(-sizes, stable=True)

@@ -11,7 +11,13 @@ def sparsify(strength: Scalar | optax.Schedule) -> optax.GradientTransformation:
     """Add `strength * sign(w)`, the gradient of `strength * ||w||_1`, to gradients; put it in front of an optimizer.
 
     Args:
-        strength: a number, or a schedule of the step, counted from 0.
+        strength: a number, which may be traced, or a schedule of the step, counted from 0.
+
+    Returns:
+        An optax transformation.
+
+    Raises:
+        ValueError: an update without the parameters.
 
     Example:
         >>> optimizer = optax.chain(jaxunlearn.transforms.sparsify(1e-4), optax.sgd(0.1))

@@ -83,6 +83,6 @@ def test_orbax_checkpoint_in_and_out(model, variables, answers, tmp_path):
     write(tmp_path / "trained", {"params": variables.params, "state": variables.state})
     like = TRANSFORMED.init(KEYS[1], ROWS, is_training=True)
     found = read(tmp_path / "trained", {"params": like[0], "state": like[1]})
-    result = ju.check(answers["finetune"][0](ju.Variables(**found), DATA, lane(REQUESTS, 0), KEY))
+    result = ju.check(answers[0](ju.Variables(**found), DATA, lane(REQUESTS, 0), KEY))
     write(tmp_path / "unlearned", result.variables._asdict())
     assert same(ju.Variables(**read(tmp_path / "unlearned", found)), result.variables)

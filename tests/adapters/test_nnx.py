@@ -130,7 +130,7 @@ def test_module_to_variables_to_module(module, model, variables, answers):
     back = to_nnx(module, variables)
     assert back is not module
     assert same(nnx.state(back), nnx.state(module))
-    _, result = answers["finetune"]
+    _, result = answers
     unlearned = to_nnx(module, lane(result.variables, 0))
     unlearned.eval()
     assert np.allclose(unlearned(ROWS)[0], model.forward(lane(result.variables, 0), ROWS).logits, atol=1e-6)
@@ -150,7 +150,7 @@ def test_orbax_checkpoint_in_and_out(module, answers, tmp_path):
     graph, like = nnx.split(create(KEYS[1]))
     restored = nnx.merge(graph, read(tmp_path / "trained", like))
     _, variables = from_nnx(restored, ju.losses.cross_entropy)
-    unlearn, _ = answers["finetune"]
+    unlearn, _ = answers
     result = ju.check(unlearn(variables, DATA, lane(REQUESTS, 0), KEY))
     unlearned = to_nnx(restored, result.variables)
     write(tmp_path / "unlearned", nnx.state(unlearned))

@@ -34,7 +34,7 @@ def test_gaussian_composition_costs_less_than_the_sum(epsilons):
 
 
 def test_gaussian_composition_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="one noise scale a sensitivity"):
+    with pytest.raises(ValueError, match="one noise scale per sensitivity"):
         compose_gaussians([1.0], [], 1e-5)
     with pytest.raises(ValueError, match="noise scales positive"):
         compose_gaussians([1.0], [0.0], 1e-5)

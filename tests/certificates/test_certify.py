@@ -17,7 +17,7 @@ def removal():
     problem = convex.logistic(0.05)
     variables = convex.fit(problem, data)
     request = jax.tree.map(lambda x: x[0], ju.from_indices(data, [[3, 17]]))
-    return problem, variables, data, jax.jit(ju.newton_removal(problem))(variables, data, request, jax.random.key(0))
+    return problem, variables, data, jax.jit(convex.newton_removal(problem))(variables, data, request, jax.random.key(0))
 
 
 def test_a_removal_is_certified_and_the_distance_is_true(removal):
@@ -150,7 +150,9 @@ def test_many_results_and_results_of_other_methods_are_refused():
 def test_a_stream_is_certified_by_its_last_entry(removal):
     problem, variables, data, _ = removal
     requests = ju.from_indices(data, [[3], [17], [20]])
-    stream = jax.jit(ju.streamed(ju.newton_removal(problem)))(variables, data, requests, jax.random.split(jax.random.key(0), 3))
+    stream = jax.jit(ju.streamed(convex.newton_removal(problem)))(
+        variables, data, requests, jax.random.split(jax.random.key(0), 3)
+    )
     with pytest.raises(ValueError, match="end_of_stream"):
         certificates.certify(stream, data, **DECLARED)
     last, left = ju.end_of_stream(stream, data)

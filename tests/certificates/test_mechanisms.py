@@ -94,7 +94,7 @@ def test_objective_perturbation_from_start_to_end():
     data = convex.with_perturbation(data, (3, 1), 5.0, jax.random.key(0))
     problem = convex.logistic(0.05)
     request = jax.tree.map(lambda x: x[0], ju.from_indices(data, [[3]]))
-    unlearn = jax.jit(ju.newton_removal(problem, steps=1))
+    unlearn = jax.jit(convex.newton_removal(problem, steps=1))
     result = unlearn(convex.fit(problem, data), data, request, jax.random.key(0))
     for bound in ("quartic", "data", "worst_case"):
         certificate = certified(result, data, mechanism=ObjectivePerturbation(5.0, bound=bound))
@@ -206,7 +206,7 @@ def test_descent_to_delete_from_start_to_end():
     data = ju.training_data(convex.feature_rows(rng.normal(size=(60, 2))), rng.integers(0, 2, 60).astype(np.int32))
     problem = convex.logistic(0.05)
     request = jax.tree.map(lambda x: x[0], ju.from_indices(data, [[3]]))
-    unlearn = jax.jit(ju.descent_to_delete(problem, steps=20))
+    unlearn = jax.jit(convex.descent_to_delete(problem, steps=20))
     certificate = certified(unlearn(convex.fit(problem, data), data, request, jax.random.key(0)), data, mechanism=Neel())
     assert certificate.valid, failed(certificate)
     shrink = (0.25 / 0.35) ** 20

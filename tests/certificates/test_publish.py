@@ -11,10 +11,11 @@ import pytest
 import scipy.stats
 
 import jaxunlearn as ju
-from jaxunlearn import journal
+from jaxunlearn import tree
 from jaxunlearn.certificates.certificate import Assumption, Certificate
 from jaxunlearn.certificates.publish import ReleaseError, _standard_normal, load_release, publish
-from jaxunlearn.journal import LedgerError
+from jaxunlearn.service import journal
+from jaxunlearn.service.journal import LedgerError
 
 KEY = jax.random.key(0)
 KERNEL = np.arange(6.0).reshape(3, 2) + np.pi
@@ -188,7 +189,7 @@ def test_files_hold_neither_the_weights_nor_the_noise(tmp_path):
     assert released.tobytes() in found
     for secret in (KERNEL, released - KERNEL):
         assert not any(number.tobytes() in found or repr(float(number)).encode() in found for number in secret.ravel())
-    unsalted = journal.digest({"params/head/kernel": KERNEL})
+    unsalted = tree.content_digest({"params/head/kernel": KERNEL})
     assert unsalted.encode() not in found
     assert [path.name for path in (tmp_path / "public").iterdir()] == ["release-000001.npz"]
     assert intents(tmp_path)[0]["release"] == hashlib.sha256(release.path.read_bytes()).hexdigest()
@@ -246,7 +247,7 @@ def test_publish_is_for_the_host(tmp_path):
     with pytest.raises(TypeError, match="expected a typed key"):
         publish(result_of(), CERTIFICATE, tmp_path, key=jnp.zeros(2, jnp.uint32))
     with pytest.raises(ju.UnlearningError, match="NONFINITE"):
-        publish(result_of(code=5), CERTIFICATE, tmp_path)
+        publish(result_of(code=ju.Status.NONFINITE), CERTIFICATE, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

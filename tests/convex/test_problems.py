@@ -40,19 +40,21 @@ def objective_of(problem, kernel, data):
 
 
 def test_derivatives_of_the_loss_are_those_of_autodiff(problem):
-    scores = jnp.asarray(RNG.normal(size=(9, problem.num_outputs)) * 3)
-    targets = jnp.asarray(LABELS[problem.name][:9])
-
     def loss(z, y):
         return problem.loss(z[None], y[None])[0]
 
-    assert jnp.allclose(jax.vmap(jax.grad(loss))(scores, targets), problem.slope(scores, targets), atol=1e-12)
-    curvature = problem.curvature(scores)
-    assert jnp.allclose(jax.vmap(jax.hessian(loss))(scores, targets), curvature, atol=1e-12)
-    root = problem.curvature_root(scores)
-    assert jnp.allclose(root @ root.transpose(0, 2, 1), curvature, atol=1e-12)
-    assert jnp.all(jnp.linalg.norm(problem.slope(scores, targets), axis=1) <= problem.max_slope)
-    assert jnp.all(jnp.linalg.norm(curvature, ord=2, axis=(1, 2)) <= problem.max_curvature + 1e-12)
+    @jax.jit
+    def both(scores, targets):
+        found = problem.slope(scores, targets), problem.curvature(scores), problem.curvature_root(scores)
+        return found, (jax.vmap(jax.grad(loss))(scores, targets), jax.vmap(jax.hessian(loss))(scores, targets))
+
+    scores = RNG.normal(size=(9, problem.num_outputs)) * 3
+    (slope, curvature, root), (expected_slope, expected_curvature) = jax.device_get(both(scores, LABELS[problem.name][:9]))
+    np.testing.assert_allclose(slope, expected_slope, atol=1e-12)
+    np.testing.assert_allclose(curvature, expected_curvature, atol=1e-12)
+    np.testing.assert_allclose(root @ root.transpose(0, 2, 1), curvature, atol=1e-12)
+    assert np.all(np.linalg.norm(slope, axis=1) <= problem.max_slope)
+    assert np.all(np.linalg.norm(curvature, ord=2, axis=(1, 2)) <= problem.max_curvature + 1e-12)
 
 
 def test_lipschitz_constants_of_the_curvature_hold_and_are_reached():
@@ -69,19 +71,27 @@ def test_lipschitz_constants_of_the_curvature_hold_and_are_reached():
 
 def test_gradient_and_hessian_are_sums_over_present_rows_in_any_blocks(problem, monkeypatch):
     monkeypatch.setattr(objective, "BLOCK_ELEMENTS", 16 * 5)  # blocks of 16 rows: 70 is no multiple
-    data = DATA[problem.name]._replace(present=jnp.ones(70).at[jnp.array([0, 17, 69])].set(0))
+    present = np.ones(70)
+    present[[0, 17, 69]] = 0
+    data = DATA[problem.name]._replace(present=jnp.asarray(present))
     poisoned = data.train._replace(inputs=data.train.inputs.at[17].set(jnp.nan))
-    kernel = jnp.asarray(RNG.normal(size=(5, problem.num_outputs)))
-    secret = jnp.ones_like(kernel)
-    found = objective.gradient(problem, kernel, poisoned, data.present, secret)
-    assert jnp.allclose(found, jax.grad(lambda k: objective_of(problem, k, data))(kernel) + 1, atol=1e-10)
-    matrix = objective.hessian(problem, kernel, poisoned, data.present)
-    expected = jax.hessian(lambda k: objective_of(problem, k, data))(kernel)
-    assert jnp.allclose(matrix, expected.reshape(matrix.shape), atol=1e-10)
-    dense, iterative = (
-        objective.newton_direction(problem, kernel, poisoned, data.present, found, solver) for solver in ("dense", "cg")
-    )
-    assert jnp.allclose(dense, iterative, atol=1e-8)
+
+    @jax.jit
+    def both(kernel):
+        slope = objective.gradient(problem, kernel, poisoned, data.present, jnp.ones_like(kernel))  # with a secret of ones
+        matrix = objective.hessian(problem, kernel, poisoned, data.present)
+        dense, iterative = (
+            objective.newton_direction(problem, kernel, poisoned, data.present, slope, solver) for solver in ("dense", "cg")
+        )
+        derivatives = jax.value_and_grad(lambda k: objective_of(problem, k, data))
+        return (slope, matrix, dense, iterative), derivatives(kernel)[1], jax.hessian(lambda k: derivatives(k)[0])(kernel)
+
+    kernel = RNG.normal(size=(5, problem.num_outputs))
+    (slope, matrix, dense, iterative), expected, hessian = jax.device_get(both(kernel))
+    np.testing.assert_allclose(slope, expected + 1, atol=1e-10)
+    np.testing.assert_allclose(matrix, hessian.reshape(matrix.shape), atol=1e-10)
+    np.testing.assert_allclose(dense, iterative, atol=1e-8)
+    np.testing.assert_allclose(dense.ravel(), -np.linalg.solve(matrix, slope.ravel()), atol=1e-9)
 
 
 def test_training_ends_at_machine_precision_although_float64_was_off(problem):

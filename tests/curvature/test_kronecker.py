@@ -17,8 +17,8 @@ from jax.flatten_util import ravel_pytree
 import jaxunlearn as ju
 from jaxunlearn import curvature
 from jaxunlearn.adapters import from_equinox, from_haiku, from_linen, from_nnx
+from jaxunlearn.curvature.layer_tracing import find
 from jaxunlearn.curvature.matvecs import per_example_gradients, row_factors
-from jaxunlearn.curvature.taps import find
 from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, in_float64, matrix, wide  # noqa: F401
 from tests.problems import linear_classifier
 

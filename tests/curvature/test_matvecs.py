@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(TypeError, match="typed key"):
         curvature.sampled_fisher_vp(MODEL, VARIABLES, ROWS, jnp.zeros(2, jnp.uint32))
     scalar = MODEL._replace(loss=lambda outputs, examples: jnp.mean(outputs.logits))
-    with pytest.raises(ValueError, match="one value a row"):
+    with pytest.raises(ValueError, match="one value per row"):
         partial(curvature.hvp, scalar)(VARIABLES, ROWS)
 
 

@@ -96,8 +96,8 @@ def test_what_is_prepared_depends_on_present_rows_only():
     kept = np.asarray(gone.present) > 0
     few = ju.training_data(ROWS.inputs[kept], ROWS.targets[kept])
     for name in ("dense", "gram", "diagonal", "kfac", "ekfac"):
-        prepare = jax.jit(curvature.prepare(FITS[name], name="made"))
-        a, b = (matrix(prepare(VARIABLES, x, KEY).extra["made"].matvec) for x in (broken, few))
+        prepare = jax.jit(curvature.prepare(FITS[name]))
+        a, b = (matrix(prepare(VARIABLES, x, KEY).extra["curvature"].value.matvec) for x in (broken, few))
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 

@@ -23,7 +23,7 @@ def arguments(lanes):
 
 
 def method():
-    return ju.gradient_difference(network(), optax.sgd(0.1), num_steps=3, batch_size=4)
+    return ju.iterate(ju.gradient_difference(network(), optax.sgd(0.1)), num_steps=3, batch_size=4)
 
 
 def main(coordinator, num_processes, process_id, out):

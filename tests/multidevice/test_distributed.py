@@ -26,7 +26,7 @@ def free_port():
 
 def run_together(commands, folder):
     """Run all commands until the last one ended or the first one failed; say what they wrote if one did."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")  # those of conftest
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     logs = [folder / f"{position}.log" for position in range(len(commands))]
     processes = []

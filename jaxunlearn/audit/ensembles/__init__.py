@@ -1,0 +1,1 @@
+"""Metrics that need many models of each kind: attacks on single examples, distances of distributions, memorisation."""

@@ -1,0 +1,1 @@
+"""Metrics of one model, or of one model beside another."""

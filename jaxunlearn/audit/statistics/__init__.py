@@ -1,0 +1,1 @@
+"""What all audits rest on: intervals, resampling, verdicts, and refusals that metrics share."""

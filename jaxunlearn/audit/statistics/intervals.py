@@ -1,0 +1,234 @@
+"""Confidence intervals: for means over seeds, for proportions and for areas under ROC curves.
+
+`level` is the two-sided confidence level, a static number in (0, 1).
+"""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+
+class Interval(NamedTuple):
+    """An estimate with its confidence limits; NaN limits are unknown."""
+
+    estimate: Float[Array, "..."]
+    low: Float[Array, "..."]
+    high: Float[Array, "..."]
+
+
+def t_interval(values: Float[Array, "..."], axis: int = 0, level: float = 0.95) -> Interval:
+    """Student's interval for a mean: `mean +- t s / sqrt(m)`, with m values and m - 1 degrees of freedom.
+
+    Args:
+        values: independent repetitions along `axis`, e.g. one metric for m seeds. NaN gives NaN.
+        axis: the axis to average over.
+        level: confidence level.
+
+    Returns:
+        Interval without `axis`, in the unit of the values. One repetition has no spread: its limits are NaN.
+
+    Raises:
+        ValueError: no value along `axis`, or a level outside (0, 1).
+
+    References:
+        Student: The probable error of a mean, 1908, doi 10.1093/biomet/6.1.1.
+
+    Example:
+        >>> interval = jaxunlearn.audit.t_interval(jnp.array([1.0, 2.0, 3.0]))
+        >>> print(f"{interval.estimate:.1f} [{interval.low:.2f}, {interval.high:.2f}]")
+        2.0 [-0.48, 4.48]
+    """
+    from scipy.special import stdtrit
+
+    _check_level(level)
+    values = _inexact(values)
+    count = values.shape[axis]
+    if count == 0:
+        raise ValueError(f"no value along axis {axis} of shape {values.shape}: an interval needs at least one")
+    mean = jnp.mean(values, axis=axis)
+    if count == 1:
+        return Interval(mean, jnp.full_like(mean, jnp.nan), jnp.full_like(mean, jnp.nan))
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * jnp.std(values, axis=axis, ddof=1) / count**0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def crossed_interval(values: Float[Array, "s r"], level: float = 0.95) -> Interval:
+    """Interval for the mean over a population of training seeds and a population of requests, crossed.
+
+    Values of one seed resemble each other, and so do values of one request; an interval that takes all of them as independent
+    is too narrow. With `s_1^2` the variance of the means of seeds and `s_2^2` that of the means of requests,
+
+        mean +- t sqrt(s_1^2 / S + s_2^2 / R),    min(S, R) - 1 degrees of freedom.
+
+    Both variances hold a part of the residual, and the degrees of freedom are those of the smaller sample, so the interval is
+    rather too wide than too narrow.
+
+    Args:
+        values: one metric for s seeds and r requests. NaN gives NaN.
+        level: confidence level.
+
+    Returns:
+        Interval of scalars, in the unit of the values. With a single seed (or request) it speaks of the other population only;
+        with one value its limits are NaN.
+
+    Raises:
+        ValueError: values that are not [S, R], no value, or a level outside (0, 1).
+
+    References:
+        Owen: The pigeonhole bootstrap, 2007, arXiv 0712.1111 (variance of a mean of crossed random effects).
+
+    Example:
+        >>> interval = jaxunlearn.audit.crossed_interval(jnp.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0]]))
+        >>> float(interval.estimate)
+        2.5
+    """
+    values = _inexact(values)
+    if values.ndim != 2:
+        raise ValueError(f"expected values of shape [seeds, requests], got {values.shape}")
+    seeds, requests = values.shape
+    if 1 in (seeds, requests) or 0 in (seeds, requests):
+        return t_interval(values.reshape(-1), level=level)
+    from scipy.special import stdtrit
+
+    _check_level(level)
+    mean = jnp.mean(values)
+    variance = jnp.var(jnp.mean(values, axis=1), ddof=1) / seeds + jnp.var(jnp.mean(values, axis=0), ddof=1) / requests
+    half = float(stdtrit(min(seeds, requests) - 1, (1 + level) / 2)) * jnp.sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
+
+
+def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> Interval:
+    """Exact interval for a proportion: no value inside is rejected by either one-sided binomial test.
+
+    `low` is the `(1 - level)/2` quantile of Beta(k, n - k + 1), `high` the `(1 + level)/2` quantile of Beta(k + 1, n - k).
+    The coverage is at least `level` for every proportion. Quantiles come from quadrature of the density on the logit
+    scale, which has no gamma function to cancel. In float32 the limits are within 1e-3 standard errors of the exact ones
+    up to level 0.999 and 10^7 trials, or within 1e-7 where the numbers next to 1 lie too far apart.
+
+    Args:
+        successes: k, any shape, may be traced.
+        trials: n, broadcast against `successes`.
+        level: confidence level.
+
+    Returns:
+        Interval with estimate `k / n`; `low` is exactly 0 for k = 0, `high` exactly 1 for k = n. Without a trial the
+        estimate is NaN and the limits are 0 and 1.
+
+    Raises:
+        ValueError: a level outside (0, 1).
+
+    References:
+        Clopper, Pearson: The use of confidence or fiducial limits illustrated in the case of the binomial, 1934,
+        doi 10.1093/biomet/26.4.404.
+
+    Example:
+        >>> interval = jaxunlearn.audit.clopper_pearson(0, 10)
+        >>> print(f"[{interval.low:.2f}, {interval.high:.2f}]")
+        [0.00, 0.31]
+    """
+    _check_level(level)
+    k, n = jnp.broadcast_arrays(_inexact(successes), _inexact(trials))
+    counts = jnp.maximum(jnp.stack([k, n - k]), 1)
+    low, high = _beta_logit_quantile(counts, n - counts + 1, (1 - level) / 2)
+    return Interval(k / n, jnp.where(k == 0, 0, jax.nn.sigmoid(low)), jnp.where(k == n, 1, jax.nn.sigmoid(-high)))
+
+
+def _beta_logit_quantile(a: Float[Array, "..."], b: Float[Array, "..."], tail: float) -> Float[Array, "..."]:
+    """Logit of the lower `tail` quantile of Beta(a, b), for a and b of at least 1.
+
+    With `u = logit(x) - log(a/b)` the log density is `a u - (a + b) log(1 - p + p e^u)`, `p = a / (a + b)`. It is 0 at its
+    mode u = 0 with deviation `sqrt(1/a + 1/b)`, and is written for the smaller of a and b so that nothing cancels.
+    """
+    grid = jnp.linspace(-16, 16, 4097, dtype=a.dtype)
+    deviation, smaller = jnp.sqrt(1 / a + 1 / b), jnp.minimum(a, b)
+    v = grid * jnp.where(a < b, deviation, -deviation)[..., None]
+    curvature = (a + b)[..., None] * jnp.log1p((smaller / (a + b))[..., None] * jnp.expm1(v))
+    density = jnp.exp(smaller[..., None] * v - curvature)
+    areas = density[..., 1:] + density[..., :-1]
+    wanted = tail * jnp.sum(areas, axis=-1)
+
+    def halve(_, ends):
+        below, above = ends
+        middle = (below + above) / 2
+        share = jnp.clip((middle[..., None] - grid[:-1]) / (grid[1] - grid[0]), 0, 1)
+        short = jnp.sum(areas * share, axis=-1) < wanted
+        return jnp.where(short, middle, below), jnp.where(short, above, middle)
+
+    ends = jnp.full_like(a, grid[0]), jnp.full_like(a, grid[-1])
+    return jax.lax.fori_loop(0, 24, halve, ends)[0] * deviation + jnp.log(a / b)
+
+
+def auc_interval(auc: ArrayLike, num_members: ArrayLike, num_nonmembers: ArrayLike, level: float = 0.95) -> Interval:
+    """Newcombe's score interval for an area under the ROC curve, his method 5.
+
+    The limits solve `(auc - A)^2 = z^2 V(A)` for A below and above `auc`, where
+
+        V(A) = A (1 - A) [1 + N (1 - A)/(2 - A) + N A/(1 + A)] / (m n),    N = (m + n)/2 - 1,
+
+    is the variance of Hanley and McNeil with N in place of m - 1 and n - 1. The limits stay within [0, 1] and keep their
+    width at 0 and 1, where Wald's interval shrinks to a point.
+
+    Simulated coverage at level 0.95 is 94 to 98 % for Gaussian scores, areas from 0.5 to 0.97 and sizes from 15 to 2000,
+    equal or not; 91 to 100 % for exponential scores, the extremes for very unequal sizes.
+
+    Rows count as independent draws, and the model as fixed. Near-copies among the rows make the interval too narrow; how
+    the model varies with its seed is not in it: for that, take `t_interval` over seeds.
+
+    Args:
+        auc: Mann-Whitney estimates in [0, 1], any shape.
+        num_members: m, broadcast against `auc`.
+        num_nonmembers: n, broadcast against `auc`.
+        level: confidence level.
+
+    Returns:
+        Interval; all NaN without a member or without a non-member.
+
+    Raises:
+        ValueError: a level outside (0, 1).
+
+    References:
+        Newcombe: Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2: asymptotic
+        methods and evaluation, 2006, doi 10.1002/sim.2324.
+        Hanley, McNeil: The meaning and use of the area under a receiver operating characteristic (ROC) curve, 1982,
+        doi 10.1148/radiology.143.1.7063747.
+
+    Example:
+        >>> interval = jaxunlearn.audit.auc_interval(1.0, 10, 10)
+        >>> print(f"[{interval.low:.2f}, {interval.high:.2f}]")
+        [0.80, 1.00]
+    """
+    _check_level(level)
+    auc, m, n = jnp.broadcast_arrays(_inexact(auc), _inexact(num_members), _inexact(num_nonmembers))
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    larger = (m + n) / 2 - 1
+
+    def is_rejected(area):
+        variance = area * (1 - area) * (1 + larger * (1 - area) / (2 - area) + larger * area / (1 + area)) / (m * n)
+        return (auc - area) ** 2 > z**2 * variance
+
+    def limit(outside):
+        def halve(_, ends):
+            rejected, accepted = ends
+            middle = (rejected + accepted) / 2
+            out = is_rejected(middle)
+            return jnp.where(out, middle, rejected), jnp.where(out, accepted, middle)
+
+        return jax.lax.fori_loop(0, 64, halve, (jnp.full_like(auc, outside), auc))[1]
+
+    defined = (m > 0) & (n > 0) & ~jnp.isnan(auc)
+    return jax.tree.map(lambda x: jnp.where(defined, x, jnp.nan), Interval(auc, limit(0), limit(1)))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is a fraction between 0 and 1 such as 0.95, got {level}")
+
+
+def _inexact(values: ArrayLike) -> Float[Array, "..."]:
+    """As an array of at least float32."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -1,0 +1,101 @@
+"""What is static and wrong about a call: errors at construction or at trace time that say what to do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import PRNGKeyArray
+
+from jaxunlearn.tree import differences, leading_axis, path_of
+from jaxunlearn.types import Data, ForgetRequest, Unlearner, Variables
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether a value can be checked now: tracers cannot."""
+    return not isinstance(value, Tracer)
+
+
+def check_range(name: str, value: Any, *, low: float, high: float = np.inf) -> None:
+    """ValueError if a hyper-parameter lies outside `[low, high]`; traced values are not checked."""
+    if is_concrete(value) and not bool(np.all((np.asarray(value) >= low) & (np.asarray(value) <= high))):
+        raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
+
+
+def require_count(name: str, value: Any, *, least: int = 1) -> None:
+    """ValueError unless a static size is an integer of at least `least`; TypeError if it is traced."""
+    if not is_concrete(value):
+        raise TypeError(f"{name} fixes shapes, so it cannot be traced; use active_steps for a number of steps that varies")
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_variables(variables: Variables) -> None:
+    """TypeError/ValueError unless `variables` is a `Variables` whose params are all real floating-point arrays."""
+    if not isinstance(variables, Variables):
+        raise TypeError(f"expected Variables(params, state), got {type(variables).__name__}; wrap your params in it")
+    leaves = jax.tree.leaves_with_path(variables.params)
+    if not leaves:
+        raise ValueError("variables.params has no leaves: there is nothing to unlearn")
+    wrong = [
+        f"{path_of(path)} ({jnp.result_type(leaf)})"
+        for path, leaf in leaves
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    ]
+    if wrong:
+        raise ValueError(f"variables.params must hold floating-point leaves only; move these to state: {', '.join(wrong)}")
+
+
+def check_key(key: PRNGKeyArray) -> None:
+    """TypeError unless `key` is one typed key whose draws are the same with and without `vmap`."""
+    if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+        raise TypeError("expected a typed key: make it with jax.random.key(seed), not PRNGKey")
+    if jnp.ndim(key):
+        raise ValueError(f"expected one key, got an array of shape {jnp.shape(key)}; batched() takes one key per request")
+    if str(jax.random.key_impl(key)) in ("rbg", "unsafe_rbg"):
+        raise TypeError("rbg keys draw differently under vmap, so requests would not be reproducible; use threefry keys")
+
+
+def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> None:
+    """Everything about one call of a method that is static and can be wrong."""
+    check_variables(variables)
+    check_key(key)
+    rows = leading_axis(data.train, "data.train")
+    if jnp.shape(data.present) != (rows,):
+        raise ValueError(f"data.present must have shape ({rows},), one entry per training row, got {jnp.shape(data.present)}")
+    indices, weights = request.indices, request.weights
+    if not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
+        raise TypeError(f"request.indices must be integers, got {jnp.result_type(indices)}")
+    if jnp.ndim(indices) != 1:
+        raise ValueError(
+            f"expected one request of shape [k], got indices of shape {jnp.shape(indices)}; use batched() for many"
+        )
+    if jnp.shape(indices) != jnp.shape(weights):
+        raise ValueError(f"request.indices and request.weights differ in shape: {jnp.shape(indices)}, {jnp.shape(weights)}")
+
+
+def check_same(before: Variables, after: Variables) -> None:
+    """ValueError unless a method keeps the tree, shapes and dtypes of its variables."""
+    if changes := differences(before, after):
+        raise ValueError(f"unlearned variables must keep the tree, shapes and dtypes of the trained ones: {changes}")
+
+
+def require_unlearn_fn(method: Any, caller: str) -> None:
+    """TypeError unless `method` can be called with (variables, data, request, key)."""
+    if isinstance(method, Unlearner):
+        raise TypeError(
+            f"{caller} takes a finished method, and this is an Unlearner, one step at a time: "
+            f"write {caller}(jaxunlearn.iterate(unlearner, num_steps=100, batch_size=64))"
+        )
+    if not callable(method):
+        raise TypeError(f"{caller} takes a function (variables, data, request, key) -> Result, got {type(method).__name__}")
+
+
+def require_unlearner(method: Any, caller: str) -> None:
+    """TypeError unless `method` is an `Unlearner`."""
+    if not isinstance(method, Unlearner):
+        hint = (
+            "a finished method needs no loop: call it, or give it to batched" if callable(method) else "see jaxunlearn.descend"
+        )
+        raise TypeError(f"{caller} takes an Unlearner such as jaxunlearn.scrub(model, optimizer), got {method!r}; {hint}")

@@ -1,1 +1,0 @@
-"""One-shot updates: no training loop."""

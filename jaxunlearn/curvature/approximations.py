@@ -1,0 +1,178 @@
+"""Representations of a Hessian, Gauss-Newton or Fisher matrix that can be solved with, under one protocol.
+
+A representation knows its eigenvalues, so that every function of the matrix is one method: `apply(f, v) = f(C) v`. Products,
+damped solves and inverse roots are three such functions. All of them are pytrees: make one once, keep it in slot
+`curvature` (see `prepare`), and share it among all requests.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from jaxunlearn import checks, slots, tree
+from jaxunlearn.curvature.matvecs import widened
+from jaxunlearn.tree import Layers
+from jaxunlearn.types import Data, Examples, Prepare, Scalar, Variables
+
+
+class Fit(Protocol):
+    """`fit(variables, examples, weights, key) -> Representation`; what `dense`, `diagonal`, `kfac`, ... make."""
+
+    def __call__(
+        self, variables: Variables, examples: Examples, weights: Float[Array, "n"], key: PRNGKeyArray, /
+    ) -> "Representation": ...
+
+
+class Representation(ABC):
+    """A symmetric matrix C on trees like the params, by its eigenvalues."""
+
+    @abstractmethod
+    def apply(self, function: Callable[[jax.Array], jax.Array], v: PyTree) -> PyTree:
+        """`f(C) v`, with f taken of every eigenvalue."""
+
+    @abstractmethod
+    def diagonal(self, like: PyTree) -> PyTree:
+        """The diagonal of C, as a tree of the shapes of `like`, e.g. the params."""
+
+    @abstractmethod
+    def spectrum(self) -> list[jax.Array]:
+        """The eigenvalues that it knows; all others are 0."""
+
+    def matvec(self, v: PyTree) -> PyTree:
+        """`C v`."""
+        return self.apply(lambda e: e, v)
+
+    def solve(self, v: PyTree, damping: Scalar) -> PyTree:
+        """`(C + damping I)^{-1} v`."""
+        return self.apply(lambda e: 1 / (e + damping), v)
+
+    def sqrt_solve(self, v: PyTree, damping: Scalar) -> PyTree:
+        """`(C + damping I)^{-1/2} v`, for C without eigenvalues below zero: what turns white noise into noise of this shape."""
+        return self.apply(lambda e: jax.lax.rsqrt(e + damping), v)
+
+    def trace(self) -> Float[Array, ""]:
+        """Sum of the eigenvalues."""
+        return jnp.sum(jnp.stack([jnp.sum(x) for x in self.spectrum()]))
+
+    @property
+    def memory(self) -> int:
+        """Bytes it takes."""
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self))
+
+
+def prepare(fit: Fit, slot: slots.Slot = slots.CURVATURE, *, how: str = "") -> Prepare:
+    """What makes a representation of all present rows and puts it into `data.extra`.
+
+    Args:
+        fit: e.g. `jaxunlearn.curvature.ekfac(model)`.
+        slot: where it goes.
+        how: what a reader of the slot must ask for, in words.
+
+    Returns:
+        `(variables, data, key) -> Data`, to be jitted.
+
+    Raises:
+        TypeError, ValueError: variables or a key of the wrong form.
+
+    Example:
+        >>> fit = jaxunlearn.curvature.diagonal(model)
+        >>> prepared = jax.jit(jaxunlearn.curvature.prepare(fit))(variables, data, key)
+        >>> sorted(set(prepared.extra) - set(data.extra))
+        ['curvature']
+    """
+
+    def prepared(variables: Variables, data: Data, key: PRNGKeyArray) -> Data:
+        checks.check_variables(variables)
+        checks.check_key(key)
+        return slot.put(data, fit(variables, data.train, data.present, key), at=variables, how=how)
+
+    return prepared
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values", "vectors"], meta_fields=["chosen"])
+@dataclass(frozen=True)
+class LowRank(Representation):
+    """`C = U' diag(values) U` with orthonormal rows of U; what is orthogonal to them has eigenvalue 0.
+
+    With as many rows as weights it is any symmetric matrix. Leaves that were not chosen are held fixed: `apply` returns zeros
+    for them, whatever the function.
+    """
+
+    values: Float[Array, "r"]
+    vectors: Float[Array, "r d"]
+    chosen: tuple[bool, ...]  # which leaves of the params, in their order
+
+    def apply(self, function: Callable[[jax.Array], jax.Array], v: PyTree) -> PyTree:
+        """`f(C) v`."""
+        flat = pack(v, self.chosen)
+        inside = jnp.dot(self.vectors, flat, precision="highest")
+        image = jnp.dot(function(self.values) * inside, self.vectors, precision="highest")
+        if self.values.shape[0] < flat.shape[0]:
+            outside = flat - jnp.dot(inside, self.vectors, precision="highest")
+            image = image + function(jnp.zeros((), self.values.dtype)) * outside
+        return unpack(image, v, self.chosen)
+
+    def diagonal(self, like: PyTree) -> PyTree:
+        """The diagonal of C."""
+        return unpack(jnp.sum(self.values[:, None] * self.vectors**2, axis=0), like, self.chosen)
+
+    def spectrum(self) -> list[jax.Array]:
+        """Its values."""
+        return [self.values]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=[])
+@dataclass(frozen=True)
+class Diagonal(Representation):
+    """A diagonal matrix, as a tree like the params."""
+
+    values: PyTree
+
+    def apply(self, function: Callable[[jax.Array], jax.Array], v: PyTree) -> PyTree:
+        """`f(C) v`."""
+        return jax.tree.map(lambda c, x: function(c) * x, self.values, v)
+
+    def diagonal(self, like: PyTree) -> PyTree:
+        """The values."""
+        return self.values
+
+    def spectrum(self) -> list[jax.Array]:
+        """The values of every leaf."""
+        return jax.tree.leaves(self.values)
+
+
+def chosen_leaves(params: PyTree, layers: Layers | None) -> tuple[bool, ...]:
+    """Which leaves `layers` names, all for None; ValueError if it names none."""
+    if layers is None:
+        return (True,) * len(jax.tree.leaves(params))
+    chosen = tuple(jax.tree.leaves(tree.matching(params, layers)))
+    if not any(chosen):
+        names = ", ".join(tree.path_of(path) for path, _ in jax.tree.leaves_with_path(params))
+        raise ValueError(f"layers={layers!r} names no parameter; there are {names}")
+    return chosen
+
+
+def pack(v: PyTree, chosen: tuple[bool, ...]) -> Float[Array, "d"]:
+    """The chosen leaves as one vector, at least in float32."""
+    leaves = [x.ravel() for x, take in zip(jax.tree.leaves(widened(v)), chosen, strict=True) if take]
+    return jnp.concatenate(leaves)
+
+
+def unpack(flat: Float[Array, "d"], like: PyTree, chosen: tuple[bool, ...]) -> PyTree:
+    """The tree that `pack` made a vector of; zeros in the other leaves."""
+    leaves, form = jax.tree.flatten(like)
+    sizes = [x.size for x, take in zip(leaves, chosen, strict=True) if take]
+    parts = iter(jnp.split(flat, list(np.cumsum(sizes))[:-1]))
+    return form.unflatten(
+        [
+            next(parts).reshape(x.shape) if take else jnp.zeros(x.shape, flat.dtype)
+            for x, take in zip(leaves, chosen, strict=True)
+        ]
+    )

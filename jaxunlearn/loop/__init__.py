@@ -1,0 +1,1 @@
+"""Loops that run methods, and the ways to compose them."""

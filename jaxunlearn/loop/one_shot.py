@@ -1,0 +1,43 @@
+"""Methods without a loop."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from jaxtyping import PRNGKeyArray
+
+from jaxunlearn.loop.outcome import begin, finish
+from jaxunlearn.loop.preparation import prepared_by
+from jaxunlearn.types import Data, ForgetRequest, OnEmpty, Prepare, Result, UnlearnFn, Variables
+
+Update: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Result]
+
+
+def one_shot(update: Update, *, on_empty: OnEmpty = "identity", prepare: Prepare | None = None) -> UnlearnFn:
+    """A finished method from one update: the checks, the status and the treatment of empty requests of `iterate`.
+
+    Args:
+        update: `(variables, data, request, key) -> Result`; a status that it gives (`jaxunlearn.status.combine`) is kept where
+            it is the gravest one.
+        on_empty: what an empty request gets, see `jaxunlearn.Unlearner`.
+        prepare: fills what the update reads in `Data.extra`, for `jaxunlearn.prepare`.
+
+    Returns:
+        An `UnlearnFn`.
+
+    Raises:
+        ValueError, TypeError: at trace time, for variables, data, requests or keys of the wrong form, and for an update that
+            changes the tree, shapes or dtypes of the variables.
+
+    Example:
+        >>> def halve(variables, data, request, key):
+        ...     return jaxunlearn.Result(jax.tree.map(lambda w: w / 2, variables))
+        >>> result = jaxunlearn.one_shot(halve)(variables, data, request, key)
+        >>> int(result.status)
+        0
+    """
+
+    def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
+        data, request = begin(variables, data, request, key)
+        return finish(on_empty, variables, data, request, update(variables, data, request, key))
+
+    return prepared_by(unlearn, prepare)

@@ -1,0 +1,39 @@
+"""One file per paper. A new method is its file and one line here."""
+
+from jaxunlearn.methods.affine_representation_unlearning import (
+    affine_representation_unlearning as affine_representation_unlearning,
+)
+from jaxunlearn.methods.amnesiac import amnesiac as amnesiac
+from jaxunlearn.methods.assd import assd as assd
+from jaxunlearn.methods.attribute_unlearning import attribute_unlearning as attribute_unlearning
+from jaxunlearn.methods.bad_teacher import bad_teacher as bad_teacher
+from jaxunlearn.methods.cf_k import cf_k as cf_k
+from jaxunlearn.methods.concept_erasure import concept_erasure as concept_erasure
+from jaxunlearn.methods.contrastive_unlearning import contrastive_unlearning as contrastive_unlearning
+from jaxunlearn.methods.dimensional_alignment import dimensional_alignment as dimensional_alignment
+from jaxunlearn.methods.eu_k import eu_k as eu_k
+from jaxunlearn.methods.finetune import finetune as finetune
+from jaxunlearn.methods.fisher_forgetting import fisher_forgetting as fisher_forgetting
+from jaxunlearn.methods.gradient_ascent import gradient_ascent as gradient_ascent
+from jaxunlearn.methods.gradient_difference import gradient_difference as gradient_difference
+from jaxunlearn.methods.influence import influence as influence
+from jaxunlearn.methods.l1_sparse import l1_sparse as l1_sparse
+from jaxunlearn.methods.lcodec import lcodec as lcodec
+from jaxunlearn.methods.lfssd import lfssd as lfssd
+from jaxunlearn.methods.newton import newton as newton
+from jaxunlearn.methods.npo import npo as npo
+from jaxunlearn.methods.ntk_forgetting import ntk_forgetting as ntk_forgetting
+from jaxunlearn.methods.nullspace_projection import nullspace_projection as nullspace_projection
+from jaxunlearn.methods.oracle_matching import oracle_matching as oracle_matching
+from jaxunlearn.methods.output_perturbation import output_perturbation as output_perturbation
+from jaxunlearn.methods.prototype_erasure import prototype_erasure as prototype_erasure
+from jaxunlearn.methods.random_label import random_label as random_label
+from jaxunlearn.methods.representation_unlearning import representation_unlearning as representation_unlearning
+from jaxunlearn.methods.retrain import retrain as retrain
+from jaxunlearn.methods.salun import salun as salun
+from jaxunlearn.methods.scrub import scrub as scrub
+from jaxunlearn.methods.ssd import ssd as ssd
+from jaxunlearn.methods.stochastic_newton import stochastic_newton as stochastic_newton
+from jaxunlearn.methods.task_vector import task_vector as task_vector
+from jaxunlearn.methods.unsir import unsir as unsir
+from jaxunlearn.methods.woodfisher import woodfisher as woodfisher

@@ -1,0 +1,53 @@
+"""Output perturbation: Gaussian noise on the weights (Chaudhuri, Monteleoni, Sarwate: Differentially private empirical risk
+minimization, JMLR 2011, arXiv 0912.0071).
+
+    w <- w + sigma N(0, I)
+
+The baseline that reads no row at all. It is private in the sense of its source only where `sigma` comes from the sensitivity of
+the weights to one row, which is bounded for strongly convex problems and not checked here.
+"""
+
+import jax
+import optax
+
+from jaxunlearn import checks, tree
+from jaxunlearn.card import Method
+from jaxunlearn.loop.one_shot import one_shot
+from jaxunlearn.types import Model, Result, Scalar, UnlearnFn
+
+METHOD = Method(
+    summary="add Gaussian noise to the weights",
+    cites="chaudhuri2011differentially",
+    family="closed form",
+    reads=frozenset(),
+    search={"sigma": (0.003, 0.01, 0.02, 0.04, 0.08)},
+)
+
+
+def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
+    """Add independent Gaussian noise to every weight.
+
+    Args:
+        model: any; it is not run.
+        sigma: standard deviation of the noise, in the units of the weights; may be traced. 0 changes nothing.
+
+    Returns:
+        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise.
+
+    Raises:
+        ValueError: a negative `sigma`.
+
+    Example:
+        >>> unlearn = jaxunlearn.output_perturbation(model, sigma=0.01)
+        >>> result = jax.jit(unlearn)(variables, data, request, key)
+    """
+    del model
+    checks.check_range("sigma", sigma, low=0)
+
+    def perturb(variables, data, request, key):
+        normal = optax.tree.random_like(key, variables.params, sampler=jax.random.normal)
+        noise = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), normal)
+        params = optax.tree.add(variables.params, noise)
+        return Result(variables._replace(params=params), stats={"noise_norm": tree.norm(noise)})
+
+    return one_shot(perturb)

@@ -1,0 +1,98 @@
+"""Training passes over weighted batches, and which of them may move BatchNorm statistics."""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from jaxunlearn import tree
+from jaxunlearn.sampling import masked_mean
+from jaxunlearn.types import Batch, Model, Outputs, Scalar, Variables, Weighted
+
+BatchNormPolicy: TypeAlias = Literal["frozen", "retain", "all"]
+
+
+class Pass(NamedTuple):
+    """One training pass over a weighted batch."""
+
+    outputs: Outputs
+    losses: Float[Array, "b"]  # the model's loss, one value per row
+    weights: Float[Array, "b"]
+
+    @property
+    def loss(self) -> Float[Array, ""]:
+        """Weighted mean of the model's loss."""
+        return self.mean(self.losses)
+
+    def mean(self, values: Float[Array, "b"]) -> Float[Array, ""]:
+        """Weighted mean of other values of the same rows."""
+        return masked_mean(values, self.weights, empty=0)
+
+
+def train_pass(
+    model: Model,
+    variables: Variables,
+    part: Weighted,
+    key: PRNGKeyArray,
+    *,
+    side: Literal["forget", "retain"],
+    bn: BatchNormPolicy,
+) -> tuple[Pass, Variables]:
+    """Run the model in training mode on one side of a batch.
+
+    Args:
+        model: the model.
+        variables: its parameters and state.
+        part: one side of a batch; rows of weight 0 count for nothing.
+        key: for dropout and the like.
+        side: which side it is.
+        bn: the sides that may move BatchNorm statistics: "frozen" (none), "retain" or "all". A batch in which no row counts
+            never does.
+
+    Returns:
+        The pass, and the variables with the state that survives it.
+
+    Raises:
+        ValueError: a loss that is not one value per row; a forward pass that loses the state.
+
+    Example:
+        >>> from jaxunlearn.passes import train_pass
+        >>> part = jaxunlearn.forget_rows(data, request)
+        >>> found, moved = train_pass(model, variables, part, key, side="forget", bn="retain")
+        >>> found.loss.shape, found.losses.shape == part.weights.shape
+        ((), True)
+    """
+    outputs = model.forward(variables, part.examples.inputs, train=True, key=key)
+    losses = model.loss(outputs, part.examples)
+    if jnp.shape(losses) != part.weights.shape:
+        raise ValueError(
+            f"model.loss must return one value per row, shape {part.weights.shape}, got {jnp.shape(losses)}; leave out the mean"
+        )
+    if bn == "all" or bn == side:
+        variables = variables._replace(state=_moved_state(variables.state, outputs.state, jnp.any(part.weights > 0)))
+    return Pass(outputs, losses, part.weights), variables
+
+
+def both_passes(
+    model: Model, variables: Variables, batch: Batch, key: PRNGKeyArray, *, bn: BatchNormPolicy
+) -> tuple[Pass, Pass, Variables]:
+    """Training passes over the retain side and then the forget side of a batch, and the variables that survive them."""
+    retain_key, forget_key = jax.random.split(key)
+    retain, moved = train_pass(model, variables, batch.retain, retain_key, side="retain", bn=bn)
+    forget, moved = train_pass(model, moved, batch.forget, forget_key, side="forget", bn=bn)
+    return retain, forget, moved
+
+
+def _moved_state(old: PyTree, new: PyTree, counts: Bool[Array, ""]) -> PyTree:
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        raise ValueError(
+            "forward(train=True) must return the whole model state in Outputs.state: "
+            f"expected {jax.tree.structure(old)}, got {jax.tree.structure(new)}"
+        )
+    return tree.select(counts, new, old)
+
+
+def penalty(model: Model, params: PyTree) -> Scalar:
+    """The model's regularizer, which was part of the training objective; 0 if there was none."""
+    return model.regularizer(params) if model.regularizer is not None else 0.0

@@ -1,0 +1,190 @@
+"""Which rows count, how they are drawn, and means that padding cannot touch.
+
+The retain set is always `present` minus the request. It is never written down: one of its rows is found from its rank by
+binary search, so a run needs `O(k)` memory per request, whatever the size `n` of the data.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxunlearn.types import Batch, BatchSizes, Data, Examples, ForgetRequest, Split, Weighted
+
+
+def masked_mean(values: Float[Array, "b"], weights: Float[Array, "b"], *, empty: float) -> Float[Array, ""]:
+    """`sum(w x) / sum(w)` over rows with `w > 0`, at least in float32; rows of weight 0 may hold anything, NaN included.
+
+    Args:
+        values, weights: one entry per row.
+        empty: what comes back without a row: 0 in an objective, NaN in a figure that is then unknown.
+
+    Returns:
+        Float[].
+
+    Example:
+        >>> from jaxunlearn.sampling import masked_mean
+        >>> float(masked_mean(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([1.0, 0.0, 1.0]), empty=0))
+        2.0
+    """
+    dtype = jnp.promote_types(values.dtype, jnp.float32)  # counts and sums of half-precision losses round or overflow
+    values, weights = values.astype(dtype), weights.astype(dtype)
+    total = jnp.sum(weights)
+    mean = jnp.sum(jnp.where(weights > 0, values, 0) * weights) / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, mean, jnp.asarray(empty, dtype))
+
+
+def row_numbers(request: ForgetRequest) -> Int[Array, "k"]:
+    """`request.indices` wide enough to hold the number of rows too, which marks unusable slots."""
+    return request.indices.astype(jnp.promote_types(request.indices.dtype, jnp.int32))
+
+
+def usable_slots(data: Data, request: ForgetRequest) -> Bool[Array, "k"]:
+    """Slots that name a present row for the first time; padding, rows out of range and repetitions are left out."""
+    num_rows = data.present.shape[0]
+    indices = row_numbers(request)
+    usable = (request.weights > 0) & (indices >= 0) & (indices < num_rows)
+    usable &= data.present[jnp.where(usable, indices, 0)] > 0
+    order = jnp.argsort(jnp.where(usable, indices, num_rows))
+    ascending = jnp.where(usable, indices, num_rows)[order]
+    first = jnp.concatenate([jnp.ones(1, bool), ascending[1:] != ascending[:-1]])
+    return usable.at[order].min(first)
+
+
+def is_requested(data: Data, request: ForgetRequest, rows: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether each of some row numbers is among the usable slots of a request; `O(log k)` per row."""
+    unreachable = data.present.shape[0]
+    asked = jnp.sort(jnp.where(usable_slots(data, request), row_numbers(request), unreachable))
+    place = jnp.searchsorted(asked, rows).astype(jnp.int32)
+    return (asked[jnp.minimum(place, asked.shape[0] - 1)] == rows) & (rows < unreachable)
+
+
+def is_empty(request: ForgetRequest) -> Bool[Array, ""]:
+    """Whether a request asks for nothing: no slot in use and no target."""
+    targets = [jnp.any(x != 0) for x in jax.tree.leaves(request.target)]
+    return ~jnp.any(jnp.stack([jnp.any(request.weights > 0), *targets]))
+
+
+def forgotten_classes(target: Any, num_classes: int) -> Bool[Array, "c"]:
+    """The classes a request names as a whole; none if its target is something else than multi-hot classes."""
+    if not (hasattr(target, "dtype") and target.dtype == bool and target.ndim == 1):
+        return jnp.zeros(num_classes, bool)
+    if target.shape[0] > num_classes:
+        raise ValueError(f"request.target names {target.shape[0]} classes, but the model has {num_classes} logits")
+    return jnp.pad(target, (0, num_classes - target.shape[0]))
+
+
+def retain_weights(data: Data, request: ForgetRequest) -> Float[Array, "n"]:
+    """1 on the retain set, 0 elsewhere. Size n per request: for audits and full-batch sums, not for training loops."""
+    rows = jnp.where(usable_slots(data, request), row_numbers(request), data.present.shape[0])
+    return jnp.asarray(data.present).at[rows].set(0, mode="drop")
+
+
+def split(data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Split:
+    """Prepare one request for sampling; costs `O(k log k)` per request and one shared pass over `present`."""
+    capacity = request.indices.shape[0]
+    usable = usable_slots(data, request)
+    num_forget = jnp.sum(usable, dtype=jnp.int32)
+    present_before = jnp.cumsum(data.present > 0, dtype=jnp.int32)
+    unreachable = jnp.int32(data.present.shape[0])
+    ranks = jnp.sort(jnp.where(usable, present_before[jnp.where(usable, row_numbers(request), 0)] - 1, unreachable))
+    position = jnp.arange(capacity, dtype=jnp.int32)
+    return Split(
+        data=data,
+        request=request,
+        slots=jnp.argsort(jnp.where(usable, jax.random.uniform(key, (capacity,)), jnp.inf)),
+        num_forget=num_forget,
+        num_retain=present_before[-1] - num_forget,
+        present_before=present_before,
+        retained_before=jnp.where(position < num_forget, ranks - position, unreachable),
+    )
+
+
+def take(examples: Examples, rows: jax.Array, weights: Float[Array, "b"]) -> Examples:
+    """Gather rows; those of weight 0 come back as zeros, so that what they held reaches no gradient."""
+    return blank(jax.tree.map(lambda x: jnp.asarray(x)[rows], examples), weights)
+
+
+def blank(examples: Examples, weights: Float[Array, "b"]) -> Examples:
+    """Overwrite the inexact leaves of rows of weight 0 with zeros."""
+
+    def zero(x):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return jnp.where((weights > 0).reshape(weights.shape + (1,) * (x.ndim - 1)), x, 0)
+
+    return jax.tree.map(zero, examples)
+
+
+def draw_forget(split: Split, step: jax.Array, size: int) -> Weighted:
+    """Rows of the forget set, in passes over one random order: every row is drawn equally often."""
+    position = (step * size + jnp.arange(size, dtype=jnp.int32)) % jnp.maximum(split.num_forget, 1)
+    slots = split.slots[position]
+    weights = jnp.broadcast_to(split.num_forget > 0, (size,)).astype(jnp.float32)
+    rows = jnp.where(weights > 0, row_numbers(split.request)[slots], 0)
+    return Weighted(take(split.data.train, rows, weights), weights, slots)
+
+
+def draw_retain(split: Split, key: PRNGKeyArray, size: int) -> Weighted:
+    """Rows of the retain set, uniformly with replacement (relative bias at most n / 2^32; `randint` compiles twice as long)."""
+    drawn = jax.random.bits(key, (size,)) % jnp.maximum(split.num_retain, 1).astype(jnp.uint32)
+    drawn = drawn.astype(jnp.int32)
+    rank = drawn + jnp.searchsorted(split.retained_before, drawn, side="right").astype(jnp.int32)
+    rows = jnp.searchsorted(split.present_before, rank, side="right").astype(jnp.int32)
+    weights = jnp.broadcast_to(split.num_retain > 0, (size,)).astype(jnp.float32)
+    return Weighted(take(split.data.train, jnp.where(weights > 0, rows, 0), weights), weights, rows)
+
+
+def uniform(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:
+    """The default sampler: rows of both sides in every step.
+
+    Args:
+        split: the training set as the request divides it.
+        context: of the method; not read.
+        step: Int[], counted from 0; it decides which rows of the forget set come next.
+        key: of this step, for rows of the retain set.
+        sizes: rows per side, static.
+
+    Returns:
+        A `Batch`; a side without rows has weights 0.
+
+    Example:
+        >>> def forget_side_only(split, context, step, key, sizes):
+        ...     batch = jaxunlearn.uniform(split, context, step, key, sizes)
+        ...     return batch._replace(retain=batch.retain._replace(weights=jnp.zeros(sizes.retain)))
+        >>> method = jaxunlearn.gradient_difference(model, optax.sgd(0.1))._replace(sample=forget_side_only)
+        >>> result = jaxunlearn.iterate(method, num_steps=2, batch_size=8)(variables, data, request, key)
+        >>> result.stats["retain_loss"].tolist()
+        [0.0, 0.0]
+    """
+    return Batch(draw_forget(split, step, sizes.forget), draw_retain(split, key, sizes.retain))
+
+
+def forget_rows(data: Data, request: ForgetRequest) -> Weighted:
+    """The forget set of one request, row by row: the usable slots with weight 1, all others hold zeros and weight 0.
+
+    Args:
+        data: the training data.
+        request: one request, indices of shape [k].
+
+    Returns:
+        `Weighted` with k rows, in the order of the request's slots.
+
+    Raises:
+        ValueError: stacked requests.
+
+    Example:
+        >>> part = jaxunlearn.forget_rows(data, request)
+        >>> losses = model.loss(model.forward(variables, part.examples.inputs), part.examples)
+        >>> losses.shape == part.weights.shape == request.indices.shape
+        True
+    """
+    if jnp.ndim(request.indices) != 1:
+        raise ValueError(
+            f"expected one request of shape [k], got indices of shape {jnp.shape(request.indices)}; use jax.vmap for many"
+        )
+    usable = usable_slots(data, request)
+    weights = usable.astype(jnp.float32)
+    examples = take(data.train, jnp.where(usable, row_numbers(request), 0), weights)
+    return Weighted(examples, weights, jnp.arange(usable.shape[0], dtype=jnp.int32))

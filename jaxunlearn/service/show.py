@@ -1,0 +1,87 @@
+"""A ledger's journal as a table: `python -m jaxunlearn.service.show DIRECTORY`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxunlearn.service import journal
+from jaxunlearn.service.journal import LedgerError, Record
+from jaxunlearn.service.records import replay
+
+
+def table(directory: str | Path) -> str:
+    """The journal of a ledger as a table, read without a lock.
+
+    Args:
+        directory: of the ledger.
+
+    Returns:
+        Lines of text: one per record, then what is pending, removed and spent.
+
+    Raises:
+        FileNotFoundError: no journal.
+        LedgerError: a journal that was tampered with.
+
+    Example:
+        >>> print(jaxunlearn.ledger.table("ledger"))  # doctest: +SKIP
+    """
+    path = Path(directory) / "journal.jsonl"
+    found = journal.read(path)
+    state = replay(found.records)
+    rows = [("record", "time", "kind", "what", "hash")]
+    rows += [(str(each.number), each.time, each.kind, _summary(each), each.hash[:12]) for each in found.records]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append(f"{len(state.pending)} ids pending, {len(state.removed)} removed, budget spent {state.spent:.6g}")
+    if state.purged != state.purging:
+        lines.append("a purge was interrupted; it is finished when the ledger is opened")
+    if found.torn:
+        lines.append(journal.torn_message(path, found))
+    return "\n".join(lines)
+
+
+def _summary(record: Record) -> str:
+    body = record.body
+    if record.kind == "created":
+        return f"model {body['model'][:8]}, data {body['data'][:8]}"
+    if record.kind == "submitted":
+        return f"{len(body['ids'])} ids"
+    if record.kind == "applied":
+        return f"{len(body['ids'])} ids, spent {body['spent']:.6g}"
+    if record.kind == "repaired":
+        return f"cut off {body['bytes']} bytes"
+    about = f"application {body['application']}"
+    if record.kind == "certified":
+        found = body["certificate"]
+        void = "" if found["valid"] else f", void: {', '.join(found['failed'])}"
+        return f"{about}, {found['mechanism']} ({found['epsilon']}, {found['delta']}){void}"
+    if record.kind == "released":
+        total = f"({body['total_epsilon']:.6g}, {body['total_delta']:.6g})"
+        return f"{about}, release {body['number']}, together {total}, noise from {body['noise_key']}"
+    return about
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        The exit code: 1 where there is no journal, or one that was tampered with.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxunlearn.service.show", description="Print the journal of a ledger of deletion requests as a table."
+    )
+    parser.add_argument("directory", type=Path, help="of the ledger")
+    try:
+        print(table(parser.parse_args(arguments).directory))
+    except (LedgerError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Weights on disk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn.service.checkpoint import load_variables, save_variables
+from tests.problems import distance, network
+
+KEY = jax.random.key(0)
+RICH = ju.Variables(
+    {
+        "layers": [{"kernel": jnp.arange(6.0).reshape(2, 3)}, {"kernel": jnp.ones(2, jnp.bfloat16)}],
+        "by_number": {0: jnp.ones(1)},
+    },
+    {"count": jnp.int32(3), "key": jax.random.key(7), "flag": jnp.array(True)},
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "deep" / "rich"
+    save_variables(path, RICH)
+    return path
+
+
+def test_what_is_read_is_what_was_written(saved):
+    for like in (RICH, jax.eval_shape(lambda: RICH)):
+        again = load_variables(saved, like)
+        assert jax.tree.structure(again) == jax.tree.structure(RICH)
+        for old, new in zip(jax.tree.leaves(RICH), jax.tree.leaves(again), strict=True):
+            assert (old.shape, old.dtype) == (new.shape, new.dtype)
+        assert distance(again.params, RICH.params) == 0
+        assert jnp.all(jax.random.key_data(again.state["key"]) == jax.random.key_data(RICH.state["key"]))
+        assert int(again.state["count"]) == 3
+
+
+def test_models_without_state_and_other_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    variables = network().init(KEY)
+    save_variables("here", variables)
+    again = load_variables("here", jax.eval_shape(network().init, KEY))
+    assert again.state == ()
+    assert distance(again, variables) == 0
+
+
+def test_any_orbax_tree_is_read(tmp_path):
+    state = {"params": {"w": jnp.ones(2)}, "opt_state": [{"mu": jnp.zeros(2)}, None], "name": "net"}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "run", state)
+    like = {"params": {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}}
+    assert np.array_equal(load_variables(tmp_path / "run", like, partial=True)["params"]["w"], np.ones(2))
+    with pytest.raises(
+        ValueError, match=r"another model: name \(.*\) is too much; opt_state/0/mu \(float32\[2\]\) is too much$"
+    ):
+        load_variables(tmp_path / "run", like)
+
+
+def test_shardings_are_taken(saved):
+    mesh = ju.request_mesh()
+    again = load_variables(saved, ju.replicate(RICH, mesh))
+    assert again.params["layers"][0]["kernel"].sharding.mesh == mesh
+
+
+def test_nothing_is_overwritten(saved):
+    with pytest.raises(FileExistsError, match=r"rich exists and is not overwritten: choose another path"):
+        save_variables(saved, RICH._replace(state=()))
+    assert int(load_variables(saved, RICH).state["count"]) == 3
+
+
+def test_missing_checkpoints_are_told(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint at .*nowhere"):
+        load_variables(tmp_path / "nowhere", RICH)
+    with pytest.raises(FileNotFoundError, match=r"is not a checkpoint that orbax wrote$"):
+        load_variables(tmp_path, RICH)
+    with pytest.raises(FileNotFoundError, match=r"give one of the checkpoints inside: .*rich$"):
+        load_variables(saved.parents[1], RICH)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p: {**p, "layers": [{"kernel": jnp.ones((2, 4))}, p["layers"][1]]},
+            r"params/layers/0/kernel is float32\[2,3\], not .*2,4\]$",
+        ),
+        (
+            lambda p: {**p, "by_number": {0: jnp.ones(1, jnp.bfloat16)}},
+            r"params/by_number/0 is float32\[1\], not bfloat16\[1\]$",
+        ),
+        (lambda p: {**p, "head": jnp.ones(3)}, r"params/head \(float32\[3\]\) is missing$"),
+        (lambda p: {"layers": p["layers"]}, r"params/by_number/0 \(float32\[1\]\) is too much$"),
+    ],
+)
+def test_another_form_is_refused(saved, change, message):
+    with pytest.raises(ValueError, match=r"holds the weights of another model: " + message):
+        load_variables(saved, RICH._replace(params=change(RICH.params)))
