@@ -17,6 +17,7 @@ from jaxunlearn.methods.fisher_forgetting import fisher_forgetting as fisher_for
 from jaxunlearn.methods.gradient_ascent import gradient_ascent as gradient_ascent
 from jaxunlearn.methods.gradient_difference import gradient_difference as gradient_difference
 from jaxunlearn.methods.influence import influence as influence
+from jaxunlearn.methods.just_in_time import just_in_time as just_in_time
 from jaxunlearn.methods.l1_sparse import l1_sparse as l1_sparse
 from jaxunlearn.methods.lcodec import lcodec as lcodec
 from jaxunlearn.methods.lfssd import lfssd as lfssd
