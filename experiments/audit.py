@@ -1,7 +1,7 @@
 """Is a method's forgetting like retraining? One request, a hundred models of every kind, every metric beside its floor.
 
     python experiments/audit.py                                   # digits, offline
-    python experiments/audit.py --method finetune --options learning_rate 0.01
+    python experiments/audit.py --method finetune --settings learning_rate 0.01
     python experiments/audit.py --method retrain                  # the oracle must pass its own audit
     python experiments/audit.py --dataset mnist --network cnn --data-dir DIR --rows 2000
     python experiments/audit.py --resume --out out/audit          # keeps every block of models, and goes on from there
@@ -12,7 +12,6 @@ halves tell, are the negative control: a signal on them is one of the audit. Wri
 `audit.json`, `audit.md`.
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -24,26 +23,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a scrip
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import jaxunlearn as ju
-from experiments.common import study, training
+from experiments.common import methods, report, script, study
 from experiments.common.data import subset
-from experiments.common.scale import Scale, leads, start
-from experiments.quickstart import SETTINGS
+from experiments.common.running import at
+from experiments.common.scale import leads
+from experiments.common.training import form
+from experiments.quickstart import RANDOM, SETTINGS
 
 
 @dataclass
-class Config:
+class Config(script.Unlearning):
     """Command line of the script."""
 
     method: str = "gradient_difference"
     """Any method of `jaxunlearn.METHODS` that takes a model."""
-    options: dict[str, float] = field(default_factory=dict)
-    """Its numbers, by default those of the quickstart for random rows."""
-    unlearning_steps: int = 100
-    """Its steps."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """Its hyper-parameters, by default those of the quickstart for random rows, or the first ones of its card's search."""
     num_models: int = 100
     """Models of each kind; twice as many are retrained, half of them held out."""
     forgotten: int = 48
@@ -54,33 +51,11 @@ class Config:
     """Some of the metrics of `jaxunlearn.audit.run`; all of them by default."""
     permutations: int = 199
     """Random labels behind a verdict."""
-    dataset: str = "digits"
-    """digits, or an image data set prepared by TFDS."""
-    data_dir: str | None = None
-    """Where TFDS finds prepared data."""
-    network: str = "mlp"
-    """mlp, cnn or resnet18."""
-    rows: int = 500
-    """Training rows."""
-    label_noise: float = 0.12
-    """Fraction of training rows with a wrong label."""
-    training_steps: int = 600
-    """Steps of training and retraining."""
-    draw: int = 0
-    """Seed of the rows and their wrong labels."""
-    request_seed: int = 0
-    """Seed of the request."""
-    training_seed: int = 0
-    """Seed of all trainings."""
     block: int = 25
     """Models in one compiled call."""
     resume: bool = False
     """Keep every block in OUT/models, and take from there what was computed before."""
     out: Path = Path("out/audit")
-    """Folder of the results."""
-    smoke: bool = False
-    """Run in seconds, with too few models and steps to mean anything."""
-    scale: tyro.conf.OmitArgPrefixes[Scale] = field(default_factory=Scale)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -91,58 +66,56 @@ def main(config: Config) -> dict[str, Any]:
         config = replace(config, **smaller, unlearning_steps=2, metrics=config.metrics or some)
     if config.scale.bf16:
         raise SystemExit("audits compare margins of single models, which bfloat16 rounds: leave --bf16 out")
-    mesh = start(config.scale)
-    console = Console(quiet=not leads())
-    setting = study.overfitted(
-        config.dataset, config.data_dir, network=config.network, num_rows=config.rows, label_noise=config.label_noise,
-        num_steps=config.training_steps, seed=config.draw,
-    )  # fmt: skip
-    data = setting.data._replace(extra={**setting.data.extra, "test": setting.test})
-    request = jax.tree.map(lambda x: x[0], study.random_requests(data, [config.forgotten], config.request_seed))
+    name = methods.known(config.method)
+    mesh, console = script.begin(config)
+    setting = config.setting()
+    data = setting.data
+    request = at(study.random_requests(data, [config.forgotten], config.request_seed), 0)
     retrain = setting.retrain()
     unlearn = retrain
-    if config.method != "retrain":
-        steps, numbers = config.unlearning_steps, config.options or SETTINGS["random rows"].get(config.method, {})
-        unlearn = study.unlearner(config.method, setting.model, num_steps=steps, batch_size=setting.batch_size, **numbers)  # type: ignore[arg-type]
+    if name != "retrain":
+        chosen = config.settings or SETTINGS[RANDOM].get(name) or methods.defaults(name)
+        told: dict[str, Any] = {**methods.given(name, setting, config.network), **chosen}
+        steps = {"num_steps": config.unlearning_steps, "batch_size": setting.batch_size}
+        unlearn = methods.build(name, setting.model, **steps, **told)
     key = jax.random.key(config.training_seed)
-    like = jax.eval_shape(setting.model.init, key) if setting.model.init else None
-    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    variables = form(setting.model)
     shared = {
         "block": config.block, "chunk": config.scale.chunk, "mesh": mesh,
         "directory": config.out / "models" if config.resume else None,
     }  # fmt: skip
     began = time.perf_counter()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=None)
+    done: dict[str, int] = {}
+    with script.progress(console, "audit", config.halves + 4 * config.num_models) as advance:
 
         def tell(doing: str, count: int) -> None:
-            progress.update(task, description=doing, completed=count)
+            made = 0 if doing.startswith("judging") else count  # judging takes no time beside making models
+            advance(doing, done=max(0, made - done.get(doing, 0)))
+            done[doing] = made
 
         scores = memorisation(config, setting, data, variables, jax.random.fold_in(key, 1), shared, tell)
         rows = np.asarray(request.indices)[np.asarray(request.weights) > 0]
         least = rows[np.argsort(scores[rows])[: len(rows) // 3]]
         audit = ju.audit.run(
             setting.model, unlearn, retrain, variables, data, request, jax.random.fold_in(key, 2),
-            num_models=config.num_models, controls=subset(data.train, least),
+            test=setting.test, num_models=config.num_models, controls=subset(data.train, least),
             num_permutations=config.permutations, metrics=config.metrics or None,
             progress=tell, **shared,
         )  # fmt: skip
     seconds = time.perf_counter() - began
-    summary = {
-        "config": {**vars(config), "out": None, "data_dir": None, "scale": config.scale.recorded()},
-        "environment": training.environment(),
-        "seconds": seconds,
-        "memorisation_of_the_controls": [float(x) for x in np.sort(scores[least])],
+    summary = script.summary_of(
+        config,
+        seconds=seconds,
+        memorisation_of_the_controls=[float(x) for x in np.sort(scores[least])],
         **ju.audit.to_json(audit),
-    }
+    )
     if leads():
         config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "audit.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        (config.out / "audit.json").write_text(report.compact_json(summary))
         (config.out / "audit.md").write_text(ju.audit.to_markdown(audit))
         ju.audit.write_html(audit, config.out / "report.html", title=f"jaxunlearn audit: {config.method} on {config.dataset}")
         ju.audit.print_report(audit)
-    console.print(f"{seconds:.0f} s; report: {config.out / 'report.html'}")
+    console.print(f"{seconds:.0f} s; report: {config.out / 'report.html'}", soft_wrap=True)
     return summary
 
 

@@ -12,7 +12,6 @@ compiled call, and 64 simultaneous requests in another one. Written to the folde
 `certified_stream.png`, `certified_stream.json`.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,15 +25,16 @@ import jax
 import numpy as np
 import optax
 import tyro
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from jax.sharding import Mesh
 
 import jaxunlearn as ju
-from experiments.common import certified, plots, report, training
+from experiments.common import certified, plots, script, training
 from experiments.common.data import Dataset, load, subset
 from experiments.common.models import build
+from experiments.common.outcome import as_json
 from experiments.common.report import Column, Section, Table
-from experiments.common.study import as_json
+from experiments.common.running import at, reusable, timed
+from experiments.common.scale import leads
 
 PAIR = (3, 8)  # the classes of the binary problem
 EPSILONS = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -75,13 +75,9 @@ EPSILON_COLUMNS = [
 
 
 @dataclass
-class Config:
+class Config(script.Base):
     """Command line of the script."""
 
-    dataset: str = "digits"
-    """digits, or an image data set prepared by TFDS such as mnist."""
-    data_dir: str | None = None
-    """Where TFDS finds prepared data."""
     problem: Literal["softmax", "binary"] = "softmax"
     """Ten classes (large images pooled to half their sides), or 3 against 8."""
     removals: int = 1000
@@ -91,7 +87,7 @@ class Config:
     l2: float = 1e-2
     """Of the head, for a mean loss."""
     steps: int = 2
-    """Newton steps a removal."""
+    """Newton steps per removal."""
     solver: Literal["dense", "cg"] = "dense"
     """Of refits; cg where the Hessian is large."""
     sensitivity: float = 1e-3
@@ -109,9 +105,6 @@ class Config:
     seed: int = 0
     """Of rows, networks and noise."""
     out: Path = Path("out/certified_stream")
-    """Folder of the results."""
-    smoke: bool = False
-    """Run in seconds, with too few removals and draws to mean anything."""
 
 
 class Case(NamedTuple):
@@ -127,26 +120,20 @@ def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what is written as JSON."""
     if config.smoke:
         config = replace(config, problem="binary", removals=12, requests=4, draws=10, extractor_steps=20)
-    console = Console()
+    mesh, console = script.begin(config)
     dataset = load(config.dataset, config.data_dir)
     problem = ju.convex.logistic(config.l2) if config.problem == "binary" else ju.convex.softmax(config.l2, dataset.num_classes)
-    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[doing]}"))
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("certified stream", total=6, doing="training networks for features")
-
-        def advance(doing: str) -> None:
-            progress.update(task, advance=1, doing=doing)
-
+    with script.progress(console, "certified stream", 6) as advance:
+        advance("training networks for features")
         cases = heads(config, dataset)
         found = {}
         for case in cases:
-            advance(f"removing from a head on {case.name}")
-            found[case.name] = answer(config, problem, case)
-        advance("objective perturbation")
+            advance(f"removing from a head on {case.name}", done=1)
+            found[case.name] = answer(config, problem, case, mesh)
+        advance("objective perturbation", done=1)
         perturbed = objective_perturbation(config, problem, cases[0])
-        advance("accuracy against epsilon")
+        advance("accuracy against epsilon", done=1)
         curve = accuracy_against_epsilon(config, found[cases[0].name], cases[0].test)
-        progress.update(task, completed=6, doing="done")
     caption = f"removals one after another, at {_at(config)}"
     if any(x["stream"]["removals"] < config.removals for x in found.values()):
         caption += f"; fewer than {config.removals} where {certified.KEPT:.0%} of every class would not be left"
@@ -156,19 +143,16 @@ def main(config: Config) -> dict[str, Any]:
         Table(BUDGET_COLUMNS, perturbed["rows"], f"objective perturbation, sigma {config.sigma:g}, at {_at(config)}"),
         Table(EPSILON_COLUMNS, curve, f"head on {cases[0].name} after its stream, sensitivity {config.sensitivity:g}"),
     ]
-    for table in tables:
-        report.print_table(table, console)
-    environment = training.environment()
-    summary = {
-        "config": {**vars(config), "out": None, "data_dir": None},
-        "environment": environment,
-        "heads": {name: x["json"] for name, x in found.items()},
-        "objective_perturbation": perturbed["json"],
-        "accuracy_against_epsilon": [{**row, **as_json({"accuracy": row["accuracy"]})} for row in curve],
-    }
-    write(config, summary, found, perturbed, curve, tables, environment)
-    console.print(f"report: {config.out / 'report.html'}")
-    return summary
+    summary = script.summary_of(
+        config,
+        heads={name: x["json"] for name, x in found.items()},
+        objective_perturbation=perturbed["json"],
+        accuracy_against_epsilon=[{**row, **as_json({"accuracy": row["accuracy"]})} for row in curve],
+    )
+    return script.finish(
+        config, console, "certified_stream", summary, title="jaxunlearn certified stream", intro=INTRO,
+        sections=sections(config, found, perturbed, curve, tables), tables=tables,
+    )  # fmt: skip
 
 
 def _at(config: Config) -> str:
@@ -225,7 +209,7 @@ def extractor(config: Config, num_classes: int, examples: ju.Examples) -> Callab
     )
 
 
-def answer(config: Config, problem: ju.convex.Problem, case: Case) -> dict[str, Any]:
+def answer(config: Config, problem: ju.convex.Problem, case: Case, mesh: Mesh | None) -> dict[str, Any]:
     """The stream and the simultaneous requests of one head, certified, compared with refits, and timed."""
     data, key = ju.training_data(*case.train), jax.random.key(config.seed)
     head = ju.convex.fit(problem, data, solver=config.solver)
@@ -233,7 +217,8 @@ def answer(config: Config, problem: ju.convex.Problem, case: Case) -> dict[str, 
     size = case.train.inputs.shape[1] * problem.num_outputs
     capacity = max(problem.num_outputs, size // 4)
     stream = certified.stream(problem, data, head, rows, steps=config.steps, capacity=capacity, key=key)
-    retrained = training.timed(ju.refit(problem, solver=config.solver), head, stream.left, ju.empty_request(), key, repeats=3)
+    refit = ju.convex.refit(problem, solver=config.solver)
+    retrained = timed(refit, head, stream.left, ju.empty_request(), key, repeats=3)
     kernel, reference = certified.kernel_of(stream.last), certified.kernel_of(retrained.result)
     certificate = ju.certificates.certify(
         stream.last, stream.left, epsilon=config.epsilon, delta=config.delta, extractor=case.extractor, adaptive=False,
@@ -253,7 +238,7 @@ def answer(config: Config, problem: ju.convex.Problem, case: Case) -> dict[str, 
         "retrained_accuracy": certified.accuracy(reference, case.test),
         "verdict": "valid" if certificate.valid else "refused",
     }
-    batch = simultaneous(config, problem, case, data, head, 1e3 * retrained.run_seconds)
+    batch = simultaneous(config, problem, case, data, head, 1e3 * retrained.run_seconds, mesh)
     return {
         "case": case,
         "stats": stream.stats,
@@ -288,35 +273,42 @@ def _counted(values: np.ndarray) -> np.ndarray:
 
 
 def simultaneous(
-    config: Config, problem: ju.convex.Problem, case: Case, data: ju.Data, head: ju.Variables, refit_milliseconds: float
+    config: Config,
+    problem: ju.convex.Problem,
+    case: Case,
+    data: ju.Data,
+    head: ju.Variables,
+    refit_milliseconds: float,
+    mesh: Mesh | None,
 ) -> dict[str, Any]:
     """Alternatives of one row each in one compiled call; a few of them are refitted for the distance."""
     rows = certified.deletions(case.train.targets, config.requests, config.seed + 1)
     requests = ju.from_indices(data, [[row] for row in rows], capacity=1)
     keys = jax.random.split(jax.random.key(config.seed), len(rows))
-    shared = jax.jit(ju.convex.prepare(problem))(head, data, keys[0])
-    unlearn = ju.batched(ju.woodbury_removal(problem, steps=config.steps), chunk=len(rows))
-    done = training.timed(unlearn, head, shared, requests, keys, repeats=5)
-    ju.check(done.result)
-    refit = jax.jit(ju.refit(problem, solver=config.solver))
+    unlearn = ju.convex.woodbury_removal(problem, steps=config.steps)
+    shared = jax.jit(ju.prepare(unlearn))(head, data, keys[0])
+    run, call = reusable(unlearn, chunk=len(rows), mesh=mesh), (head, shared, requests, keys)
+    first, done = run([call]), run([call] * 5)
+    result = at(ju.check(done.result), 0)
+    refit = jax.jit(ju.convex.refit(problem, solver=config.solver))
     few = jax.tree.map(lambda x: x[:4], (requests, keys))
     refitted = [refit(head, data, ju.ForgetRequest(*one), key) for *one, key in zip(*few[0][:2], few[1], strict=True)]
-    pairs = zip(certified.kernel_of(done.result)[:4], map(certified.kernel_of, refitted), strict=True)
+    pairs = zip(certified.kernel_of(result)[:4], map(certified.kernel_of, refitted), strict=True)
     distances = [np.linalg.norm(removed - reference) for removed, reference in pairs]
-    milliseconds = 1e3 * done.run_seconds / len(rows)
+    milliseconds = 1e3 * done.run_seconds / (5 * len(rows))
     return {
         "head": case.name,
         "requests": len(rows),
         "milliseconds": milliseconds,
         "faster": refit_milliseconds / milliseconds,
         "distance": float(max(distances)),
-        "distance_bound": float(np.max(np.asarray(done.result.stats["distance_bound"]))),
-        "compile_seconds": done.compile_seconds,
+        "distance_bound": float(np.max(result.stats["distance_bound"])),
+        "compile_seconds": first.compile_seconds,
     }
 
 
 def objective_perturbation(config: Config, problem: ju.convex.Problem, case: Case) -> dict[str, Any]:
-    """The same stream from a head that was trained with a secret, one Newton step a removal: which bound pays how long?"""
+    """The same stream from a head that was trained with a secret, one Newton step per removal: which bound pays how long?"""
     plain = ju.training_data(*case.train)
     shape = (case.train.inputs.shape[1], problem.num_outputs)
     data = ju.convex.with_perturbation(plain, shape, config.sigma, jax.random.key(config.seed + 2))
@@ -325,7 +317,7 @@ def objective_perturbation(config: Config, problem: ju.convex.Problem, case: Cas
     capacity = max(problem.num_outputs, shape[0] * shape[1] // 4)
     stream = certified.stream(problem, data, head, rows, steps=1, capacity=capacity, key=jax.random.key(config.seed))
     budget = ju.certificates.removal_budget(config.sigma, config.epsilon, config.delta)
-    secret = float(np.linalg.norm(np.asarray(data.extra["perturbation"])))
+    secret = float(np.linalg.norm(np.asarray(ju.slots.PERTURBATION.get(data))))
     sums = {}
     for stat, label in _stat_names().items():
         values = stream.stats[stat]
@@ -382,18 +374,14 @@ them: one that was trained on the rows keeps them, whatever happens to the head,
 Requests must not depend on releases, and one release is observed. Nothing here speaks of copies of the rows elsewhere."""
 
 
-def write(
+def sections(
     config: Config,
-    summary: dict[str, Any],
     found: dict[str, dict[str, Any]],
     perturbed: dict[str, Any],
     curve: list[dict[str, Any]],
     tables: list[Table],
-    environment: dict[str, Any],
-) -> None:
-    """Write the report, the picture and the numbers."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "certified_stream.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+) -> list[Section]:
+    """Parts of the report; the picture is written here."""
     first = next(iter(found.values()))
     distances = plots.curves(
         {name: (_counted(x["stats"]["distance_bound"]), x["stats"]["distance_bound"]) for name, x in found.items()},
@@ -414,7 +402,9 @@ def write(
         x_label="epsilon", y_label="test accuracy [%]", log_x=True,
         level=("retrained", 100 * first["stream"]["retrained_accuracy"]),
     )  # fmt: skip
-    (config.out / "certified_stream.png").write_bytes(plots.to_png(residuals))
+    if leads():
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / "certified_stream.png").write_bytes(plots.to_png(residuals))
     refusals = [
         f"Certificate of the head on {name} refused: {'; '.join(x['refusal'])}." for name, x in found.items() if x["refusal"]
     ]
@@ -426,14 +416,14 @@ def write(
         f"{perturbed['json']['accuracy_before_without_secret']:.1%} without, and {perturbed['json']['accuracy_after']:.1%} "
         "after the stream."
     )
-    sections = [
+    return [
         Section("One after another", "\n\n".join(refusals), [tables[0]], [(distances, "What the certificates count.")]),
         Section("At once", "Alternatives from one start; time of the whole call, divided by its requests.", [tables[1]]),
         Section(
             "Objective perturbation",
             perturbation,
             [tables[2]],
-            [(residuals, "One Newton step a removal: what it leaves, and bounds of that."), (budget, "What each has spent.")],
+            [(residuals, "One Newton step per removal: what it leaves, and bounds of that."), (budget, "What each has spent.")],
         ),
         Section(
             "Accuracy against epsilon",
@@ -442,7 +432,6 @@ def write(
             [(accuracy, "Where noise begins to cost accuracy; the band holds 95 % of releases.")],
         ),
     ]
-    report.write_report(config.out / "report.html", "jaxunlearn certified stream", INTRO, sections, environment=environment)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the same weights, so that it is in the same valley.
 Written to the folder `--out`: `report.html` with the plots, `curvature.json`.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -28,17 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from rich.console import Console
+from jax.sharding import Mesh
 
 import jaxunlearn as ju
-from experiments.common import plots, report, study, training
+from experiments.common import plots, script, study
 from experiments.common.models import build
 from experiments.common.report import Column, Section, Table
-from jaxunlearn import curvature
-from jaxunlearn.curvature.solvers import norm
-from jaxunlearn.risk import retain_weights
+from experiments.common.running import at, reusable
+from jaxunlearn import curvature, slots, tree
+from jaxunlearn.sampling import retain_weights
 
-LARGEST_DENSE = 2500  # weights up to which the dense matrix is the reference
+LARGEST_DENSE = 2500  # parameters up to which the dense matrix is the reference
 STATIONARY = 1e-6  # norm of the gradient above which "left" would compare with a training that had not ended
 COLUMNS = [
     Column("representation", "representation"),
@@ -52,31 +51,24 @@ COLUMNS = [
 
 
 @dataclass
-class Config:
+class Config(script.OnNetworks):
     """Command line of the script."""
 
-    dataset: str = "digits"
-    """digits, or an image data set prepared by TFDS."""
-    data_dir: str | None = None
-    """Where TFDS finds prepared data."""
     network: str = "small"
     """small (two hidden layers of 10, tanh, in float64), mlp or cnn."""
-    rows: int = 500
-    """Training rows."""
     label_noise: float = 0.02
-    """Fraction of training rows with a wrong label."""
+    training_steps: int = 5000
+    """Full-batch steps of Adam."""
+    seeds: int = 3
+    """Rows, networks and requests, from --draw on; figures are means over them."""
     weight_decay: float = 1e-2
     """Of the objective: half of it times the squared norm of the weights."""
-    steps: int = 5000
-    """Full-batch steps of Adam."""
     polish_steps: int = 12
     """Newton steps behind them, and of each retraining."""
     requests: int = 8
     """Groups of rows to be removed."""
     request_size: int = 10
     """Rows of each."""
-    seeds: int = 3
-    """Rows, networks and requests; figures are means over them."""
     damping: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     """Added to the curvature, besides the weight decay."""
     rank: int = 64
@@ -86,23 +78,21 @@ class Config:
     repeats: int = 3
     """Timed calls, of which the median counts."""
     out: Path = Path("out/curvature")
-    """Folder of the results."""
-    smoke: bool = False
-    """Run in seconds with too little of everything to mean anything."""
 
 
 def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what is written as JSON."""
     if config.smoke:
         config = replace(
-            config, rows=60, steps=30, polish_steps=5, requests=2, request_size=4, seeds=1, damping=(1e-2,), rank=8, repeats=1
+            config, rows=60, training_steps=30, polish_steps=5, requests=2, request_size=4, seeds=1, damping=(1e-2,), rank=8,
+            repeats=1,
         )  # fmt: skip
-    console = Console()
+    mesh, console = script.begin(config)
     runs = []
-    with jax.enable_x64(config.network == "small"):
-        for seed in range(config.seeds):
-            console.print(f"seed {seed}")
-            runs.append(one_seed(config, seed))
+    steps = 1 + len(config.damping) * 12  # representations, about
+    with jax.enable_x64(config.network == "small"), script.progress(console, "curvature", config.seeds * steps) as advance:
+        for seed in range(config.draw, config.draw + config.seeds):
+            runs.append(one_seed(config, seed, mesh, lambda doing, seed=seed: advance(f"seed {seed}: {doing}", done=1)))
     names = list(runs[0]["rows"])
     rows = []
     for name, damping in names:
@@ -112,33 +102,30 @@ def main(config: Config) -> dict[str, Any]:
         rows.append({"representation": name, "damping": damping, **means, **spread})
     still = all(run["gradient_norm"] <= STATIONARY for run in runs)
     if not still:
-        console.print(f"[yellow]no distance to retrained: training ended with a gradient above {STATIONARY:g}, see --steps[/]")
+        console.print(
+            f"[yellow]no distance to retrained: training ended with a gradient above {STATIONARY:g}, see --training-steps[/]"
+        )
         rows = [{**row, "left": None, "left_sd": None} for row in rows]
-    environment = training.environment()
-    summary = {
-        "config": {**vars(config), "out": None, "data_dir": None},
-        "environment": environment,
-        "reference": runs[0]["reference"],
-        "weights": runs[0]["weights"],
-        "gradient_norm_after_training": [run["gradient_norm"] for run in runs],
-        "distance_to_retrained": [run["way"] for run in runs],
-        "rows": rows,
-    }
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "curvature.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    summary = script.summary_of(
+        config,
+        reference=runs[0]["reference"],
+        weights=runs[0]["weights"],
+        gradient_norm_after_training=[run["gradient_norm"] for run in runs],
+        distance_to_retrained=[run["way"] for run in runs],
+        rows=rows,
+    )
     table = Table(COLUMNS, rows, f"means over {config.seeds} seeds x {config.requests} requests of {config.request_size} rows")
     shown = ("error", "left") if still else ("error",)
     figures = [figure(rows, config.damping[len(config.damping) // 2], key) for key in shown]
-    text = f"{summary['weights']} weights; the reference of a solve is {summary['reference']}. {READING}"
-    sections = [Section("Representations", text, [table], figures)]
-    report.write_report(config.out / "report.html", "jaxunlearn: curvature", INTRO, sections, environment=environment)
-    report.print_table(table, console)
-    console.print(f"report: {config.out / 'report.html'}")
-    return summary
+    text = f"{summary['weights']} parameters; the reference of a solve is {summary['reference']}. {READING}"
+    return script.finish(
+        config, console, "curvature", summary, title="jaxunlearn: curvature", intro=INTRO,
+        sections=[Section("Representations", text, [table], figures)], tables=[table],
+    )  # fmt: skip
 
 
 INTRO = """\
-Removals with curvature solve one linear system a request. What differs is the matrix: dense, a block, a diagonal, Kronecker
+Removals with curvature solve one linear system per request. What differs is the matrix: dense, a block, a diagonal, Kronecker
 factors, a low rank, or none at all with conjugate gradients."""
 READING = """\
 Error of the solve: of the Newton step against that with the reference at the same damping, relative. Distance to retrained
@@ -172,7 +159,7 @@ def setting_of(config: Config, seed: int) -> study.Study:
     return made._replace(model=build(network, shape, made.num_classes, weight_decay=config.weight_decay, **small))
 
 
-def one_seed(config: Config, seed: int) -> dict[str, Any]:
+def one_seed(config: Config, seed: int, mesh: Mesh | None, tell: Callable[[str], Any]) -> dict[str, Any]:
     """All representations on one network."""
     setting = setting_of(config, seed)
     model, data = setting.model, setting.data
@@ -185,11 +172,16 @@ def one_seed(config: Config, seed: int) -> dict[str, Any]:
     variables = program(start, data.present)
     requests = study.random_requests(data, [config.request_size] * config.requests, seed)
     kept = jax.vmap(lambda request: retain_weights(data, request))(requests)
-    retrained = jax.jit(lambda kept: jax.lax.map(lambda w: polish(config, model, data.train, variables, w), kept))(kept)
+
+    def retrain(variables: ju.Variables, data: ju.Data, kept: jax.Array, key: jax.Array) -> ju.Variables:
+        return polish(config, model, data.train, variables, kept)
+
+    keys = jax.random.split(jax.random.fold_in(key, 1), config.requests)
+    retrained = at(reusable(retrain, mesh=mesh)([(variables, data, kept, keys)]).result, 0)
+    tell("trained and retrained")
     slope = jax.jit(jax.grad(objective), static_argnums=1)(variables.params, model, variables, data.train, data.present)
     weights = num_weights(variables)
     is_dense = weights <= LARGEST_DENSE
-    keys = jax.random.split(jax.random.fold_in(key, 1), config.requests)
     ways = jax.vmap(lambda v: difference(v.params, variables.params))(retrained)
     fits = representations(config, model, dense=is_dense)
     found: dict[tuple[str, float], dict[str, float]] = {}
@@ -202,7 +194,7 @@ def one_seed(config: Config, seed: int) -> dict[str, Any]:
         if fit is not None:
             program = jax.jit(curvature.prepare(fit))
             prepared, fit_seconds = timed(lambda p=program: p(variables, data, key), config.repeats)
-            memory = prepared.extra["curvature"].memory
+            memory = slots.CURVATURE.get(prepared).value.memory
         for damping in config.damping:
             tolerance = 1e-3 if is_dense else 1e-5
             options: dict[str, Any] = (
@@ -213,7 +205,8 @@ def one_seed(config: Config, seed: int) -> dict[str, Any]:
             ju.check(result)
             steps = jax.vmap(lambda v: difference(v.params, variables.params))(result.variables)
             references.setdefault(damping, steps)
-            lengths = jax.vmap(norm)
+            tell(f"{name}, damping {damping:g}")
+            lengths = jax.vmap(tree.norm)
             error = lengths(difference(steps, references[damping])) / lengths(references[damping])
             left = lengths(difference(steps, ways)) / lengths(ways)
             found[name, damping] = {
@@ -228,8 +221,8 @@ def one_seed(config: Config, seed: int) -> dict[str, Any]:
         "rows": found,
         "reference": reference,
         "weights": weights,
-        "gradient_norm": float(norm(slope)),
-        "way": float(jnp.mean(jax.vmap(norm)(ways))),
+        "gradient_norm": float(tree.norm(slope)),
+        "way": float(jnp.mean(jax.vmap(tree.norm)(ways))),
     }
 
 
@@ -264,7 +257,7 @@ def solve_seconds(
         product = curvature.ggn_vp(model, variables, data.train, data.present, chunk=config.chunk)
         solve = jax.jit(jax.vmap(lambda b: curvature.cg(product, b, damping=damping, rtol=1e-3, max_steps=1000).solution))
     else:
-        made = data.extra["curvature"]
+        made = slots.CURVATURE.get(data).value
         solve = jax.jit(jax.vmap(lambda b: made.solve(b, damping)))
     _, seconds = timed(lambda: solve(many), config.repeats)
     return seconds / config.requests
@@ -272,7 +265,7 @@ def solve_seconds(
 
 def train(config: Config, model: ju.Model, rows: ju.Examples, variables: ju.Variables, weights: jax.Array) -> ju.Variables:
     """Full-batch Adam with a fading step, and Newton steps to where it stands still."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, config.steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, config.training_steps))
 
     def step(carry, _):
         params, state = carry
@@ -280,7 +273,7 @@ def train(config: Config, model: ju.Model, rows: ju.Examples, variables: ju.Vari
         updates, state = optimizer.update(slope, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    (params, _), _ = jax.lax.scan(step, (variables.params, optimizer.init(variables.params)), length=config.steps)
+    (params, _), _ = jax.lax.scan(step, (variables.params, optimizer.init(variables.params)), length=config.training_steps)
     return polish(config, model, rows, variables._replace(params=params), weights)
 
 

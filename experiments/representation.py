@@ -26,43 +26,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from rich.console import Console
 
 import jaxunlearn as ju
-from experiments.common import plots, report, study, training
-from experiments.common.comparison import prepared
+from experiments.common import methods, plots, script, settings
+from experiments.common.comparison import Bench, Ready, Seeds, answer, of_one_shape, originals, programs
+from experiments.common.outcome import AGAIN, NOTHING, RETRAINED
 from experiments.common.report import Column, Section, Table
-from experiments.compare import Config as CompareConfig
-from experiments.compare import load_settings
-from jaxunlearn import features
+from experiments.common.running import at, reusable, stack
+from experiments.common.scenarios import Scenario
+from experiments.common.study import random_requests
+from jaxunlearn import heads
 
 REGIMES = ("standard", "zero_shot")
 OUTPUTS = ("forget accuracy", "class test accuracy")
 PEERS = ("finetune", "gradient_difference", "scrub", "ssd", "contrastive_unlearning", "dimensional_alignment")
-ORIGINAL, AGAIN = "do nothing", "retrained again"
 
 
 @dataclass
-class Config:
+class Config(script.Unlearning):
     """Command line of the script."""
 
-    dataset: str = "digits"
-    """digits, or an image data set prepared by TFDS."""
-    data_dir: str | None = None
-    """Where TFDS finds prepared data."""
-    network: str = "mlp"
-    """mlp, cnn or resnet18."""
     rows: int = 1000
-    """Training rows."""
-    training_steps: int = 600
-    """Steps of training and retraining."""
-    unlearning_steps: int = 100
-    """Steps of methods with a loop."""
-    models: int = 10
-    """Models of every kind; five seeds are the first five of them."""
+    label_noise: float = 0.0
+    seeds: int = 10
+    """Models of every kind."""
     classes: int = 10
-    """How many classes are asked for, one a request; the first half chooses beta, the others are reported."""
+    """How many classes are asked for, one per request; the first half chooses beta, the others are reported."""
     betas: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Weights of forgetting that are tried."""
     peers: tuple[str, ...] = PEERS
@@ -75,14 +67,9 @@ class Config:
     """Steps of the map with a hidden layer, which must learn to reconstruct first."""
     autoencoder_steps: int = 1000
     """Steps of the sparse autoencoders."""
-    seed: int = 0
-    """Of rows and training."""
-    chunk: int = 100
+    feature_rows: int = 100
     """Rows that go through a model together while its features are prepared."""
     out: Path = Path("out/representation")
-    """Folder of the results."""
-    smoke: bool = False
-    """Run in seconds, with too little of everything to mean anything."""
 
 
 class Kind(NamedTuple):
@@ -96,35 +83,49 @@ class World(NamedTuple):
     """What every part works on."""
 
     config: Config
-    setting: study.Study
-    requests: ju.ForgetRequest  # one a class
+    mesh: Mesh | None
+    bench: Bench
+    ready: Ready  # one request per class
     originals: ju.Variables  # [s]
     retrained: ju.Variables  # [s, r]
     again: ju.Variables  # [s, r]
     prepared: list[ju.Data]  # of every original
 
+    @property
+    def model(self) -> ju.Model:
+        """The network, without a map."""
+        return self.bench.setting.model
 
-def made(config: Config) -> World:
+    @property
+    def data(self) -> ju.Data:
+        """The training set."""
+        return self.bench.setting.data
+
+    @property
+    def test(self) -> ju.Examples:
+        """Rows that no model sees."""
+        return self.bench.setting.test
+
+
+def made(config: Config, mesh: Mesh | None) -> World:
     """Train and retrain."""
-    setting = study.overfitted(
-        config.dataset, config.data_dir, network=config.network, num_rows=config.rows, label_noise=0.0,
-        num_steps=config.training_steps, seed=config.seed,
-    )  # fmt: skip
-    key = jax.random.key(config.seed)
+    setting = config.setting()
+    bench = programs(setting, network=config.network, num_steps=config.unlearning_steps, scale=config.scale, mesh=mesh)
     requests = ju.from_classes(setting.data, [[c] for c in range(config.classes)], num_classes=setting.num_classes)
-    originals = setting.originals(range(config.models), jax.random.fold_in(key, 0))
-    first, second = (
-        study.answer(setting.retrain(), originals, setting.data, requests, jax.random.fold_in(key, place)).result.variables
-        for place in (1, 2)
-    )
-    prepare = jax.jit(features.prepare(setting.model, chunk=config.chunk))
-    ready = [prepare(at(originals, s), setting.data, key) for s in range(config.models)]
-    return World(config, setting, requests, originals, first, second, ready)
+    scenario = scenario_of(bench, "class", requests)
+    seeds = Seeds(config.draw, config.request_seed, config.draw, config.training_seeds())
+    ready = Ready(scenario, originals(bench, scenario, seeds.training), seeds)
+    first, second = (answer(bench, ready, name, {}).result.variables for name in (RETRAINED, AGAIN))
+    prepare = jax.jit(heads.prepare(setting.model, chunk=config.feature_rows))
+    prepared = [prepare(variables, setting.data, jax.random.key(config.draw)) for variables in ready.originals]
+    return World(config, mesh, bench, ready, stack(ready.originals), first, second, prepared)
 
 
-def at(stacked: Any, *places: int) -> Any:
-    """One entry of every leaf."""
-    return jax.tree.map(lambda x: x[places], stacked)
+def scenario_of(bench: Bench, name: str, requests: ju.ForgetRequest) -> Scenario:
+    """Requests on the training set, in the shape of all others."""
+    setting = bench.setting
+    unseen_weights = jnp.ones((len(requests.indices), len(setting.test.targets)))
+    return of_one_shape(Scenario(name, "a concept", setting, requests, setting.test, unseen_weights))
 
 
 # Accuracies
@@ -156,31 +157,28 @@ def accuracies(model: ju.Model) -> Callable[..., Accuracies]:
     return jax.jit(jax.vmap(jax.vmap(one, (0, 0, None, None)), (0, None, None, None)))
 
 
-def over_all(world: World, variables: ju.Variables) -> Accuracies:
+def over_all(world: World, variables: ju.Variables, model: ju.Model | None = None) -> Accuracies:
     """Of models [s, r]."""
-    setting = world.setting
-    return accuracies(setting.model)(variables, jnp.arange(world.config.classes), setting.data.train, setting.test)
+    return accuracies(model or world.model)(variables, jnp.arange(world.config.classes), world.data.train, world.test)
 
 
 def sweep(world: World, regime: str) -> tuple[ju.Variables, float]:
     """Models [s, b, r] for every beta and request, and seconds of a pair."""
-    model = world.setting.model
+    betas, requests = np.asarray(world.config.betas, np.float32), world.ready.scenario.requests
+    shape = len(betas), world.config.classes
 
-    @jax.jit
-    def run(variables, data, keys):
-        def one(beta):
-            unlearn = ju.affine_representation_unlearning(model, beta=beta, regime=regime)  # type: ignore[arg-type]
-            return ju.batched(unlearn, chunk=world.config.classes)(variables, data, world.requests, keys)
+    def answered(variables: ju.Variables, data: ju.Data, asked: Any, key: jax.Array) -> ju.Result:
+        beta, request = asked
+        unlearn = ju.affine_representation_unlearning(world.model, beta=beta, regime=regime)  # type: ignore[arg-type]
+        return unlearn(variables, data, request, key)
 
-        return jax.vmap(one)(jnp.asarray(world.config.betas))
-
-    keys = jax.random.split(jax.random.key(world.config.seed + 3), world.config.classes)
-    calls = [(at(world.originals, s), world.prepared[s], keys) for s in range(world.config.models)]
-    jax.block_until_ready(run(*calls[0]))
-    start = time.perf_counter()
-    results = jax.block_until_ready([run(*call).variables for call in calls])
-    seconds = (time.perf_counter() - start) / (len(calls) * len(world.config.betas) * world.config.classes)
-    return jax.tree.map(lambda *x: jnp.stack(x), *results), seconds
+    every = jax.tree.map(lambda x: np.tile(x, (shape[0], *(1,) * (np.ndim(x) - 1))), requests)
+    asked = np.repeat(betas, shape[1]), every
+    keys = jax.random.split(jax.random.key(world.config.draw + 3), len(asked[0]))
+    calls = [(variables, data, asked, keys) for variables, data in zip(world.ready.originals, world.prepared, strict=True)]
+    done = reusable(answered, mesh=world.mesh)(calls)
+    variables = jax.tree.map(lambda x: x.reshape(-1, *shape, *x.shape[2:]), ju.check(done.result).variables)
+    return variables, done.run_seconds / done.result.status.size
 
 
 def chosen_beta(world: World, found: Accuracies, reference: Accuracies) -> int:
@@ -225,31 +223,30 @@ class Sight(NamedTuple):
 
 def sights(world: World) -> list[Sight]:
     """For every reported class."""
-    setting, config = world.setting, world.config
-    train, test = setting.data.train, setting.test
-    kind = Kind(setting.model, world.originals)
+    config, train, test, num_classes = world.config, world.data.train, world.test, world.bench.setting.num_classes
+    kind = Kind(world.model, world.originals)
     states, test_states = seen(kind, train)[1], seen(kind, test)[1]
     width = states.shape[-1]
     sparsity = max(1, width // 8)
     fit = partial(ju.audit.fit_sparse_autoencoder, width=width, sparsity=sparsity, num_steps=config.autoencoder_steps)
-    keys = jax.random.split(jax.random.key(config.seed + 5), config.models)
+    keys = jax.random.split(jax.random.key(config.draw + 5), config.seeds)
     autoencoders = jax.jit(jax.vmap(fit))(states, keys)
 
     def chosen(autoencoder, z):
         codes = ju.audit.encode(autoencoder, z, sparsity=sparsity)
-        return ju.audit.experts(codes, jnp.asarray(train.targets), num_classes=setting.num_classes)
+        return ju.audit.experts(codes, jnp.asarray(train.targets), num_classes=num_classes)
 
     masks = jax.jit(jax.vmap(chosen))(autoencoders, states)
     found = []
     for request in reported(config):
         rows = np.asarray(test.targets) == request
-        anchors = Kind(setting.model, jax.tree.map(lambda x, r=request: x[: config.models // 2, r], world.again))
+        anchors = Kind(world.model, at(world.again, slice(config.seeds // 2), request))
         found.append(Sight(request, seen(anchors, test)[1][:, rows], test_states[:, rows], autoencoders, masks[:, request]))
     return found
 
 
 def measured(world: World, kind: Kind, sight: Sight, lanes: slice) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every measure of models [s] for one class, a value a model, and accuracies [s, 2, a] after restoration.
+    """Every measure of models [s] for one class, one value per model, and accuracies [s, 2, a] after restoration.
 
     Args:
         world: what is shared.
@@ -257,8 +254,7 @@ def measured(world: World, kind: Kind, sight: Sight, lanes: slice) -> tuple[dict
         sight: of the class.
         lanes: which originals the models belong to.
     """
-    setting, request = world.setting, sight.request
-    train, test = setting.data.train, setting.test
+    request, train, test = sight.request, world.data.train, world.test
     labels, test_labels = jnp.asarray(train.targets), jnp.asarray(test.targets)
     forgotten, asked = np.asarray(labels == request), np.asarray(test_labels == request)
     front, behind, logits = seen(kind, train)
@@ -267,16 +263,16 @@ def measured(world: World, kind: Kind, sight: Sight, lanes: slice) -> tuple[dict
         "forget accuracy": jnp.mean(jnp.argmax(logits, axis=-1)[:, forgotten] == request, axis=1),
         "class test accuracy": jnp.mean(jnp.argmax(test_logits, axis=-1)[:, asked] == request, axis=1),
     }
-    probe, vote = probes(setting.num_classes)
+    probe, vote = probes(world.bench.setting.num_classes)
     for place, (z, test_z) in {"in front": (front, test_front), "behind": (behind, test_behind)}.items():
         values[f"probe {place}"] = probe(z, labels, test_z, test_labels).recall[:, request]
         values[f"neighbours {place}"] = vote(z, labels, test_z[:, asked], test_labels[asked])
     values["alignment"] = aligned(behind[:, forgotten], behind[:, ~forgotten])
     values["CKA with retrained"] = similar(test_behind[:, asked], sight.anchors)
-    own = jax.tree.map(lambda x: x[lanes], (sight.originals, sight.autoencoders, sight.experts))
+    own = at((sight.originals, sight.autoencoders, sight.experts), lanes)
     keys = jax.random.split(jax.random.key(request), behind.shape[0])
-    heads = jax.vmap(features.without_map)(kind.variables)
-    curves = restoring(setting.model, world.config.strengths)(heads, test_behind[:, asked], *own, keys, request)
+    without = jax.vmap(heads.without_map)(kind.variables)
+    curves = restoring(world.model, world.config.strengths)(without, test_behind[:, asked], *own, keys, request)
     values["restored"] = curves[:, 0, world.config.strengths.index(1.0)]
     return {name: np.asarray(x) for name, x in values.items()}, np.asarray(curves)
 
@@ -324,15 +320,13 @@ def reported(config: Config) -> range:
 def peers(world: World, console: Console) -> dict[str, ju.Variables]:
     """Models [s, r] of other methods, with the settings of experiments/configs for single classes."""
     found = {}
-    config, setting = world.config, world.setting
-    for name in config.peers:
-        numbers, search = load_settings(CompareConfig(dataset=config.dataset), name, "class")
-        if search["dataset"] != config.dataset:
+    for name in map(methods.known, world.config.peers):
+        chosen, search = settings.load(settings.CONFIGS, name, "class", world.config.dataset)
+        if search is None:
+            console.print(f"{name}: {settings.NOT_SEARCHED}")
+        elif search["dataset"] != world.config.dataset:
             console.print(f"{name} has the settings that were searched on {search['dataset']}")
-        loop = {"num_steps": config.unlearning_steps, "batch_size": setting.batch_size}
-        unlearn = prepared(name, setting.model, study.unlearner(name, setting.model, **loop, **numbers))  # type: ignore[arg-type]
-        key = jax.random.key(config.seed + 4)
-        found[name] = study.answer(unlearn, world.originals, setting.data, world.requests, key).result.variables
+        found[name] = answer(world.bench, world.ready, name, chosen).result.variables
     return found
 
 
@@ -340,49 +334,39 @@ def with_map(
     world: World, unlearn: Callable[[ju.Model], ju.UnlearnFn], widths: tuple[int, ...]
 ) -> tuple[ju.Model, ju.Variables]:
     """Models [s, r] of a method on originals that a map was inserted into, so that both sides of it can be seen."""
-    config, key = world.config, jax.random.key(world.config.seed + 6)
-    model, _ = ju.insert_map(world.setting.model, at(world.originals, 0), widths, key)
-    inserted = jax.vmap(lambda v: ju.insert_map(world.setting.model, v, widths, key)[1])(world.originals)
-    program = jax.jit(ju.batched(unlearn(model), chunk=config.classes))
-    keys = jax.random.split(key, config.classes)
-    results = [program(at(inserted, s), world.prepared[s], world.requests, keys) for s in range(config.models)]
-    for result in results:
-        ju.check(result)
-    return model, jax.tree.map(lambda *x: jnp.stack(x), *[result.variables for result in results])
+    key, requests = jax.random.key(world.config.draw + 6), world.ready.scenario.requests
+    model, _ = ju.insert_map(world.model, world.ready.originals[0], widths, key)
+    inserted = jax.vmap(lambda v: ju.insert_map(world.model, v, widths, key)[1])(world.originals)
+    keys = jax.random.split(key, len(requests.indices))
+    prepare = jax.jit(heads.prepare(model, chunk=world.config.feature_rows))
+    each = [at(inserted, place) for place in range(world.config.seeds)]
+    calls = [(variables, prepare(variables, world.data, key), requests, keys) for variables in each]
+    return model, ju.check(reusable(unlearn(model), mesh=world.mesh)(calls).result).variables
 
 
 def random_rows(world: World, beta: float) -> list[dict[str, Any]]:
-    """Forgetting of random rows: attack, KLoM, and both probes on the forgotten rows, of the affine map and its bounds."""
-    setting, config = world.setting, world.config
-    data = setting.data
-    request = study.random_requests(data, [config.random_rows], config.seed)
+    """Forgetting of random rows: attack, KLoM, and both probes on the forget set, of the affine map and its bounds."""
+    config, data = world.config, world.data
+    request = random_requests(data, [config.random_rows], config.request_seed)
     rows = np.asarray(request.indices[0])[np.asarray(request.weights[0]) > 0]
-    retrained, again = (
-        jax.tree.map(
-            lambda x: x[:, 0],
-            study.answer(
-                setting.retrain(), world.originals, data, request, jax.random.key(config.seed + place)
-            ).result.variables,
-        )
-        for place in (7, 8)
-    )
-    one = world._replace(config=replace(config, classes=1), requests=request)
+    one = world._replace(ready=world.ready._replace(scenario=scenario_of(world.bench, "random", request)))
+    retrained, again = (at(answer(one.bench, one.ready, x, {}).result.variables, slice(None), 0) for x in (RETRAINED, AGAIN))
     model, mapped = with_map(one, lambda model: ju.affine_representation_unlearning(model, beta=beta), ())
     kinds = {
-        ORIGINAL: Kind(setting.model, world.originals),
-        "affine map": Kind(model, jax.tree.map(lambda x: x[:, 0], mapped)),
-        AGAIN: Kind(setting.model, again),
-        "retrained": Kind(setting.model, retrained),
+        NOTHING: Kind(world.model, world.originals),
+        "affine map": Kind(model, at(mapped, slice(None), 0)),
+        AGAIN: Kind(world.model, again),
+        RETRAINED: Kind(world.model, retrained),
     }
-    gone, kept = (jax.tree.map(lambda x, r=r: x[r], data.train) for r in (rows, np.setdiff1d(np.arange(config.rows), rows)))
-    reference = ju.audit.margins(seen(kinds["retrained"], gone)[2], gone.targets)
-    probe, _ = probes(setting.num_classes)
+    gone, kept = (at(data.train, places) for places in (rows, np.setdiff1d(np.arange(config.rows), rows)))
+    reference = ju.audit.margins(seen(kinds[RETRAINED], gone)[2], gone.targets)
+    probe, _ = probes(world.bench.setting.num_classes)
     area = jax.vmap(lambda a, b: ju.audit.auc(a, jnp.ones_like(a), b, jnp.ones_like(b)))
     found = []
     for name, kind in kinds.items():
         (front, behind, logits), (kept_front, kept_behind, _) = seen(kind, gone), seen(kind, kept)
         margins = ju.audit.margins(logits, gone.targets)
-        held_out = ju.audit.margins(seen(kind, setting.test)[2], setting.test.targets)
+        held_out = ju.audit.margins(seen(kind, world.test)[2], world.test.targets)
         found.append({
             "method": name,
             "auc": float(jnp.mean(area(margins, held_out))),
@@ -421,12 +405,12 @@ def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what is written as JSON."""
     if config.smoke:
         config = replace(
-            config, rows=200, training_steps=20, unlearning_steps=3, models=8, classes=2, betas=(1e-3, 1e-1),
+            config, rows=200, training_steps=20, unlearning_steps=3, seeds=8, classes=2, betas=(1e-3, 1e-1),
             peers=("ssd",), autoencoder_steps=5, deep_steps=5, random_rows=10,
         )  # fmt: skip
-    console = Console()
+    mesh, console = script.begin(config)
     began = time.perf_counter()
-    world = made(config)
+    world = made(config, mesh)
     reference, floor = over_all(world, world.retrained), over_all(world, world.again)
     console.print(f"trained and retrained after {time.perf_counter() - began:.0f} s")
     chosen, series, times = {}, {}, {}
@@ -440,42 +424,37 @@ def main(config: Config) -> dict[str, Any]:
         options: dict[str, Any] = {"beta": beta, "regime": regime}
         results[name] = with_map(world, lambda model, o=options: ju.affine_representation_unlearning(model, **o), ())
 
-    def steps(model: ju.Model) -> ju.UnlearnFn:
-        options = {"num_steps": config.deep_steps, "batch_size": 256, "beta": chosen["standard"]}
-        return ju.representation_unlearning(model, optax.adam(1e-3), **options)
+    def deep(model: ju.Model) -> ju.UnlearnFn:
+        method = ju.representation_unlearning(model, optax.adam(1e-3), beta=chosen["standard"])
+        return ju.iterate(method, num_steps=config.deep_steps, batch_size=256)
 
-    model = world.setting.model
-    results["deep map"] = with_map(world, steps, (world.prepared[0].extra["features"].shape[1],))
+    model = world.model
+    assert model.head is not None  # networks of the experiments have one
+    results["deep map"] = with_map(world, deep, (model.head.get(world.ready.originals[0])[0].shape[0],))
     results["concept_erasure"] = with_map(world, ju.concept_erasure, ())
     results["prototype_erasure"] = with_map(world, ju.prototype_erasure, ())
     results |= {name: (model, variables) for name, variables in peers(world, console).items()}
-    results |= {ORIGINAL: (model, study.repeat(world.originals, config.classes)), AGAIN: (model, world.again)}
+    nothing = answer(world.bench, world.ready, NOTHING, {}).result.variables
+    results |= {NOTHING: (model, nothing), AGAIN: (model, world.again)}
     console.print(f"unlearned after {time.perf_counter() - began:.0f} s")
     rows, values, curves = [], {}, {}
     looked = sights(world)
-    for name, (own, variables) in {**results, "retrained": (model, world.retrained)}.items():
-        lanes = slice(config.models // 2, None) if name == AGAIN else slice(None)  # the first half are the anchors
-        each = [
-            measured(world, Kind(own, jax.tree.map(lambda x, r=sight.request, p=lanes: x[p, r], variables)), sight, lanes)
-            for sight in looked
-        ]
+    for name, (own, variables) in {**results, RETRAINED: (model, world.retrained)}.items():
+        lanes = slice(config.seeds // 2, None) if name == AGAIN else slice(None)  # the first half are the anchors
+        each = [measured(world, Kind(own, at(variables, lanes, sight.request)), sight, lanes) for sight in looked]
         values[name] = {key: np.mean([x[key] for x, _ in each], axis=0) for key in each[0][0]}
         curves[name] = np.mean([x for _, x in each], axis=(0, 1))
-        outcome = over_all(world._replace(setting=world.setting._replace(model=own)), variables)
-        rows.append(accuracy_row(name, outcome, reference, reported(config), times.get(name)))
+        rows.append(accuracy_row(name, over_all(world, variables, own), reference, reported(config), times.get(name)))
     judged = {
         name: ju.audit.judge_features(
-            values[name], values["retrained"], values[ORIGINAL], jax.random.key(config.seed + 9), outputs=OUTPUTS
+            values[name], values[RETRAINED], values[NOTHING], jax.random.key(config.draw + 9), outputs=OUTPUTS
         )
         for name in results
-        if name != ORIGINAL
+        if name != NOTHING
     }  # fmt: skip
     random = random_rows(world, chosen["standard"])
-    environment = training.environment()
-    summary = {
-        "config": {**vars(config), "out": None, "data_dir": None},
-        "environment": environment,
-        "seconds": time.perf_counter() - began,
+    seconds = time.perf_counter() - began
+    found = {
         "chosen_beta": chosen,
         "sweep": {
             regime: {
@@ -494,8 +473,6 @@ def main(config: Config) -> dict[str, Any]:
         "restoration": {name: np.round(part, 5).tolist() for name, part in curves.items()},
         "random_rows": random,
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "representation.json").write_text(report.compact_json(summary))
     measures = [
         {
             "method": name,
@@ -504,9 +481,9 @@ def main(config: Config) -> dict[str, Any]:
         }
         for name, part in values.items()
     ]
-    columns = [Column("method", "method"), Column("word", "what they tell"), *(Column(x, x, ".2f") for x in values[ORIGINAL])]
+    columns = [Column("method", "method"), Column("word", "what they tell"), *(Column(x, x, ".2f") for x in values[NOTHING])]
     tables = [
-        Table(ACCURACY_COLUMNS, rows, f"means over {config.models} models and {len(reported(config))} classes"),
+        Table(ACCURACY_COLUMNS, rows, f"means over {config.seeds} models and {len(reported(config))} classes"),
         Table(columns, measures, "means over classes, with 95 % intervals over models"),
         Table(RANDOM_COLUMNS, random, f"{config.random_rows} random rows; beta {chosen['standard']:g}"),
     ]
@@ -515,13 +492,11 @@ def main(config: Config) -> dict[str, Any]:
         Section("What features know", READING, [tables[1]], figures(world, results, values, curves)),
         Section("Random rows", "", [tables[2]]),
     ]
-    report.write_report(config.out / "report.html", "jaxunlearn: representations", INTRO, sections, environment=environment)
-    for table in tables:
-        report.print_table(table, console)
-    for name, part in judged.items():
-        console.print(f"{name}: {part.word}")
-    console.print(f"{summary['seconds']:.0f} s; report: {config.out / 'report.html'}")
-    return summary
+    return script.finish(
+        config, console, "representation", script.summary_of(config, seconds=seconds, **found),
+        title="jaxunlearn: representations", intro=INTRO, sections=sections, tables=tables,
+        notes=[*(f"{name}: {part.word}" for name, part in judged.items()), f"{seconds:.0f} s"],
+    )  # fmt: skip
 
 
 def accuracy_row(
@@ -579,9 +554,9 @@ def figures(
     name = "affine map, standard"
     model, variables = results[name]
     request = reported(world.config)[0]
-    front, behind, _ = seen(Kind(model, jax.tree.map(lambda x: x[:1, request], variables)), world.setting.test)
+    front, behind, _ = seen(Kind(model, jax.tree.map(lambda x: x[:1, request], variables)), world.test)
     maps = {"in front of the map": np.asarray(front[0]), "behind it": np.asarray(behind[0])}
-    pair = plots.feature_maps(maps, np.asarray(world.setting.test.targets), request)
+    pair = plots.feature_maps(maps, np.asarray(world.test.targets), request)
     return [
         (restoration, "Accuracy after the class's features were put back to where the original model has them."),
         (cka, "Mean linear CKA (debiased, in percent) with retrained models on test rows of the class."),

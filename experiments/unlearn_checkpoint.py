@@ -3,7 +3,7 @@
     python experiments/unlearn_checkpoint.py --demo                         # trains a checkpoint on digits first
     python experiments/unlearn_checkpoint.py --checkpoint DIR --rows 3 14 15 --out out/request-1
     python experiments/unlearn_checkpoint.py --checkpoint DIR --rows-file ids.txt --network resnet18 --dataset cifar10 \\
-        --data-dir DIR --method scrub --options alpha 0.1 forget_epochs 5 --retrain --training-steps 20000
+        --data-dir DIR --method scrub --settings alpha 0.1 forget_epochs 5 --retrain --training-steps 20000
 
 The checkpoint is one that orbax wrote: `{"params": ..., "batch_stats": ...}` as linen's `init` returns them, or a train state
 with such entries, of which nothing else is read. All rows are forgotten in one merged request. Written to the folder `--out`:
@@ -11,10 +11,9 @@ with such entries, of which nothing else is read. All rows are forgotten in one 
 """
 
 import inspect
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,19 @@ import jax.numpy as jnp
 import optax
 import tyro
 from jaxtyping import PRNGKeyArray
-from rich.console import Console
 
 import jaxunlearn as ju
-from experiments.common import plots, report, study, training
+from experiments.common import methods, plots, script
 from experiments.common.data import load
 from experiments.common.models import build
+from experiments.common.outcome import NOTHING, RETRAINED, as_json
 from experiments.common.report import Column, Section, Table
-from jaxunlearn.checkpoint import load_variables, save_variables
+from experiments.common.running import at, timed
+from jaxunlearn.service.checkpoint import load_variables, save_variables
 
-BEFORE, AFTER, RETRAINED = "before", "after", "retrained"
+UNLEARNED = "unlearned"
 FILES = ("trained", "checkpoint", "report.html", "unlearn_checkpoint.json")
-UNREPORTED = ("rows", "rows_file", "checkpoint", "data_dir", "out")  # who asked, and where things are on this machine
+UNREPORTED = ("rows", "rows_file", "checkpoint")  # who asked, and where things are on this machine
 CHUNK = 1024  # rows that are audited side by side
 COLUMNS = [
     Column("model", "model"),
@@ -49,7 +49,7 @@ COLUMNS = [
 
 
 @dataclass
-class Config:
+class Config(script.Base):
     """Command line of the script."""
 
     checkpoint: Path | None = None
@@ -62,22 +62,18 @@ class Config:
     """First train a checkpoint into OUT/trained; without rows, forget the first 32."""
     network: str = "mlp"
     """mlp, cnn or resnet18, as it was trained."""
-    dataset: str = "digits"
-    """digits, or an image data set prepared by TFDS, as it was trained on."""
-    data_dir: str | None = None
-    """Where TFDS finds prepared data."""
     standardise: bool = False
     """Pixels are standardised by channel instead of left in [0, 1]."""
     method: str = "gradient_difference"
-    """Any method of `jaxunlearn.METHODS`."""
+    """Any method of `jaxunlearn.METHODS` that takes a model."""
     learning_rate: float = 1e-3
-    """Of the method, under Adam with a cosine schedule."""
+    """Of a method with steps, with Adam and a cosine schedule."""
     steps: int = 100
     """Steps of the method."""
     batch_size: int = 64
-    """Rows a step, of the request and of the retained rows each; of training, too."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Further settings of the method, e.g. alpha 0.97."""
+    """Rows per step, of the forget set and of the retain set each; of training, too."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Further hyper-parameters of the method, e.g. alpha 0.97."""
     retrain: bool = False
     """Also retrain without the rows, as a reference."""
     training_steps: int = 600
@@ -87,22 +83,28 @@ class Config:
     seed: int = 0
     """Of everything random."""
     out: Path = Path("out/unlearn_checkpoint")
-    """Folder of the results."""
 
 
 def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what is written as JSON."""
-    console = Console()
+    if config.smoke:
+        config = replace(config, steps=2, training_steps=2)
+    config = replace(config, method=methods.known(config.method))
     _check(config)
-    keys = dict(zip(("train", "unlearn", "retrain"), jax.random.split(jax.random.key(config.seed), 3), strict=True))
+    _, console = script.begin(config)
+    keys: dict[str, Any] = dict(
+        zip(("train", UNLEARNED, RETRAINED), jax.random.split(jax.random.key(config.seed), 3), strict=True)
+    )
     dataset = load(config.dataset, config.data_dir, scaling="standardise" if config.standardise else "unit")
     data = ju.training_data(*dataset.train)
     test = jax.tree.map(jnp.asarray, dataset.test)
     model = build(config.network, dataset.train.inputs.shape[1:], dataset.num_classes)
     request = ju.merge(ju.from_indices(data, [_rows(config)]))
     unlearn = _method(config, model)
-    retrain = ju.retrain(
-        model, optax.adam(config.training_learning_rate), num_steps=config.training_steps, batch_size=config.batch_size
+    retrain = ju.iterate(
+        ju.retrain(model, optax.adam(config.training_learning_rate)),
+        num_steps=config.training_steps,
+        batch_size=config.batch_size,
     )
 
     checkpoint = config.checkpoint
@@ -116,36 +118,35 @@ def main(config: Config) -> dict[str, Any]:
     variables = _load(checkpoint, model)
 
     num_rows = int(request.weights.sum())
-    models, seconds = {BEFORE: variables}, {}
-    for name, function, doing in ((AFTER, unlearn, config.method), (RETRAINED, retrain, "retraining")):
-        if name == AFTER or config.retrain:
+    models, seconds = {NOTHING: variables}, {}
+    for name, function, doing in ((UNLEARNED, unlearn, config.method), (RETRAINED, retrain, "retraining")):
+        if name == UNLEARNED or config.retrain:
             console.print(f"{doing} without {num_rows} of {len(dataset.train.targets)} rows")
-            key = keys["unlearn" if name == AFTER else "retrain"]
-            done = training.timed(function, variables, data, request, key)
+            ready = jax.jit(ju.prepare(function))(variables, data, keys["train"])
+            done = timed(function, variables, ready, request, keys[name])
             models[name] = ju.check(done.result).variables
             seconds[name] = {"compile_seconds": done.compile_seconds, "run_seconds": done.run_seconds}
     console.print("auditing")
     found = jax.device_get(jax.jit(_audit, static_argnums=0)(model, list(models.values()), data, request, test))
-    audits, curves = ({name: _lane(part, i) for i, name in enumerate(models)} for part in found)
+    audits, curves = ({name: at(part, place) for place, name in enumerate(models)} for part in found)
 
-    _save(config.out / "checkpoint", models[AFTER])
-    environment = training.environment()
-    summary = {
-        "config": {name: value for name, value in vars(config).items() if name not in UNREPORTED},
-        "environment": environment,
-        "forgotten_rows": num_rows,
-        "guarantee": ju.METHODS[config.method].guarantee,
-        "models": {name: {**study.as_json(audits[name]), **seconds.get(name, {})} for name in models},
-    }
-    (config.out / "unlearn_checkpoint.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    _save(config.out / "checkpoint", models[UNLEARNED])
+    summary = script.summary_of(
+        config,
+        forgotten_rows=num_rows,
+        guarantee=ju.METHODS[config.method].guarantee,
+        models={name: {**as_json(audits[name]), **seconds.get(name, {})} for name in models},
+    )
+    summary["config"] = {name: value for name, value in summary["config"].items() if name not in UNREPORTED}
     table = Table(COLUMNS, [{"model": name, **audits[name]} for name in models], "Each model, with 95 % intervals over rows")
-    _write_report(config, table, audits, curves, num_rows, environment)
-    report.print_table(table._replace(columns=COLUMNS[:-1]), console)  # as many as fit 80 characters
-    console.print(f"checkpoint: {config.out / 'checkpoint'}\nreport: {config.out / 'report.html'}", soft_wrap=True)
+    notes = [f"checkpoint: {config.out / 'checkpoint'}"]
     if config.demo:
-        command = f"python {sys.argv[0]} --checkpoint {checkpoint} --rows 3 14 15 --out {config.out}-2"
-        console.print(f"next: {command}", soft_wrap=True)
-    return summary
+        notes.append(f"next: python {sys.argv[0]} --checkpoint {checkpoint} --rows 3 14 15 --out {config.out}-2")
+    return script.finish(
+        config, console, "unlearn_checkpoint", summary, title="Rows unlearned from a checkpoint",
+        intro=_intro(config, num_rows), sections=[Section("Before and after", "", [table], _figures(audits, curves))],
+        tables=[table], notes=notes,
+    )  # fmt: skip
 
 
 def _check(config: Config) -> None:
@@ -155,11 +156,7 @@ def _check(config: Config) -> None:
         raise SystemExit("give either --rows or --rows-file, not both")
     if not (config.rows or config.rows_file or config.demo):
         raise SystemExit("nothing to forget: give --rows 3 14 15, or --rows-file with one row number a line")
-    if config.method not in ju.METHODS:
-        raise SystemExit(f"unknown method {config.method!r}: choose one of {', '.join(ju.METHODS)}")
-    taken = [
-        name for name in ("trained", "checkpoint", "report.html", "unlearn_checkpoint.json") if (config.out / name).exists()
-    ]
+    taken = [name for name in FILES if (config.out / name).exists()]
     if taken:
         raise SystemExit(f"{config.out} holds {', '.join(taken)} already, which is not overwritten: choose another --out")
 
@@ -177,22 +174,20 @@ def _rows(config: Config) -> list[int]:
 
 
 def _method(config: Config, model: ju.Model) -> ju.UnlearnFn:
-    signature = inspect.signature(ju.METHODS[config.method].factory)
-    loop = {"num_steps", "batch_size"}
-    known = {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in loop}
-    unknown = [name for name in config.options if name not in known]
+    known = methods.settings_of(config.method)
+    unknown = [name for name in config.settings if name not in known]
     if unknown:
-        raise SystemExit(f"{config.method} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    missing = [name for name, default in known.items() if default is inspect.Parameter.empty and name not in config.options]
+        raise SystemExit(f"{config.method} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
+    missing = [name for name, default in known.items() if default is inspect.Parameter.empty and name not in config.settings]
     if missing:
-        raise SystemExit(f"{config.method} needs {', '.join(missing)}: give --options {missing[0]} VALUE")
-    return study.unlearner(
+        raise SystemExit(f"{config.method} needs {', '.join(missing)}: give --settings {missing[0]} VALUE")
+    return methods.build(
         config.method,
         model,
         num_steps=config.steps,
         batch_size=config.batch_size,
-        learning_rate=config.learning_rate if loop <= set(signature.parameters) else None,
-        **{name: _number(value) for name, value in config.options.items()},
+        learning_rate=config.learning_rate if methods.needs_learning_rate(config.method) else None,
+        **{name: _number(value) for name, value in config.settings.items()},
     )
 
 
@@ -242,11 +237,7 @@ def _audit(
     return jax.lax.map(one, jax.tree.map(lambda *x: jnp.stack(x), *models))
 
 
-def _lane(stacked: Any, position: int) -> Any:
-    return jax.tree.map(lambda x: x[position], stacked)
-
-
-def _write_report(config: Config, table: Table, audits: dict, curves: dict, num_rows: int, environment: dict[str, Any]) -> None:
+def _intro(config: Config, num_rows: int) -> str:
     guarantee = ju.METHODS[config.method].guarantee
     promise = "It guarantees nothing." if guarantee == "none" else f"Its guarantee is {guarantee}."
     reference = (
@@ -255,26 +246,25 @@ def _write_report(config: Config, table: Table, audits: dict, curves: dict, num_
         if config.retrain
         else "Without a retrained model (--retrain) nobody can tell from this table how much should have been forgotten."
     )
-    intro = f"""\
+    return f"""\
 {num_rows} rows were unlearned from a {config.network} trained on {config.dataset}, by {config.method}. {promise}
 
 {reference}
 
-Intervals are over the rows, the model is taken as it is. The attack tells forgotten rows from test rows by their loss. It is
+Intervals are over the rows, the model is taken as it is. The attack tells the forget set from test rows by the loss. It is
 a weak attack: what it does not find may still be there. The old checkpoint, its optimizer state and the rows themselves are
 left where they are; deleting them is up to you."""
+
+
+def _figures(audits: dict, curves: dict) -> list[tuple[Any, str]]:
     splits = ("forget", "retain", "test")
     accuracy = plots.accuracy_bars(
         {name: {split: figures[f"{split}_accuracy"] for split in splits} for name, figures in audits.items()}
     )
-    figures = [
+    return [
         (accuracy, "Accuracy of each model. On the line of the retrained model is right; lower is not better."),
         (plots.roc_curves(curves), "The loss attack."),
     ]
-    section = Section("Before and after", "", [table], figures)
-    report.write_report(
-        config.out / "report.html", "Rows unlearned from a checkpoint", intro, [section], environment=environment
-    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     variables = jax.jit(model.init)(jax.random.key(0))
     requests = study.random_requests(data, np.linspace(8, 64, config.requests).astype(int).tolist(), 0)
     keys = jax.random.split(jax.random.key(1), config.requests)
-    unlearn = ju.gradient_difference(model, optax.sgd(0.01), num_steps=config.steps, batch_size=64)
+    unlearn = ju.iterate(ju.gradient_difference(model, optax.sgd(0.01)), num_steps=config.steps, batch_size=64)
 
     lanes = [(jax.tree.map(lambda x, i=i: x[i], requests), keys[i]) for i in range(config.requests)]
     single = jax.jit(unlearn)

@@ -29,7 +29,7 @@ import tyro
 from rich.console import Console
 
 import jaxunlearn as ju
-from experiments.benchmarks import timing
+from experiments.benchmarks import timing, twins
 from experiments.common import certified, training
 from experiments.common.data import load, subset
 from experiments.common.report import Column, Table, print_table
@@ -62,17 +62,6 @@ def rows_of(examples: ju.Examples) -> tuple[np.ndarray, np.ndarray]:
     return ju.convex.feature_rows(kept.inputs - 0.5, intercept=False), (kept.targets == 8).astype(np.int32)
 
 
-def newton_in_numpy(inputs: np.ndarray, labels: np.ndarray, weights: np.ndarray, gone: list[int]) -> np.ndarray:
-    """One Newton step on the retained rows: rebuild, solve."""
-    kept = np.ones(len(inputs), bool)
-    kept[gone] = False
-    rows, signs = inputs[kept], 2.0 * labels[kept] - 1
-    right = 1 / (1 + np.exp(-signs * (rows @ weights)))
-    slope = ((right - 1) * signs) @ rows + L2 * len(rows) * weights
-    matrix = (rows * (right * (1 - right))[:, None]).T @ rows + L2 * len(rows) * np.eye(rows.shape[1])
-    return weights - np.linalg.solve(matrix, slope)
-
-
 def main(config: Config) -> None:
     """Compare, time, stream."""
     at_start = timing.load_per_core()
@@ -102,11 +91,11 @@ def main(config: Config) -> None:
     }
     results = {name: program(head, shared, requests, k) for name, (program, requests, k) in programs.items()}
     names = list(programs)
-    dense = newton_in_numpy(wide, labels, weights, [5])
+    dense = twins.newton_step(wide, labels, weights, [5], L2)
     error = float(np.max(np.abs(np.asarray(results[names[0]].variables.params["kernel"])[:, 0] - dense)))
     for lane in (0, config.requests - 1):
         found = np.asarray(results[names[3]].variables.params["kernel"])[lane, :, 0]
-        error = max(error, float(np.max(np.abs(found - newton_in_numpy(wide, labels, weights, [lane])))))
+        error = max(error, float(np.max(np.abs(found - twins.newton_step(wide, labels, weights, [lane], L2)))))
     if not error <= 1e-10:
         raise AssertionError(f"removals differ from dense solves by {error}")
     program, requests, k = programs[names[4]]
@@ -117,7 +106,7 @@ def main(config: Config) -> None:
         program, requests, k = programs[name]
         return program(head, shared, requests, k)
 
-    variants = {"NumPy": lambda: newton_in_numpy(wide, labels, weights, [5])}
+    variants = {"NumPy": lambda: twins.newton_step(wide, labels, weights, [5], L2)}
     variants |= {"shared factorisation": lambda: prepare(head, data, key)}
     variants |= {name: partial(run, name) for name in names}
     times = timing.interleaved(variants, rounds=config.rounds, pause=0.2, warm=True, load=at_start)

@@ -50,14 +50,14 @@ from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingIm
 
 import jaxunlearn as ju
 from experiments.benchmarks import timing
-from experiments.benchmarks.pytorch import Parameters, as_torch, forward, network
+from experiments.benchmarks.pytorch import as_torch, network
+from experiments.benchmarks.torch_updates import Parameters, forward
 from experiments.common import study, training
 from experiments.common.data import load
 from experiments.common.models import build
 from experiments.common.report import Column, Table, print_table
-from jaxunlearn import risk
-from jaxunlearn.driver import step_keys
-from jaxunlearn.exact import retrain
+from jaxunlearn import sampling
+from jaxunlearn.loop.iterate import step_keys
 from jaxunlearn.types import BatchSizes
 
 LEARNING_RATE = 0.1
@@ -192,7 +192,7 @@ def library_start(
     def one(key):
         init_key, split_key, loop_key = jax.random.split(key, 3)  # as `iterate` does
         context, state = stepwise.init(variables, data, request, init_key)
-        split = risk.split(data, request, split_key)
+        split = sampling.split(data, request, split_key)
 
         def rows(step):
             key = step_keys(loop_key, step)[0]
@@ -218,7 +218,7 @@ def difference_in_double(
         wide = model._replace(init=lambda key: double(init(key)))
         rows = data._replace(train=data.train._replace(inputs=double(data.train.inputs)))
         variables = double(init(jax.random.key(0)))
-        stepwise = retrain.unlearner(wide, optax.sgd(LEARNING_RATE))
+        stepwise = ju.retrain(wide, optax.sgd(LEARNING_RATE))
         start = library_start(stepwise, variables, rows, request, keys, config.steps, config.batch_size)
         train = ju.iterate(stepwise, config.steps, batch_size=config.batch_size)
         ours = as_torch(ju.check(jax.jit(ju.batched(train, in_axes=IN_AXES))(variables, rows, request, keys)).variables)
@@ -252,8 +252,8 @@ def main(config: Config) -> None:
     request = jax.tree.map(lambda x: x[0], study.random_requests(data, [config.forget], 0))
     keys = jax.random.split(jax.random.key(1), config.models)
 
-    stepwise = retrain.unlearner(model, optax.sgd(LEARNING_RATE))
-    train = ju.retrain(model, optax.sgd(LEARNING_RATE), num_steps=config.steps, batch_size=config.batch_size)
+    stepwise = ju.retrain(model, optax.sgd(LEARNING_RATE))
+    train = ju.iterate(ju.retrain(model, optax.sgd(LEARNING_RATE)), num_steps=config.steps, batch_size=config.batch_size)
     as_it_comes, mesh = jax.jit(ju.batched(train, in_axes=IN_AXES)), ju.request_mesh()
     meshed, everywhere = ju.batched(train, in_axes=IN_AXES, mesh=mesh), ju.replicate((variables, data, request), mesh)
     ours: dict[str, Callable[[], ju.Result]] = {
@@ -261,7 +261,7 @@ def main(config: Config) -> None:
         f"batched on {mesh.size} devices": lambda: meshed(everywhere[0], everywhere[1], everywhere[2], keys),
     }
     inputs = torch.from_numpy(dataset.train.inputs.reshape(len(dataset.train.inputs), -1))
-    retained = torch.from_numpy(np.flatnonzero(np.asarray(risk.retain_weights(data, request)))).long()
+    retained = torch.from_numpy(np.flatnonzero(np.asarray(sampling.retain_weights(data, request)))).long()
     problem = Problem(inputs, torch.from_numpy(dataset.train.targets).long(), retained)
     theirs = torch_variants(problem, console)
 

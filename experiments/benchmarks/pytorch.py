@@ -34,7 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -42,34 +42,39 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # so that a first call i
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs as a script and as a module
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch  # pyright: ignore[reportMissingImports]  # of the `benchmarks` extra
 import tyro
 from rich.console import Console
-from torch.nn.functional import cross_entropy, log_softmax  # pyright: ignore[reportMissingImports]
+from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingImports]
 
 import jaxunlearn as ju
 from experiments.benchmarks import timing
+from experiments.benchmarks.draws import library_draws
+from experiments.benchmarks.torch_updates import (
+    ALPHA,
+    FORGET,
+    GAMMA,
+    LEARNING_RATE,
+    TEMPERATURE,
+    Draws,
+    Method,
+    Parameters,
+    Problem,
+    Step,
+    distance,
+    functional_steps,
+    side_by_side,
+)
 from experiments.common import study, training
 from experiments.common.data import load
 from experiments.common.models import build
 from experiments.common.report import Column, Table, print_table
-from jaxunlearn import risk
-from jaxunlearn.driver import step_keys
-from jaxunlearn.objective import gradient_difference, scrub
-from jaxunlearn.types import BatchSizes
 
-LEARNING_RATE = 0.01
-ALPHA = {"gradient_difference": 0.95, "scrub": 0.5}
-GAMMA, TEMPERATURE = 1.0, 2.0
 TARGETS = {"batched": 3.0, "batched on 2 devices": 5.0}  # times faster than eager PyTorch
 EAGER = "eager"
 TOLERANCE = 1e-4  # float32 rounding of two libraries over all steps
-
-Method: TypeAlias = Literal["gradient_difference", "scrub"]
-Parameters: TypeAlias = tuple[torch.Tensor, ...]  # weight [out, in], bias [out] of each layer
 
 
 @dataclass
@@ -92,23 +97,6 @@ class Config:
     """Seconds of rest after every call."""
     out: Path | None = None
     """JSON file."""
-
-
-class Draws(NamedTuple):
-    """Training rows of every step."""
-
-    forget: torch.Tensor  # [R, steps, b]
-    retain: torch.Tensor  # [R, steps, b]
-
-
-class Problem(NamedTuple):
-    """What every PyTorch variant starts from."""
-
-    inputs: torch.Tensor  # [n, 64]
-    targets: torch.Tensor  # [n]
-    trained: Parameters
-    requests: list[torch.Tensor]  # rows of each
-    phases: list[int]  # of each step, see `jaxunlearn.Batch`
 
 
 Variant: TypeAlias = Callable[[Draws], list[Parameters]]  # one entry a request
@@ -137,12 +125,6 @@ def network(trained: Parameters) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers[:-1])
 
 
-def distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """`T^2 KL(teacher || student)`, a mean over rows."""
-    p, q = log_softmax(teacher / TEMPERATURE, 1), log_softmax(student / TEMPERATURE, 1)
-    return TEMPERATURE**2 * torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
-
-
 def eager(problem: Problem, draws: Draws, *, method: Method, passes: int) -> list[Parameters]:
     """A plain PyTorch loop."""
     inputs, targets, alpha = problem.inputs, problem.targets, ALPHA[method]
@@ -156,7 +138,7 @@ def eager(problem: Problem, draws: Draws, *, method: Method, passes: int) -> lis
         steps = torch.cat([forget_rows, retain_rows], 1) if passes == 1 else forget_rows
         for rows, retain, phase in zip(steps, retain_rows, problem.phases, strict=True):
             if method == "scrub":
-                is_forget = phase == scrub.FORGET
+                is_forget = phase == FORGET
                 now = rows if is_forget else retain
                 batch = inputs[now]
                 with torch.no_grad():
@@ -176,44 +158,9 @@ def eager(problem: Problem, draws: Draws, *, method: Method, passes: int) -> lis
     return results
 
 
-def forward(parameters: Parameters, inputs: torch.Tensor) -> torch.Tensor:
-    """The network as a function of its weights."""
-    *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
-    for weight, bias in hidden:
-        inputs = torch.relu(torch.nn.functional.linear(inputs, weight, bias))
-    return torch.nn.functional.linear(inputs, *last)
-
-
-Step: TypeAlias = Callable[[Parameters, torch.Tensor, torch.Tensor], Parameters]  # weights, forgotten and retained rows
-
-
-def functional_steps(problem: Problem, method: Method, batch_size: int) -> dict[int, Step]:
-    """One whole step as a pure function, for each phase."""
-    alpha = ALPHA[method]
-    signs = torch.cat([torch.full((batch_size,), -(1 - alpha) / batch_size), torch.full((batch_size,), alpha / batch_size)])
-
-    def difference(parameters, forget, retain):
-        rows = torch.cat([forget, retain])
-        losses = cross_entropy(forward(parameters, problem.inputs[rows]), problem.targets[rows], reduction="none")
-        return torch.dot(signs, losses)
-
-    def disobey(parameters, forget, retain):
-        batch = problem.inputs[forget]
-        return -distance(forward(problem.trained, batch), forward(parameters, batch))
-
-    def obey(parameters, forget, retain):
-        batch = problem.inputs[retain]
-        logits = forward(parameters, batch)
-        kl = distance(forward(problem.trained, batch), logits)
-        return alpha * kl + GAMMA * cross_entropy(logits, problem.targets[retain])
-
-    def step(objective, parameters, forget, retain):
-        gradient = torch.func.grad(objective)(parameters, forget, retain)
-        return tuple(p - LEARNING_RATE * g for p, g in zip(parameters, gradient, strict=True))
-
-    if method == "gradient_difference":
-        return {0: partial(step, difference)}
-    return {scrub.RETAIN: partial(step, obey), scrub.FORGET: partial(step, disobey)}
+def answers(problem: Problem, draws: Draws, *, steps: dict[int, Step]) -> list[Parameters]:
+    """All requests in every step."""
+    return list(zip(*side_by_side(problem, draws, steps=steps), strict=True))
 
 
 def looped(problem: Problem, draws: Draws, *, steps: dict[int, Step]) -> list[Parameters]:
@@ -227,15 +174,6 @@ def looped(problem: Problem, draws: Draws, *, steps: dict[int, Step]) -> list[Pa
     return results
 
 
-def side_by_side(problem: Problem, draws: Draws, *, steps: dict[int, Step]) -> list[Parameters]:
-    """All requests in every step."""
-    lanes = len(draws.forget)
-    parameters = tuple(x.expand(lanes, *x.shape).contiguous() for x in problem.trained)
-    for forget, retain, phase in zip(draws.forget.unbind(1), draws.retain.unbind(1), problem.phases, strict=True):
-        parameters = steps[phase](parameters, forget, retain)
-    return list(zip(*parameters, strict=True))
-
-
 def torch_variants(problem: Problem, method: Method, batch_size: int, console: Console) -> dict[str, Variant]:
     """All ways in which PyTorch does it."""
     steps = functional_steps(problem, method, batch_size)
@@ -243,36 +181,15 @@ def torch_variants(problem: Problem, method: Method, batch_size: int, console: C
     variants: dict[str, Variant] = {EAGER: partial(eager, problem, method=method, passes=2)}
     if method == "gradient_difference":
         variants["eager, one pass"] = partial(eager, problem, method=method, passes=1)
-    variants["torch.func.vmap"] = partial(side_by_side, problem, steps=vmapped)
+    variants["torch.func.vmap"] = partial(answers, problem, steps=vmapped)
     if shutil.which("g++") is None:
         console.print("torch.compile: left out, because it needs the compiler g++, which is not on the PATH")
         return variants
     compiled: dict[int, Step] = {phase: torch.compile(step, fullgraph=True, dynamic=False) for phase, step in steps.items()}
     both: dict[int, Step] = {phase: torch.compile(step, fullgraph=True, dynamic=False) for phase, step in vmapped.items()}
     variants["torch.compile"] = partial(looped, problem, steps=compiled)
-    variants["torch.compile of torch.func.vmap"] = partial(side_by_side, problem, steps=both)
+    variants["torch.compile of torch.func.vmap"] = partial(answers, problem, steps=both)
     return variants
-
-
-def library_draws(
-    stepwise: ju.Unlearner, variables: Any, data: ju.Data, requests: ju.ForgetRequest, keys: Any, steps: int, batch_size: int
-) -> tuple[Draws, list[int]]:
-    """What the library's own sampler draws for these keys, and the phase of each step."""
-
-    def rows(request, key):
-        init_key, split_key, loop_key = jax.random.split(key, 3)  # as `iterate` does
-        context, _ = stepwise.init(variables, data, request, init_key)
-        split = risk.split(data, request, split_key)
-
-        def one(step):
-            key = step_keys(loop_key, step)[0]
-            batch = stepwise.sample(split, context, step, key, BatchSizes(batch_size, batch_size))
-            return request.indices[batch.forget.slots], batch.retain.slots, jnp.asarray(batch.phase)
-
-        return jax.vmap(one)(jnp.arange(steps, dtype=jnp.int32))
-
-    forget, retain, phases = jax.jit(jax.vmap(rows))(requests, keys)
-    return Draws(*(torch.from_numpy(np.array(x)).long() for x in (forget, retain))), np.asarray(phases)[0].tolist()
 
 
 def as_torch(variables: ju.Variables) -> Parameters:
@@ -295,17 +212,18 @@ def compare(method: Method, config: Config, load_before: float, console: Console
 
     optimizer, alpha = optax.sgd(LEARNING_RATE), ALPHA[method]
     if method == "scrub":
-        stepwise = scrub.unlearner(model, optimizer, alpha=alpha, gamma=GAMMA, temperature=TEMPERATURE)
+        stepwise = ju.scrub(model, optimizer, alpha=alpha, gamma=GAMMA, temperature=TEMPERATURE)
     else:
-        stepwise = gradient_difference.unlearner(model, optimizer, alpha=alpha)
+        stepwise = ju.gradient_difference(model, optimizer, alpha=alpha)
     unlearn = ju.iterate(stepwise, config.steps, batch_size=config.batch_size)
-    given, phases = library_draws(stepwise, variables, data, requests, keys, config.steps, config.batch_size)
+    drawn_here = library_draws(stepwise, variables, data, requests, keys, config.steps, config.batch_size)
+    given = Draws(torch.from_numpy(drawn_here.forget.astype(np.int64)), torch.from_numpy(drawn_here.retain.astype(np.int64)))
     rows = [
         torch.from_numpy(np.asarray(i)[np.asarray(w) > 0]).long()
         for i, w in zip(requests.indices, requests.weights, strict=True)
     ]
     inputs = torch.from_numpy(dataset.train.inputs.reshape(len(dataset.train.inputs), -1))
-    problem = Problem(inputs, torch.from_numpy(dataset.train.targets).long(), as_torch(variables), rows, phases)
+    problem = Problem(inputs, torch.from_numpy(dataset.train.targets).long(), as_torch(variables), rows, drawn_here.phases)
 
     as_it_comes, mesh = jax.jit(ju.batched(unlearn)), ju.request_mesh()
     meshed, everywhere = ju.batched(unlearn, mesh=mesh), ju.replicate((variables, data), mesh)

@@ -137,13 +137,12 @@ def main(config: Config) -> dict[str, Any]:
     closed = jax.jit(ju.batched(sweep, chunk=1))  # values of beta share the moments of a request
 
     def steps(noise: Any, beta: float = BETA, start: tuple[ju.Model, ju.Variables] = (model, variables)) -> Any:
-        unlearn = ju.representation_unlearning(
-            start[0], optax.adam(LEARNING_RATE), num_steps=config.steps, batch_size=config.batch_size, beta=beta,
-            noise_scale=NOISE, noise=noise,
-        )  # fmt: skip
+        optimizer = optax.adam(LEARNING_RATE)
+        method = ju.representation_unlearning(start[0], optimizer, beta=beta, noise_scale=NOISE, noise=noise)
+        unlearn = ju.iterate(method, num_steps=config.steps, batch_size=config.batch_size)
         return partial(jax.jit(unlearn), start[1], prepared, one, key)
 
-    z = torch.from_numpy(np.array(prepared.extra["features"]))
+    z = torch.from_numpy(np.array(ju.slots.FEATURES.get(prepared).value))
     forgotten = torch.from_numpy(asked[0])
     retained = torch.from_numpy(np.setdiff1d(np.arange(config.rows), asked[0]))
     apart = agreement(model, variables, prepared, one, z, forgotten)
@@ -167,7 +166,7 @@ def main(config: Config) -> dict[str, Any]:
         unlearn = jax.jit(ju.affine_representation_unlearning(inserted[0], beta=beta, noise_scale=NOISE))
         both = {"closed form": unlearn(inserted[1], prepared, one, key), "steps": steps("sampled", beta, inserted)()}
         losses[beta] = {
-            name: expected_loss(result.variables.params.map[0], prepared.extra["features"], asked[0], beta)
+            name: expected_loss(result.variables.params.map[0], ju.slots.FEATURES.get(prepared).value, asked[0], beta)
             for name, result in both.items()
         }
     ratios = {
@@ -201,9 +200,8 @@ def main(config: Config) -> dict[str, Any]:
 
 def agreement(model, variables, data, request, z: torch.Tensor, forgotten: torch.Tensor) -> float:
     """Relative difference of the losses of one step without noise, on all forgotten rows, at the identity."""
-    unlearn = ju.representation_unlearning(
-        model, optax.sgd(0.0), num_steps=1, batch_size=len(forgotten), beta=1.0, noise_scale=0.0
-    )  # fmt: skip
+    method = ju.representation_unlearning(model, optax.sgd(0.0), beta=1.0, noise_scale=0.0)
+    unlearn = ju.iterate(method, num_steps=1, batch_size=len(forgotten))
     ours = float(unlearn(variables, data, request, jax.random.key(0)).stats["loss"][0])
     identity = torch.nn.Identity()
     theirs = float(torch_loss(identity, z[forgotten], z[forgotten], z[:2000], 1.0, 0.0))

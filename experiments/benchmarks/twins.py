@@ -1,6 +1,6 @@
-"""Metrics in plain NumPy: as the published evaluators loop (`*_loop`), and with whole arrays (`*_vectorised`).
+"""In plain NumPy: metrics as the published evaluators loop (`*_loop`) and with whole arrays (`*_vectorised`); a Newton step.
 
-They are what `experiments/benchmarks/audit.py` compares with and what the tests believe.
+They are what the benchmarks compare with and what the tests believe.
 """
 
 import math
@@ -142,3 +142,14 @@ def rmia_vectorised(
     """The same by one sort and one search."""
     mean, mean_z = ((1 + a) / 2 * x + (1 - a) / 2 for x in (reference.mean(axis=0), population_reference.mean(axis=0)))
     return np.searchsorted(np.sort(population_target / mean_z), target / mean) / len(mean_z)
+
+
+def newton_step(inputs: np.ndarray, labels: np.ndarray, weights: np.ndarray, gone: list[int], l2: float) -> np.ndarray:
+    """One Newton step of logistic regression on the retained rows: rebuild the Hessian, solve."""
+    kept = np.ones(len(inputs), bool)
+    kept[gone] = False
+    rows, signs = inputs[kept], 2.0 * labels[kept] - 1
+    right = 1 / (1 + np.exp(-signs * (rows @ weights)))
+    slope = ((right - 1) * signs) @ rows + l2 * len(rows) * weights
+    matrix = (rows * (right * (1 - right))[:, None]).T @ rows + l2 * len(rows) * np.eye(rows.shape[1])
+    return weights - np.linalg.solve(matrix, slope)

@@ -15,11 +15,11 @@ KEPT = 0.3  # fraction of every class that a stream leaves
 
 
 class Stream(NamedTuple):
-    """A stream of removals, one row each."""
+    """A stream of removals, each of one row."""
 
     last: ju.Result  # the end of the stream, as `jaxunlearn.end_of_stream` returns it
     left: ju.Data
-    stats: dict[str, np.ndarray]  # one number a removal
+    stats: dict[str, np.ndarray]  # one number per removal
     seconds: float
     compile_seconds: float
 
@@ -56,9 +56,10 @@ def stream(
         AssertionError: a residual above its quartic bound, or a quartic above a data bound.
     """
     requests = ju.from_indices(data, [[row] for row in rows], capacity=1)
-    begun = jax.jit(ju.convex.prepare(problem, capacity=capacity))(head, data, key)
+    unlearn = ju.convex.woodbury_removal(problem, steps=steps, carry=capacity)
+    begun = jax.jit(ju.prepare(unlearn))(head, data, key)
     keys = jax.random.split(key, len(rows))
-    run = jax.jit(ju.streamed(ju.woodbury_removal(problem, steps=steps, carry=True)))
+    run = jax.jit(ju.streamed(unlearn))
     start = time.perf_counter()
     program = run.lower(head, begun, requests, keys).compile()
     compiled = time.perf_counter()

@@ -1,76 +1,38 @@
-"""The engine of a comparison: programs that every scenario shares, answers of methods, and their audit."""
+"""The engine of a comparison: compiled programs that all scenarios share, answers of methods, and their audit."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 import jaxunlearn as ju
-from experiments.common import study
+from experiments.common import methods
+from experiments.common.outcome import AGAIN, NOTHING, RETRAINED, Details, Outcome, outcome
+from experiments.common.running import Run, Tell, Timed, at, in_blocks, reusable, stack
 from experiments.common.scale import Scale, in_bfloat16
 from experiments.common.scenarios import Scenario
-from experiments.common.study import Outcome, Study
-from experiments.common.training import Timed
-from jaxunlearn import curvature, features
-from jaxunlearn.closed_form import lfssd, ssd
-from jaxunlearn.closed_form.amnesiac import record
+from experiments.common.study import Study
+from experiments.common.training import form
 
-ORIGINAL, AGAIN, RETRAINED = "original", "retrained again", "retrained"
-LAYERS = {"mlp": "Dense_1|head", "cnn": "Dense_0|head", "resnet18": "head"}  # what cf_k and eu_k train
-ON_CLASSES = {
-    *("random_label", "bad_teacher", "scrub", "unsir", "salun", "fisher_forgetting"),
-    *("contrastive_unlearning", "dimensional_alignment"),
-}
-LARGEST_RECORD = 4 * 2**30  # bytes of recorded updates that amnesiac may take
-Run: TypeAlias = Callable[[Sequence[study.Call]], Timed]
-Prepare: TypeAlias = Callable[[ju.Variables, ju.Data, PRNGKeyArray], ju.Data]
-# What methods want to have computed on all rows before the first request.
-PREPARED: dict[str, Callable[[ju.Model], Prepare]] = {
-    "influence": lambda model: curvature.prepare(curvature.ekfac(model, kind="ggn", chunk=100)),
-    "newton": lambda model: curvature.prepare(curvature.ekfac(model, kind="ggn", chunk=100)),
-    "fisher_forgetting": lambda model: curvature.prepare(curvature.diagonal(model), name="fisher_diagonal"),
-    "ssd": ssd.prepare,
-    "assd": ssd.prepare,
-    "lfssd": lfssd.prepare,
-    **dict.fromkeys(
-        (
-            "representation_unlearning",
-            "affine_representation_unlearning",
-            "concept_erasure",
-            "nullspace_projection",
-            "prototype_erasure",
-        ),
-        features.prepare,
-    ),
-}
-
-
-def prepared(name: str, model: ju.Model, unlearn: ju.UnlearnFn) -> ju.UnlearnFn:
-    """A method that computes what it wants to have prepared itself, for programs that call it once a model."""
-    if name not in PREPARED:
-        return unlearn
-    prepare = PREPARED[name](model)
-
-    def run(variables: ju.Variables, data: ju.Data, request: ju.ForgetRequest, key: PRNGKeyArray) -> ju.Result:
-        return unlearn(variables, prepare(variables, data, jax.random.fold_in(key, 0)), request, key)
-
-    return run
+MODELS_PER_CORE = 4  # that a CPU core trains in one call, so that one program serves any number of models
 
 
 class Bench(NamedTuple):
     """Compiled programs, shared by all scenarios, draws and settings."""
 
+    setting: Study
     train: Run  # retraining, or training with an empty request
-    record: Run  # training that amnesiac can take back
-    audit: Callable[..., Outcome]
+    record: Run  # training that can be taken back
+    audit: Run
     method: Callable[[str, bool], Run]  # name, whether it answers streams
-    prepare: Callable[[str], Prepare | None]
+    prepare: Callable[[str], Callable[..., dict[str, Any]]]
+    block: int | None  # models in one call of `train`; None: all of them
 
 
 class Seeds(NamedTuple):
@@ -79,27 +41,15 @@ class Seeds(NamedTuple):
     draw: int  # of training rows, wrong labels, triggers, styles
     request: int  # of what is asked for, and of the draws of methods
     audit: int  # of what only the audit sees
-    training: range  # one an original
+    training: Sequence[int]  # one per original
 
 
 class Ready(NamedTuple):
     """A scenario with what it takes to answer it."""
 
     scenario: Scenario
-    originals: list[ju.Variables]  # one a seed
+    originals: list[ju.Variables]  # one per seed
     seeds: Seeds
-
-
-def build_method(name: str, setting: Study, *, network: str, num_steps: int, **options: Any) -> ju.UnlearnFn:
-    """A method with its numbers; `amnesiac` is followed by fine-tuning, as in its paper."""
-    if name in ("cf_k", "eu_k"):
-        options["layers"] = LAYERS[network]
-    if name == "certified_newton_step":
-        options["solver"] = "cg"  # LiSSA's scale would be one more number to search
-    loop: dict[str, Any] = {"num_steps": num_steps, "batch_size": setting.batch_size}
-    if name == "amnesiac":
-        return ju.then(ju.amnesiac(setting.model), study.unlearner("finetune", setting.model, **loop, **options))
-    return study.unlearner(name, setting.model, **loop, **options)
 
 
 def programs(setting: Study, *, network: str, num_steps: int, scale: Scale, mesh: Mesh | None) -> Bench:
@@ -112,28 +62,53 @@ def programs(setting: Study, *, network: str, num_steps: int, scale: Scale, mesh
         scale, mesh: see `experiments.common.scale`.
     """
     computed = setting._replace(model=in_bfloat16(setting.model)) if scale.bf16 else setting
-    made: dict[tuple[str, bool], Run] = {}
+    made: dict[Any, Any] = {}
 
-    def reusable(unlearn: ju.UnlearnFn) -> Run:
-        return study.reusable(unlearn, chunk=scale.chunk, mesh=mesh)
+    def once(key: Any, make: Callable[[], Any]) -> Any:
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    def program(function: Any, **options: Any) -> Run:
+        return reusable(function, chunk=scale.chunk, mesh=mesh, **options)
+
+    def build(name: str, settings: Mapping[str, Any]) -> ju.UnlearnFn:
+        fixed = {**methods.given(name, computed, network), **settings}
+        return methods.build(name, computed.model, num_steps=num_steps, batch_size=computed.batch_size, **fixed)
 
     def method(name: str, streams: bool) -> Run:
-        if (name, streams) not in made:
-            unlearn = study.with_options(partial(build_method, name, computed, network=network, num_steps=num_steps))
-            made[name, streams] = reusable(ju.streamed(unlearn) if streams else unlearn)
-        return made[name, streams]
+        def answered(variables: ju.Variables, data: ju.Data, asked: Any, key: PRNGKeyArray) -> ju.Result:
+            request, settings = asked  # traced, so that one program serves all settings
+            unlearn = build(name, settings)
+            return (ju.streamed(unlearn) if streams else unlearn)(variables, data, request, key)
 
-    @cache
-    def prepare(name: str) -> Prepare | None:
-        return jax.jit(PREPARED[name](computed.model)) if name in PREPARED else None
+        return once((name, streams), lambda: program(answered))
 
-    @jax.jit
-    def audit(data, test, variables, requests, unseen, weights):
-        return study.outcome(setting._replace(data=data, test=test), variables, requests, unseen, weights)
+    def prepare(name: str) -> Callable[..., dict[str, Any]]:
+        def prepared(variables: ju.Variables, data: ju.Data, settings: dict[str, Any], key: PRNGKeyArray) -> dict[str, Any]:
+            return ju.prepare(build(name, settings))(variables, data, key).extra
+
+        return once(name, lambda: jax.jit(prepared))
+
+    def audit(
+        variables: ju.Variables, shared: Any, asked: Any, reference: ju.Variables | None
+    ) -> tuple[Outcome, Details | None]:
+        data, test, unseen = shared
+        request, weights = asked
+        return outcome(setting.model, variables, data, test, request, unseen, weights, reference)
 
     optimizer = optax.adam(computed.learning_rate)
-    recorded = record(computed.model, optimizer, num_steps=computed.num_steps, batch_size=computed.batch_size)
-    return Bench(reusable(computed.retrain()), reusable(recorded), audit, method, prepare)
+    recorded = ju.record(computed.model, optimizer, num_steps=computed.num_steps, batch_size=computed.batch_size)
+    on_cpu = jax.default_backend() == "cpu"
+    return Bench(
+        computed,
+        program(computed.retrain()),
+        program(recorded),
+        program(audit, in_axes=(0, None, 0, 0)),
+        method,
+        prepare,
+        MODELS_PER_CORE * jax.device_count() if on_cpu else None,
+    )
 
 
 def of_one_shape(scenario: Scenario) -> Scenario:
@@ -149,8 +124,8 @@ def of_one_shape(scenario: Scenario) -> Scenario:
         extra = [(0, 0)] * (request.indices.ndim - 1) + [(0, capacity - request.indices.shape[-1])]
         target = request.target
         if num_classes and not jax.tree.leaves(target):
-            target = jnp.zeros((*request.indices.shape[:-1], num_classes), bool)
-        return ju.ForgetRequest(jnp.pad(request.indices, extra), jnp.pad(request.weights, extra), target)
+            target = np.zeros((*request.indices.shape[:-1], num_classes), bool)
+        return ju.ForgetRequest(np.pad(request.indices, extra), np.pad(request.weights, extra), target)  # type: ignore[arg-type]
 
     stream = None if stream is None else padded(stream, stream.indices.shape[-1])
     return scenario._replace(requests=padded(requests, capacity), stream=stream)
@@ -164,87 +139,120 @@ def stream_of_keys(seed: int, *purpose: str) -> PRNGKeyArray:
     return key
 
 
-def trained(run: Run, setting: Study, seeds: range) -> list[ju.Result]:
-    """One training on all rows a seed, by a program for training."""
-    key = stream_of_keys(0, "training")
-    assert setting.model.init is not None  # studies have one
-    like = jax.jit(setting.model.init)(key)
-    nothing = jax.tree.map(lambda x: x[None], ju.empty_request())
-    result = run([(like, setting.data, nothing, jax.random.fold_in(key, seed)[None]) for seed in seeds]).result
-    ju.check(result, allow=[ju.Status.EMPTY_REQUEST])
-    return [jax.tree.map(lambda x, s=s: x[s, 0], result) for s in range(len(seeds))]
+def trained(bench: Bench, setting: Study, requests: ju.ForgetRequest, keys: PRNGKeyArray, *, tell: Tell | None = None) -> Timed:
+    """Models retrained from fresh weights, each with its own request; an empty one trains on all rows.
+
+    Args:
+        bench: programs.
+        setting: the training set.
+        requests: [N], or one that all share.
+        keys: [N].
+        tell: gets the numbers of models that are done.
+
+    Returns:
+        `Timed` of a result [N].
+    """
+    count = keys.shape[0]
+    if requests.indices.ndim == 1:
+        requests = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), requests)
+    like = form(setting.model)
+    parts = in_blocks((requests, keys), bench.block or count)
+    done = bench.train([(like, setting.data, *part) for part in parts], tell)
+    result = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], done.result)
+    return done._replace(result=ju.check(result, allow=[ju.Status.EMPTY_REQUEST]))
 
 
-def answer(bench: Bench, ready: Ready, method: str, options: Mapping[str, float]) -> Timed:
+def no_request(scenario: Scenario) -> ju.ForgetRequest:
+    """A request for nothing, in the form of those of a scenario."""
+    return jax.tree.map(lambda x: np.zeros_like(x[0]), scenario.requests)
+
+
+def originals(bench: Bench, scenario: Scenario, seeds: Sequence[int], *, tell: Tell | None = None) -> list[ju.Variables]:
+    """One training on all rows per seed; seed `s` has its own key, whatever other seeds there are."""
+    done = trained(bench, scenario.study, no_request(scenario), _training_keys(seeds), tell=tell)
+    return [at(done.result.variables, place) for place in range(len(seeds))]
+
+
+def _training_keys(seeds: Sequence[int]) -> PRNGKeyArray:
+    return jax.vmap(jax.random.fold_in, (None, 0))(stream_of_keys(0, "training"), jnp.asarray(seeds, jnp.uint32))
+
+
+def answer(bench: Bench, ready: Ready, method: str, settings: Mapping[str, Any], *, tell: Tell | None = None) -> Timed:
     """Answers of a method, of retraining or of doing nothing to every request of a scenario: [seeds, requests].
 
     Args:
         bench, ready: programs and scenario.
-        method: a name of the catalogue, or `ORIGINAL`, `RETRAINED`, `AGAIN`.
-        options: the numbers of the method.
+        method: a name of the catalogue, or `NOTHING`, `RETRAINED`, `AGAIN`.
+        settings: of the method; each is a number for all requests, or one per request.
+        tell: gets the numbers of requests that are answered.
+
+    Raises:
+        UnlearningError: a status other than OK that is not the caller's to judge: weights that are not finite and solvers that
+            did not converge are, see `Result.status`; in a stream, stale values are as well. What was prepared for the model
+            in front of a stream belongs to other weights once a request has moved them.
     """
-    scenario, originals, seeds = ready
-    data, asked = scenario.study.data, scenario.requests
-    if method == ORIGINAL:
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *originals)
-        lanes = asked.indices.shape[0]
-        status = jnp.zeros((len(seeds.training), lanes), jnp.int32)
-        return Timed(ju.Result(study.repeat(stacked, lanes), status, {}), 0.0, 0.0)
+    scenario, models, seeds = ready
+    asked = scenario.requests if scenario.stream is None or method in (RETRAINED, AGAIN) else scenario.stream
+    shape = len(seeds.training), asked.indices.shape[0]
+    if method == NOTHING:
+        repeated = jax.tree.map(lambda x: np.broadcast_to(x[:, None], (*shape, *x.shape[1:])), stack(models))
+        return Timed(ju.Result(repeated, np.zeros(shape, np.int32)), 0.0, 0.0)
+    key = stream_of_keys(_seed_of(method, seeds), method, scenario.name)
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(key, seed), asked.indices.shape[:-1]))(
+        jnp.asarray(seeds.training, jnp.uint32)
+    )
     if method in (RETRAINED, AGAIN):
-        key = stream_of_keys(seeds.audit if method == AGAIN else 0, method, scenario.name)
-        run = bench.train
-    else:
-        key = stream_of_keys(seeds.request, method, scenario.name)
-        run = bench.method(method, scenario.stream is not None)
-        asked = asked if scenario.stream is None else scenario.stream
-        data = data._replace(extra={"options": {name: jnp.float32(value) for name, value in options.items()}})
-    extras: list[dict[str, Any]] = [{} for _ in seeds.training]
-    if method == "amnesiac":
-        recorded = trained(bench.record, scenario.study, seeds.training)
-        originals, extras = [result.variables for result in recorded], [result.extra for result in recorded]
-    make = bench.prepare(method)
-    if make is not None:
-        extras = [make(variables, scenario.study.data, key).extra for variables in originals]
+        every = jax.tree.map(lambda x: np.tile(x, (shape[0], *(1,) * (np.ndim(x) - 1))), asked)
+        done = trained(bench, scenario.study, every, keys.reshape(-1), tell=tell)
+        return done._replace(result=jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), done.result))
+    numbers = {name: np.broadcast_to(np.float32(value), shape[1:]) for name, value in settings.items()}
+    data, extras = scenario.study.data, [{} for _ in models]
+    reads = ju.METHODS[method].reads
+    if "updates" in reads:
+        recorded = _recorded(bench, scenario, seeds.training)
+        models, extras = [result.variables for result in recorded], [result.extra for result in recorded]
+    elif reads & set(ju.slots.SLOTS):
+        make, single = bench.prepare(method), {name: value[0] for name, value in numbers.items()}
+        extras = [make(variables, data, single, key) for variables in models]
     calls = [
-        (
-            variables,
-            data._replace(extra={**data.extra, **extra}),
-            asked,
-            jax.random.split(jax.random.fold_in(key, seed), asked.indices.shape[:-1]),
-        )
-        for variables, extra, seed in zip(originals, extras, seeds.training, strict=True)
+        (variables, data._replace(extra={**data.extra, **extra}), (asked, numbers), keys[place])
+        for place, (variables, extra) in enumerate(zip(models, extras, strict=True))
     ]
-    return run(calls)
+    done = bench.method(method, scenario.stream is not None)(calls, tell)
+    allowed = [ju.Status.NONFINITE, ju.Status.NOT_CONVERGED, *([] if scenario.stream is None else [ju.Status.STALE])]
+    ju.check(done.result, allow=allowed)
+    return done
 
 
-def audited(bench: Bench, ready: Ready, done: Timed) -> Outcome:
-    """What the audit finds for the answers of a method, [seeds, requests]."""
-    scenario, _, seeds = ready
-    rest = scenario.requests, scenario.unseen, scenario.unseen_weights
-    found = [
-        bench.audit(scenario.study.data, scenario.study.test, jax.tree.map(lambda x, s=s: x[s], done.result.variables), *rest)
-        for s in range(len(seeds.training))
-    ]
-    return jax.tree.map(lambda *x: jnp.stack(x), *found)
+def _seed_of(method: str, seeds: Seeds) -> int:
+    return {RETRAINED: 0, AGAIN: seeds.audit}.get(method, seeds.request)
 
 
-def compared(measure: str) -> tuple[str, ...]:
+def _recorded(bench: Bench, scenario: Scenario, seeds: Sequence[int]) -> list[ju.Result]:
+    """One training per seed that can be taken back, by the keys of the originals."""
+    nothing = jax.tree.map(lambda x: np.broadcast_to(x, (len(seeds), *x.shape)), no_request(scenario))
+    call = form(scenario.study.model), scenario.study.data, nothing, _training_keys(seeds)
+    result = ju.check(bench.record([call]).result, allow=[ju.Status.EMPTY_REQUEST])
+    return [at(result, 0, place) for place in range(len(seeds))]
+
+
+def audited(bench: Bench, ready: Ready, done: Timed, reference: PyTree | None = None) -> tuple[Outcome, Details | None]:
+    """What the audit finds for the answers of a method, [seeds, requests].
+
+    Args:
+        bench, ready: programs and scenario.
+        done: what `answer` returned.
+        reference: weights of retrained models [seeds, requests], for `Details`.
+    """
+    scenario = ready.scenario
+    shared = scenario.study.data._replace(extra={}), scenario.study.test, scenario.unseen
+    asked = scenario.requests, np.asarray(scenario.unseen_weights)
+    return bench.audit([
+        (at(done.result.variables, place), shared, asked, None if reference is None else at(reference, place))
+        for place in range(len(ready.seeds.training))
+    ]).result  # fmt: skip
+
+
+def measures_of(measure: str) -> tuple[str, ...]:
     """Which measures count: unseen rows only where they are not the test rows."""
     return ("retain", "forget", "test", "auc", *(("unseen",) if measure else ()))
-
-
-def left_out(method: str, name: str, setting: Study, seeds: int) -> str | None:
-    """Why a method does not apply to a scenario, None if it does."""
-    if method in ju.METHODS and "attributes" in ju.METHODS[method].reads:
-        return "forgets attributes of all rows; the request is for rows"
-    if setting.num_classes == 0 and method in ON_CLASSES:
-        return "works on class probabilities or labels; the targets are real"
-    if method == "unsir" and name not in ("class", "classes"):
-        return "overwrites whole classes; the request is for some of their rows"
-    if method == "amnesiac":
-        assert setting.model.init is not None  # studies have one
-        like = jax.eval_shape(setting.model.init, jax.random.key(0))
-        size = seeds * setting.num_steps * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like.params))
-        if size > LARGEST_RECORD:
-            return f"the recorded updates would take {size / 2**30:.0f} GiB"
-    return None

@@ -1,4 +1,4 @@
-"""A log of finished results, one JSON object a line, that an interrupted run goes on behind."""
+"""A log of finished results, one JSON object per line, that an interrupted run goes on behind."""
 
 import json
 import os
@@ -39,9 +39,9 @@ def read_log(path: Path, expected: dict[str, Any], settings: Mapping[tuple[str, 
     ]
     records = {(line["scenario"], line["method"]): line for line in lines}
     different += [
-        f"settings of {method} for {table} were {records[table, method]['options']}, are {options}"
-        for (table, method), options in settings.items()
-        if (table, method) in records and records[table, method]["options"] != options
+        f"settings of {method} for {table} were {records[table, method]['settings']}, are {wanted}"
+        for (table, method), wanted in settings.items()
+        if (table, method) in records and records[table, method]["settings"] != wanted
     ]
     if different:
         raise ValueError(

@@ -1,10 +1,9 @@
 """Figures of a report. Every function returns a `Figure` of its own; pyplot and its global state are not used.
 
 Methods keep their colour between figures as long as they come in the same order: the reference (retrained) is black,
-`original` grey, the others take Okabe and Ito's palette, which readers with colour blindness can tell apart.
+`do nothing` grey, the others take Okabe and Ito's palette, which readers with colour blindness can tell apart.
 """
 
-import base64
 import io
 import itertools
 from collections.abc import Iterable, Mapping
@@ -16,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from experiments.common.outcome import NOTHING
 from jaxunlearn.audit import Interval, Roc
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-ORIGINAL = "original"
 BLACK, DARK, GREY, FAINT = "#1A1A1A", "#404040", "#767676", "#DADADA"
 PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
 DOTS_PER_INCH = 160
@@ -319,19 +318,8 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def to_data_uri(figure: Figure) -> str:
-    """The figure as a `data:` URI for an HTML page that needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(to_png(figure)).decode("ascii")
-
-
-def css_width(uri: str) -> int:
-    """Width in CSS pixels at which the letters of a figure from `to_data_uri` have the size they were drawn in."""
-    header = base64.b64decode(uri.partition(",")[2][:44])
-    return round(int.from_bytes(header[16:20], "big") * 96 / DOTS_PER_INCH)
-
-
 def _colours(methods: Iterable[str], reference: str) -> dict[str, str]:
-    fixed = {reference: BLACK, ORIGINAL: GREY}
+    fixed = {reference: BLACK, NOTHING: GREY}
     free = [method for method in methods if method not in fixed]
     return fixed | {method: PALETTE[place % len(PALETTE)] for place, method in enumerate(free)}
 

@@ -1,26 +1,25 @@
-"""Tables and pages: the same rows for the terminal, Markdown and one self-contained HTML file."""
+"""Tables of values in the terminal, and on pages together with figures; the pages are those of `jaxunlearn.audit.pages`."""
 
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import rich
 import rich.box
 import rich.table
-from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.text import Text
 
-from jaxunlearn.audit import Interval
+from jaxunlearn.audit import Interval, pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
-MISSING = "–"  # noqa: RUF001
+PIPED = 10_000  # columns where output goes to a file or to another program: no line is folded there
 
 
 class Column(NamedTuple):
@@ -48,34 +47,49 @@ class Section(NamedTuple):
     figures: Sequence[tuple["Figure", str]] = ()  # with a caption that says what is to be seen
 
 
-def cells(table: Table) -> list[list[str]]:
-    """Formatted values, a list a row, in the order of the columns."""
-    return [[_cell(row.get(column.key), column) for column in table.columns] for row in table.rows]
+def formatted(table: Table) -> pages.Table:
+    """The table as it stands on a page or in Markdown (`jaxunlearn.audit.pages.to_markdown`)."""
+    rows = [[_cell(row, column) for column in table.columns] for row in table.rows]
+    numbers = [place for place, column in enumerate(table.columns) if column.format is not None]
+    return pages.Table([column.label for column in table.columns], rows, table.caption, numbers)
 
 
-def _cell(value: Any, column: Column) -> str:
-    specification = column.format or ""
-    if value is None:
-        return MISSING
-    if not isinstance(value, Interval):
-        return format(value, specification)
-    estimate, low, high = (format(float(x), specification) for x in value)
-    if np.isnan(float(value.low)) and np.isnan(float(value.high)):
-        return estimate
-    return f"{estimate} [{low.removesuffix('%')}, {high.removesuffix('%')}]"
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    return pages.cell(row.get(column.key), column.format or "")
+
+
+def terminal(*, quiet: bool = False) -> Console:
+    """Standard output; in a pipe or a file lines are as long as they are, unless COLUMNS says otherwise."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(quiet=quiet, width=PIPED if piped else None)
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table in the terminal; where it is too wide, half the width of an interval goes below its estimate."""
-    console = console or rich.get_console()
-    drawn = _drawn(table, cells(table))
-    if console.measure(drawn, options=console.options.update(max_width=10_000)).maximum > console.width:
-        drawn = _drawn(table, [[_narrow(row.get(column.key), column) for column in table.columns] for row in table.rows])
-    console.print(drawn)
+    """Print a table whole, however narrow the terminal is.
+
+    Where it is too wide, headings and texts are folded; then half the width of an interval goes below its estimate; and where
+    that is not enough, columns that do not fit are printed below the others, each time with the first column in front.
+    """
+    console = console or terminal()
+    drawn = _fitted(table, [[_cell(row, column) for column in table.columns] for row in table.rows], console.width)
+    if drawn is not None:
+        console.print(drawn)
+        return
+    rows = [[_narrow(row, column) for column in table.columns] for row in table.rows]
+    left = list(range(1, len(table.columns)))
+    while left:
+        count, drawn = len(left) + 1, None
+        while drawn is None:
+            count -= 1
+            places = [0, *left[:count]]
+            part = table._replace(columns=[table.columns[place] for place in places])
+            drawn = _fitted(part, [[row[place] for place in places] for row in rows], console.width, force=count == 1)
+        console.print(drawn)
+        left, table = left[count:], table._replace(caption="")
 
 
-def _narrow(value: Any, column: Column) -> str:
-    text = _cell(value, column)
+def _narrow(row: Mapping[str, Any], column: Column) -> str:
+    value, text = row.get(column.key), _cell(row, column)
     if not isinstance(value, Interval) or " [" not in text:
         return text
     below, above = float(value.estimate - value.low), float(value.high - value.estimate)
@@ -85,25 +99,31 @@ def _narrow(value: Any, column: Column) -> str:
     return f"{text.split(' [')[0]}\n±{half}"
 
 
-def _drawn(table: Table, rows: Sequence[Sequence[str]]) -> rich.table.Table:
-    drawn = rich.table.Table(title=table.caption or None, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _fitted(table: Table, rows: Sequence[Sequence[str]], room: int, *, force: bool = False) -> rich.table.Table | None:
+    """The table in so many columns of the terminal; None if a number or a word had to be cut for that, unless forced."""
+    least, most = [], []
     for place, column in enumerate(table.columns):
-        width = max((len(line) for row in rows for line in row[place].splitlines()), default=1)
-        drawn.add_column(Text(column.label), justify="left" if column.format is None else "right", min_width=width)
+        lines = [line for row in rows for line in row[place].splitlines()]
+        words = [word for line in lines for word in line.split()]
+        whole = max(map(len, lines), default=1)
+        cut = whole if column.format is not None else max(map(len, words), default=1)
+        least.append(max(cut, *map(len, column.label.split())))
+        most.append(max(whole, max(map(len, column.label.splitlines()))))
+    room -= 2 * len(most) + 1  # a space behind every cell, and what the box takes around them
+    if sum(least) > room and not force:
+        return None
+    widths = list(least)
+    while widths != most and sum(widths) < room:  # the rest goes to those that lack most
+        place = max(range(len(most)), key=lambda place: most[place] - widths[place])
+        widths[place] += 1
+    widths[0] = max(1, widths[0] - max(0, sum(widths) - room))
+    drawn = rich.table.Table(title=table.caption or None, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column, width in zip(table.columns, widths, strict=True):
+        justify = "left" if column.format is None else "right"
+        drawn.add_column(Text(column.label), justify=justify, width=width, overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))
     return drawn
-
-
-def to_markdown(table: Table) -> str:
-    """The table in GitHub's Markdown, its caption as a paragraph in front."""
-    lines = [
-        [column.label for column in table.columns],
-        ["---" if column.format is None else "---:" for column in table.columns],
-        *cells(table),
-    ]
-    body = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    return f"{table.caption}\n\n{body}" if table.caption else body
 
 
 def compact_json(value: Any) -> str:
@@ -114,12 +134,6 @@ def compact_json(value: Any) -> str:
     return text + "\n"
 
 
-def environment_table(environment: Mapping[str, Any]) -> Table:
-    """What `training.environment` returns, as a table of two columns."""
-    rows = [{"name": name.replace("_", " "), "value": value} for name, value in environment.items()]
-    return Table([Column("name", "name"), Column("value", "value")], rows)
-
-
 def write_report(
     path: str | Path,
     title: str,
@@ -128,33 +142,20 @@ def write_report(
     *,
     environment: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one HTML page that needs no other file: figures are inside it as data URIs.
+    """Write one HTML page that needs no other file.
 
     Args:
         path: of the file; folders on the way are made.
         title: of the page.
-        intro: paragraphs before the first section, separated by blank lines. All text is escaped.
+        intro: paragraphs before the first section, separated by blank lines.
         sections: parts in order.
         environment: what the figures were taken on, see `training.environment`; shown at the end.
 
     Returns:
         The path.
     """
-    from experiments.common.plots import css_width, to_data_uri
-
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.globals.update(cells=cells, css_width=css_width, to_data_uri=to_data_uri, paragraphs=_paragraphs)
-    page = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title,
-        intro=intro,
-        sections=sections,
-        environment=environment_table(environment) if environment is not None else None,
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [part.strip() for part in text.split("\n\n") if part.strip()]
+    parts = [pages.Section(x.title, x.text, [formatted(table) for table in x.tables], x.figures) for x in sections]
+    if environment is not None:
+        rows = [[name.replace("_", " "), pages.cell(value)] for name, value in environment.items()]
+        parts.append(pages.Section("Environment", tables=[pages.Table(["name", "value"], rows)]))
+    return pages.write_page(path, title, parts, intro=intro)

@@ -1,10 +1,11 @@
 """Flags of every experiment that say on what it runs: devices, processes, memory and precision.
 
-A script embeds `Scale` in its command line with `tyro.conf.OmitArgPrefixes`, calls `start` before anything else and hands
-the mesh and `scale.chunk` to `study.answer`. In a run of several processes all of them compute the same script; results are
-`gathered`, and only the process that `leads` prints and writes files.
+The base configuration of all scripts holds a `Scale`; they call `start` before anything touches a device, and hand the mesh and
+`scale.chunk` to what they run. In a run of several processes all of them compute the same script; results are `gathered`, and
+only the process that `leads` prints and writes files.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,14 @@ import jaxunlearn as ju
 class Scale:
     """On what a script runs."""
 
-    mesh: bool = False
-    """Spread the requests over all devices."""
+    mesh: bool = True
+    """Spread requests and models over all devices; on CPUs every core is one."""
     chunk: int | None = None
     """Requests that run side by side on a device; bounds memory."""
     bf16: bool = False
     """Compute forward and backward passes in bfloat16; weights, optimizer and audits stay float32."""
     distributed: bool = False
-    """Join the other processes of this run, one a host; implies --mesh."""
+    """Join the other processes of this run, one per host; implies --mesh."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where the cluster does not tell (e.g. two processes on one machine)."""
     num_processes: int | None = None
@@ -41,15 +42,31 @@ class Scale:
         return {"mesh": self.mesh, "chunk": self.chunk, "bf16": self.bf16, "distributed": self.distributed}
 
 
+def use_all_cores() -> None:
+    """Make every CPU core a device, unless the environment says how many devices there are.
+
+    It must be called before anything touches a device. `JAX_NUM_CPU_DEVICES` and XLA's flag
+    `--xla_force_host_platform_device_count` are left as they are; accelerators are not concerned.
+
+    Raises:
+        RuntimeError: a device was used already.
+    """
+    flag = "--xla_force_host_platform_device_count"
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and flag not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", cores)
+
+
 def start(scale: Scale) -> Mesh | None:
-    """Join the other processes if asked to, and make the mesh if there is one; call it before anything touches a device.
+    """Take all CPU cores, or join the other processes, and make the mesh; call it before anything touches a device.
 
     Returns:
-        A mesh over the devices of all processes for `--mesh` and `--distributed`, else None.
+        A mesh over the devices of all processes with `--distributed`, of this one with `--mesh` if there is more than one;
+        else None.
 
     Raises:
         ValueError: flags that do not go together, or a chunk that is not positive.
-        RuntimeError: `--distributed` after a device was used, or started twice.
+        RuntimeError: a device was used before; `--distributed` was started twice.
     """
     if scale.chunk is not None and scale.chunk < 1:
         raise ValueError(f"--chunk must be at least 1, got {scale.chunk}")
@@ -66,7 +83,11 @@ def start(scale: Scale) -> Mesh | None:
         raise ValueError(f"--process-id must lie in 0 .. {(scale.num_processes or 0) - 1}, got {scale.process_id}")
     if scale.distributed:
         jax.distributed.initialize(scale.coordinator, scale.num_processes, scale.process_id)
-    return ju.request_mesh() if scale.mesh or scale.distributed else None
+        return ju.request_mesh()
+    if not scale.mesh:
+        return None
+    use_all_cores()
+    return ju.request_mesh() if jax.device_count() > 1 else None
 
 
 def leads() -> bool:

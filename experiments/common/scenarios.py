@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 import jaxunlearn as ju
-from experiments.common.scale import gathered
+from experiments.common.running import at, reusable
 from experiments.common.study import Study
+from experiments.common.training import form
 from jaxunlearn import Examples, ForgetRequest
 
 Question: TypeAlias = Literal["influence of examples", "a concept"]
@@ -47,7 +48,7 @@ def _generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 def _on_test(name: str, study: Study, requests: ForgetRequest, **fields: Any) -> Scenario:
-    """A scenario whose forgotten rows are drawn like the test rows."""
+    """A scenario whose forget sets are drawn like the test rows."""
     weights = jnp.ones((requests.indices.shape[0], len(study.test.inputs)))
     return Scenario(name, "influence of examples", study, requests, study.test, weights, **fields)
 
@@ -101,14 +102,11 @@ def memorisation(
     if not 0 < kept < num_models:
         raise ValueError(f"every row must be in some subsets and out of others: {fraction} of {num_models} models is {kept}")
     present = np.argsort(generator.random((num_models, num_rows)), axis=0) < kept
-    key = jax.random.key(seed)
-    in_axes = (None, ju.Data(None, 0, None), None, 0)  # type: ignore[arg-type]
-    train = ju.batched(study.retrain(), in_axes=in_axes, chunk=chunk, mesh=mesh)
-    data = ju.Data(study.data.train, jnp.asarray(present, jnp.float32))
-    assert study.model.init is not None  # Study.retrain needs it
-    like = jax.jit(study.model.init)(key)
-    run = train if mesh is not None else jax.jit(train)
-    result = gathered(run(like, data, ju.empty_request(), jax.random.split(key, num_models)))
+    in_axes = (None, ju.Data(None, 0, None), None, 0)
+    train = reusable(study.retrain(), in_axes=in_axes, chunk=chunk, mesh=mesh)
+    data = study.data._replace(present=jnp.asarray(present, jnp.float32), extra={})
+    keys = jax.random.split(jax.random.key(seed), num_models)
+    result = at(train([(form(study.model), data, ju.empty_request(), keys)]).result, 0)
     ju.check(result, allow=[ju.Status.EMPTY_REQUEST])
 
     def correct(variables):
@@ -133,7 +131,7 @@ def memorised_rows(
         num_requests, size, request_seed: of each third.
 
     Raises:
-        ValueError: values that are not one a row, or thirds smaller than a request.
+        ValueError: values that are not one per row, or thirds smaller than a request.
     """
     num_rows = _num_rows(study)
     if np.shape(values) != (num_rows,):
@@ -157,13 +155,13 @@ def memorised_rows(
 def classes(study: Study, *, num_requests: int = 8, together: int = 1, request_seed: int) -> Scenario:
     """All rows of one class, or of several together.
 
-    Class forgetting sits between the two questions: retrained models are the reference on forgotten rows, and the accuracy
+    Class forgetting sits between the two questions: retrained models are the reference on the forget set, and the accuracy
     on unseen rows of the class tells whether the concept is gone.
 
     Args:
         study: with more than two classes left after a request.
         num_requests: at most; there are no more than ways to choose classes.
-        together: classes a request.
+        together: classes per request.
         request_seed: which classes.
 
     Raises:
@@ -192,7 +190,7 @@ def subclass(study: Study, *, num_requests: int = 8, clusters: int = 3, seed: in
     Args:
         study: a classification study.
         num_requests: at most; there are no more than clusters.
-        clusters: a class.
+        clusters: per class.
         seed: of k-means.
         request_seed: which clusters.
     """
@@ -235,7 +233,7 @@ def group(
 
     Args:
         study: any.
-        num_requests: persons to be forgotten, one a request.
+        num_requests: persons to be forgotten, one per request.
         num_persons: of the training set, and as many others of the test set.
         strength: standard deviation of a style, in the unit of the inputs.
         seed: who has which rows, and the styles.
@@ -367,7 +365,8 @@ def backdoor(
     )
 
 
-NAMES: dict[str, tuple[str, ...]] = {  # what `build` takes, and the names of the scenarios that it returns
+Name: TypeAlias = Literal["random", "memorised", "class", "classes", "subclass", "group", "confusion", "backdoor", "sequential"]
+NAMES: dict[Name, tuple[str, ...]] = {  # what `build` takes, and the names of the scenarios that it returns
     "random": ("random",),
     "memorised": ("memorised low", "memorised medium", "memorised high"),
     "class": ("class",),
@@ -378,9 +377,10 @@ NAMES: dict[str, tuple[str, ...]] = {  # what `build` takes, and the names of th
     "backdoor": ("backdoor",),
     "sequential": ("sequential",),
 }
+ON_CLASSES = ("class", "classes")  # requests are for whole classes
 
 
-def why_not(name: str, num_classes: int, input_shape: tuple[int, ...]) -> str | None:
+def why_not(name: Name, num_classes: int, input_shape: tuple[int, ...]) -> str | None:
     """Why a scenario does not fit a data set, None if it does."""
     if num_classes == 0 and name in ("memorised", "class", "classes", "subclass", "confusion", "backdoor"):
         return "needs class labels"
@@ -393,7 +393,7 @@ def why_not(name: str, num_classes: int, input_shape: tuple[int, ...]) -> str | 
 
 
 def build(
-    name: str,
+    name: Name,
     noisy: Study,
     clean: Study,
     *,

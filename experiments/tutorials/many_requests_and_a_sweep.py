@@ -43,7 +43,7 @@ rows = np.random.default_rng(0).permutation(len(digits.train.targets))[:500]
 noisy, _ = with_label_noise(subset(digits.train, rows), 0.12, digits.num_classes, seed=0)
 data, test = ju.training_data(*noisy), jax.tree.map(jnp.asarray, digits.test)
 model = build("mlp", (8, 8, 1), digits.num_classes, widths=(64,))
-retrain = ju.retrain(model, optax.adam(5e-3), num_steps=STEPS, batch_size=64)
+retrain = ju.iterate(ju.retrain(model, optax.adam(5e-3)), num_steps=STEPS, batch_size=64)
 
 # %% [markdown]
 # ## Sixty-four requests
@@ -80,7 +80,7 @@ retrained = jax.tree.map(lambda x: x[:64], everything.variables)
 # compare weights; Adam would magnify rounding.
 
 # %%
-unlearn = ju.gradient_difference(model, optax.sgd(0.05), num_steps=40, batch_size=32, alpha=0.9)
+unlearn = ju.iterate(ju.gradient_difference(model, optax.sgd(0.05), alpha=0.9), num_steps=40, batch_size=32)
 answer = jax.jit(ju.batched(unlearn))
 results = ju.check(answer(trained, data, requests, keys))
 print("models:", jax.tree.map(jnp.shape, results.variables.params["head"]))
@@ -145,7 +145,7 @@ def gaps(variables, requests, reference):
 
 
 def at(learning_rate, alpha, reference):
-    method = ju.gradient_difference(model, optax.adam(learning_rate), num_steps=40, batch_size=32, alpha=alpha)
+    method = ju.iterate(ju.gradient_difference(model, optax.adam(learning_rate), alpha=alpha), num_steps=40, batch_size=32)
     swept = ju.batched(method)(trained, data, requests, keys)
     return gaps(swept.variables, requests, reference), swept.status
 
@@ -192,7 +192,9 @@ assert score[best, reporting].mean() < nothing_done[reporting].mean()
 # Eight requests, whose rows overlap: a row that was removed before is left out the second time, and the stream says so.
 
 # %%
-method = ju.gradient_difference(model, optax.adam(settings[0][best]), num_steps=40, batch_size=32, alpha=settings[1][best])
+method = ju.iterate(
+    ju.gradient_difference(model, optax.adam(settings[0][best]), alpha=settings[1][best]), num_steps=40, batch_size=32
+)
 eight = jax.tree.map(lambda x: x[-8:], requests)
 distinct = len(np.unique(np.concatenate(asked[-8:])))
 merged = ju.merge(eight)

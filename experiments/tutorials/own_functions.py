@@ -42,7 +42,7 @@ noisy, has_wrong_label = with_label_noise(subset(digits.train, rows), 0.12, digi
 half = len(digits.test.targets) // 2
 validation = ju.Examples(jnp.asarray(digits.test.inputs[:half]), jnp.asarray(digits.test.targets[:half]))
 test = ju.Examples(jnp.asarray(digits.test.inputs[half:]), jnp.asarray(digits.test.targets[half:]))
-data = ju.training_data(noisy.inputs, noisy.targets, extra={"validation": validation})
+data = ju.training_data(noisy.inputs, noisy.targets)
 print(f"{len(rows)} training rows, {half} for validation, {len(test.targets)} for the report")
 
 # %% [markdown]
@@ -80,7 +80,7 @@ model = ju.Model(forward, loss, init)
 # Retraining with nothing to forget is training. You can use your own loop instead: any weights will do.
 
 # %%
-retrain = jax.jit(ju.retrain(model, optax.adam(5e-3), num_steps=STEPS, batch_size=64))
+retrain = jax.jit(ju.iterate(ju.retrain(model, optax.adam(5e-3)), num_steps=STEPS, batch_size=64))
 trained = ju.check(retrain(init(key), data, ju.empty_request(), key), allow=[ju.Status.EMPTY_REQUEST]).variables
 
 # %% [markdown]
@@ -109,7 +109,7 @@ else:
 # there; it becomes a status code, and `check` raises on the host.
 
 # %%
-unlearn = ju.gradient_difference(model, optax.adam(3e-3), num_steps=60, batch_size=32, alpha=0.9)
+unlearn = ju.iterate(ju.gradient_difference(model, optax.adam(3e-3), alpha=0.9), num_steps=60, batch_size=32)
 unlearned = ju.check(jax.jit(unlearn)(trained, data, request, key))
 print("loss on forgotten rows, first and last step:", *unlearned.stats["forget_loss"][jnp.array([0, -1])].round(2))
 
@@ -118,7 +118,7 @@ print("loss on forgotten rows, first and last step:", *unlearned.stats["forget_l
 # Climbing the loss of some rows harms others. `then` composes two methods into one: here a few steps on retained rows only.
 
 # %%
-repair = ju.finetune(model, optax.adam(1e-3), num_steps=40, batch_size=64)
+repair = ju.iterate(ju.finetune(model, optax.adam(1e-3)), num_steps=40, batch_size=64)
 repaired = ju.check(jax.jit(ju.then(unlearn, repair))(trained, data, request, key))
 assert {"first/forget_loss", "second/loss"} <= set(repaired.stats)  # both report, under prefixes
 
@@ -191,22 +191,25 @@ assert has_wrong_label[asked][skipped].mean() < has_wrong_label[asked][~skipped]
 
 # %% [markdown]
 # ## Keeping the best step
-# `keep_best` scores the model along the way and returns the best one. It sees `data.extra["validation"]` only: choosing on
+# `keep_best` scores the model along the way and returns the best one. It sees the held-out rows only: choosing on
 # rows that you report flatters the report, and the library refuses it unless you say `peek=True`.
 
 
 # %%
-def validation_accuracy(variables, data, request):
-    examples = data.extra["validation"]
+def accuracy(variables, examples):
     return jnp.mean(jnp.argmax(forward(variables, examples.inputs).logits, axis=1) == examples.targets)
 
 
-options = {"num_steps": 60, "batch_size": 32, "alpha": 0.9, "keep_best": validation_accuracy, "look_every": 10}
-best = ju.check(jax.jit(ju.gradient_difference(model, optax.adam(3e-3), **options))(trained, data, request, key))
-last = float(validation_accuracy(unlearned.variables, data, request))
+method = ju.gradient_difference(model, optax.adam(3e-3), alpha=0.9)
+choosing = ju.iterate(
+    method, num_steps=60, batch_size=32, look_every=10, validation=validation,
+    keep_best=lambda variables, seen: accuracy(variables, seen.validation),
+)  # fmt: skip
+best = ju.check(jax.jit(choosing)(trained, data, request, key))
+last = float(accuracy(unlearned.variables, validation))
 print(f"validation accuracy: {best.stats['best_score']:.1%} after {best.stats['best_step']} steps, {last:.1%} after all 60")
 assert best.stats["best_score"] >= last  # the same run, and its last step was looked at too
-assert jnp.isclose(validation_accuracy(best.variables, data, request), best.stats["best_score"])
+assert jnp.isclose(accuracy(best.variables, validation), best.stats["best_score"])
 assert not best.stats["peek"]
 
 # %% [markdown]

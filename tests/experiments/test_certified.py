@@ -8,12 +8,13 @@ import pytest
 import jaxunlearn as ju
 from experiments import certified_stream
 from experiments.common import certified
+from experiments.common.scale import Scale
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("certified")
-    return certified_stream.main(certified_stream.Config(smoke=True, out=out)), out
+    return certified_stream.main(certified_stream.Config(smoke=True, scale=Scale(mesh=False), out=out)), out
 
 
 def test_a_head_is_certified_unless_its_features_saw_the_rows(run):

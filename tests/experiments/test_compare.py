@@ -3,16 +3,17 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxunlearn as ju
 from experiments import compare
-from experiments.common import comparison, plots, scenarios, study
+from experiments.common import comparison, methods, outcome, plots, scenarios, search, settings, study
 from experiments.common.log import append, read_log
+from experiments.common.scale import Scale
 
 METHODS = ("finetune", "output_perturbation", "unsir")
+ONE_DEVICE = Scale(mesh=False)
 SEARCH = {"points": 2, "grid": {}, "draws": [1], "seeds": 2, "requests": 2, "unlearning_steps": 2}
 
 
@@ -27,7 +28,7 @@ def finished(tmp_path_factory):
         (folder / f"{method}.json").write_text(json.dumps(file))
     config = compare.Config(
         scenario=("backdoor",), methods=METHODS, seeds=2, requests=2, rows=120, training_steps=3, unlearning_steps=2,
-        configs=folder, out=folder / "out",
+        configs=folder, out=folder / "out", scale=ONE_DEVICE,
     )  # fmt: skip
     return config, compare.main(config)
 
@@ -43,7 +44,7 @@ def fails(*_, **__):
 def test_every_method_is_in_the_table_or_left_out_with_a_reason(finished, capsys):
     config, summary = finished
     found = summary["scenarios"]["backdoor"]
-    assert list(found["methods"]) == ["original", "finetune", "output_perturbation", "retrained again", "retrained"]
+    assert list(found["methods"]) == ["do nothing", "finetune", "output_perturbation", "retrained again", "retrained"]
     assert "whole classes" in found["left_out"]["unsir"]
     assert set(found["methods"]["finetune"]["gaps"]) == {"retain", "forget", "test", "auc", "unseen"}
     assert found["measure"] == "attack success"
@@ -96,15 +97,13 @@ def test_another_configuration_is_refused(finished, tmp_path):
         (changed / f"{method}.json").write_text((config.configs / f"{method}.json").read_text().replace("0.01", "0.02"))
     with pytest.raises(SystemExit, match=r"settings of finetune for backdoor were .*0\.01.*are .*0\.02"):
         compare.main(compare.replace(config, configs=changed))
-    with pytest.raises(SystemExit, match="no settings for class on digits: choose them with --tune"):
-        compare.main(compare.replace(config, scenario=("class",)))
     assert lines_of(config) == before
 
 
 def test_a_log_keeps_what_was_written(tmp_path):
     path = tmp_path / "new" / "log.jsonl"
     assert read_log(path, {"seeds": 2}, {}) == {}
-    line = {"scenario": "a", "method": "b", "options": {"x": 1.0}}
+    line = {"scenario": "a", "method": "b", "settings": {"x": 1.0}}
     append(path, line)
     assert read_log(path, {"seeds": 2}, {("a", "b"): {"x": 1.0}}) == {("a", "b"): line}
     path.write_text('{"other": 1}\n')
@@ -116,18 +115,18 @@ def test_seeds_of_training_requests_and_audit_move_their_own_part():
     setting = study.overfitted(num_rows=100, num_steps=2)
     ran = []
 
-    def run(calls):
+    def run(calls, tell=None):
         ran.append([jax.random.key_data(call[3]) for call in calls])
-        variables = jax.tree.map(lambda *x: jnp.stack(x), *[call[0] for call in calls])
-        return comparison.Timed(ju.Result(variables, jnp.int32(0), {}), 0.0, 0.0)
+        nothing = np.zeros(np.shape(calls[0][3]), np.int32)
+        return comparison.Timed(ju.Result(np.stack([nothing] * len(calls)), np.stack([nothing] * len(calls))), 0.0, 0.0)
 
-    bench = comparison.Bench(run, run, lambda *_: None, lambda name, streams: run, lambda name: None)
+    bench = comparison.Bench(setting, run, run, fails, lambda name, streams: run, fails, block=None)
     scenario = scenarios.random_rows(setting, num_requests=2, sizes=(3, 5), request_seed=0)
 
     def keys(method, **changes):
         seeds = comparison.Seeds(0, 0, 0, range(2))._replace(**changes)
         comparison.answer(bench, comparison.Ready(scenario, [None, None], seeds), method, {})
-        return np.array(ran.pop())
+        return np.array(ran.pop()).reshape(2, -1)  # a row per seed
 
     same = {
         "finetune": {"audit": 1, "draw": 1},
@@ -161,72 +160,98 @@ def test_one_shape_for_all_requests_changes_no_row():
     np.testing.assert_array_equal(padded.target, scenario.requests.target)  # that of the classes
 
 
-def test_numbers_are_traced_so_that_one_program_serves_all_settings():
+def test_numbers_are_traced_so_that_one_program_serves_all_settings(monkeypatch):
     setting = study.overfitted(num_rows=100, num_steps=1)
-    traces = []
+    traces, build = [], methods.build
 
-    def build(**options):
+    def counted(*arguments, **options):
         traces.append(options)
-        return study.unlearner("output_perturbation", setting.model, num_steps=1, batch_size=4, **options)
+        return build(*arguments, **options)
 
-    run = study.reusable(study.with_options(build))
+    monkeypatch.setattr(methods, "build", counted)
+    bench = comparison.programs(setting, network="mlp", num_steps=1, scale=ONE_DEVICE, mesh=None)
+    run = bench.method("output_perturbation", False)
     variables = setting.model.init(jax.random.key(0))
     request = ju.from_indices(setting.data, [[1, 2], [3]])
     keys = jax.random.split(jax.random.key(0), 2)
     norms = []
     for sigma in (0.1, 0.2):
-        data = setting.data._replace(extra={"options": {"sigma": jnp.float32(sigma)}})
-        done = run([(variables, data, request, keys)])
+        done = run([(variables, setting.data, (request, {"sigma": np.full(2, sigma, np.float32)}), keys)])
         norms.append(np.asarray(done.result.stats["noise_norm"]))
     assert len(traces) == 1
     assert norms[0].shape == (1, 2)
     np.testing.assert_allclose(norms[1], 2 * norms[0], rtol=1e-5)
     assert done.compile_seconds == 0
+
+
+def test_learning_rates_go_where_there_are_steps():
+    model = study.overfitted(num_rows=100, num_steps=1).model
     with pytest.raises(ValueError, match="scrub needs a learning_rate"):
-        study.unlearner("scrub", setting.model, num_steps=1, batch_size=4)
-    with pytest.raises(ValueError, match="leave learning_rate out"):
-        study.unlearner("output_perturbation", setting.model, num_steps=1, batch_size=4, learning_rate=0.1, sigma=1.0)
+        methods.build("scrub", model, num_steps=1, batch_size=4)
+    with pytest.raises(ValueError, match="output_perturbation has no use for a learning_rate"):
+        methods.build("output_perturbation", model, num_steps=1, batch_size=4, learning_rate=0.1, sigma=1.0)
 
 
 def test_the_search_takes_the_point_with_the_smallest_largest_gap():
     flat = np.zeros((2, 2), np.float32)
-    reference = study.Outcome(*[flat] * 5)._replace(auc=np.array([[0.5, 0.5], [0.52, 0.48]], np.float32))
+    fields = {**dict.fromkeys(outcome.Outcome._fields, flat), "auc": np.array([[0.5, 0.5], [0.52, 0.48]], np.float32)}
+    reference = outcome.Outcome(**fields)
     near = reference._replace(auc=reference.auc + 0.01)
     far = reference._replace(unseen=flat + 0.5)
     broken = reference._replace(test=np.full((2, 2), np.nan, np.float32))
-    width = study.spreads(reference, ("auc",))["auc"]
-    assert compare.worst_over_draws([near, near], [reference] * 2, "x") == pytest.approx(0.01 / width)
-    assert compare.worst_over_draws([near, reference], [reference] * 2, "x") == pytest.approx(0.005 / width)
-    assert compare.worst_over_draws([far], [reference], "x") == pytest.approx(0.5 / compare.LEAST_SPREAD)
-    assert compare.worst_over_draws([far], [reference], "") == 0  # unseen rows are the test rows
-    assert compare.worst_over_draws([broken], [reference], "x") == np.inf
+    width = outcome.spreads(reference, ("auc",))["auc"]
+    of_rows, of_both = comparison.measures_of(""), comparison.measures_of("x")
+    assert search.worst_over_draws([near, near], [reference] * 2, of_both) == pytest.approx(0.01 / width)
+    assert search.worst_over_draws([near, reference], [reference] * 2, of_both) == pytest.approx(0.005 / width)
+    assert search.worst_over_draws([far], [reference], of_both) == pytest.approx(0.5 / outcome.LEAST_SPREAD)
+    assert search.worst_over_draws([far], [reference], of_rows) == 0  # unseen rows are the test rows
+    assert search.worst_over_draws([broken], [reference], of_both) == np.inf
 
 
-def test_grids_settings_and_choices_speak_of_the_same_names():
-    assert set(compare.GRIDS) == set(compare.MethodName.__args__) <= set(ju.METHODS) - {"retrain"}
-    assert set(scenarios.NAMES) == set(compare.ScenarioName.__args__)
+def test_every_method_is_compared_from_its_card_alone():
+    """What a search chose counts while the card searches the same names; else a method starts at its card's first point."""
     config = compare.Config()
-    for method, grid in compare.GRIDS.items():
+    searched = set()
+    for method in methods.on_networks():
+        points = methods.points(method)
+        assert points[0] == methods.defaults(method)
         for table in [table for names in scenarios.NAMES.values() for table in names]:
-            if method == "unsir" and table not in ("class", "classes"):
+            values, found = settings.load(config.configs, method, table, "digits")
+            if found is None:
+                assert values == points[0]
                 continue
-            values, search = compare.load_settings(config, method, table)
-            assert all(value in grid[name] for name, value in values.items())
-            assert config.draw not in search["draws"]
-            assert search["points"] == np.prod([len(x) for x in grid.values()])
+            searched.add(method)
+            assert values.keys() == points[0].keys()
+            assert config.draw not in found["draws"]
+            assert all(value in found["grid"][name] for name, value in values.items())
+            assert found["points"] == np.prod([len(x) for x in found["grid"].values()])
+    assert searched >= {"finetune", "gradient_difference", "npo", "scrub", "ssd", "representation_unlearning"}
     with pytest.raises(SystemExit, match="must not be chosen on what is reported"):
         compare.main(compare.Config(tune=True, draw=1))
 
 
 def test_methods_that_cannot_apply_say_why(monkeypatch):
     regression = study.overfitted("diabetes", num_rows=50, label_noise=0, num_steps=1)
+
+    def why(method, setting=regression, on_classes=False):
+        return methods.left_out(method, setting, on_classes=on_classes, seeds=2)
+
     for method in ("random_label", "bad_teacher", "scrub", "unsir"):
-        assert "targets are real" in comparison.left_out(method, "random", regression, 2)
-    assert comparison.left_out("npo", "random", regression, 2) is None
-    assert comparison.left_out("amnesiac", "random", regression, 2) is None
-    monkeypatch.setitem(ju.METHODS, "novel", ju.METHODS["finetune"])
-    assert "has no grid" in compare.why_left_out("novel", "random", regression, 2)
-    assert "GiB" in comparison.left_out("amnesiac", "random", regression._replace(num_steps=10**6), 2)
+        assert "targets are real" in why(method)
+    assert why("npo") is None
+    assert why("amnesiac") is None
+    assert "attributes" in why("attribute_unlearning")
+    assert "GiB" in why("amnesiac", regression._replace(num_steps=10**6))
+    digits = study.overfitted(num_rows=50, num_steps=1)
+    assert "overwrites whole classes" in why("unsir", digits)
+    assert why("unsir", digits, on_classes=True) is None
+
+    def novel(model, *, horizon):
+        """Something new."""
+
+    card = ju.METHODS["finetune"]._replace(factory=novel, search={})
+    monkeypatch.setattr(ju, "METHODS", {**ju.METHODS, "novel": card})
+    assert "needs horizon" in why("novel", digits)
 
 
 def test_the_front_is_what_none_beats():

@@ -79,7 +79,7 @@ def test_batch_norm_statistics_follow_the_policy():
     request = jax.tree.map(lambda x: x[0], jaxunlearn.from_indices(data, [[0]]))
 
     def finetuned(bn):
-        unlearn = jaxunlearn.finetune(model, optax.sgd(0.01), num_steps=1, batch_size=4, bn=bn)
+        unlearn = jaxunlearn.iterate(jaxunlearn.finetune(model, optax.sgd(0.01), bn=bn), num_steps=1, batch_size=4)
         return jaxunlearn.check(jax.jit(unlearn)(variables, data, request, jax.random.key(2))).variables
 
     frozen, retained = finetuned("frozen"), finetuned("retain")

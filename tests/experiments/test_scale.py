@@ -11,8 +11,8 @@ import tyro
 
 import jaxunlearn as ju
 from experiments import quickstart
-from experiments.common import study
 from experiments.common.models import build
+from experiments.common.running import reusable
 from experiments.common.scale import Scale, gathered, in_bfloat16, leads, start
 from tests.problems import blobs, distance, network, normalized_network
 
@@ -36,34 +36,35 @@ def originals():
     return jax.vmap(network().init)(jax.random.split(jax.random.key(1), 2))
 
 
+def answers(unlearn, originals, **options):
+    """Of every original to every request, [originals, requests]."""
+    keys = jax.random.split(jax.random.key(0), (2, LANES))
+    calls = [(jax.tree.map(lambda x, s=s: x[s], originals), DATA, REQUESTS, keys[s]) for s in range(2)]
+    return reusable(unlearn, **options)(calls)
+
+
 @pytest.fixture(scope="module")
 def plain(originals):
-    return study.answer(method(), originals, DATA, REQUESTS, jax.random.key(0)).result
+    return answers(method(), originals).result
 
 
 def method(model=None):
-    return ju.gradient_difference(model or network(), optax.sgd(0.1), num_steps=3, batch_size=4)
+    return ju.iterate(ju.gradient_difference(model or network(), optax.sgd(0.1)), num_steps=3, batch_size=4)
 
 
 @pytest.mark.parametrize("devices", [None, 2])
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_mesh_and_chunk_change_no_answer(originals, plain, devices, chunk):
     mesh = devices and ju.request_mesh(jax.devices()[:devices])
-    done = study.answer(method(), originals, DATA, REQUESTS, jax.random.key(0), chunk=chunk, mesh=mesh)
+    done = answers(method(), originals, chunk=chunk, mesh=mesh)
     assert done.result.status.shape == (2, LANES)
     assert distance(done.result.variables, plain.variables) < 1e-6
     assert done.compile_seconds > 0 < done.run_seconds
 
 
-def test_over_seeds_takes_a_mesh_from_outside_jit(originals, plain):
-    keys = jax.random.split(jax.random.key(0), (2, LANES))
-    result = study.over_seeds(method(), mesh=ju.request_mesh(jax.devices()[:2]))(originals, DATA, REQUESTS, keys)
-    assert distance(result.variables, plain.variables) < 1e-6
-
-
 def test_bfloat16_answers_are_close_and_float32(originals, plain):
-    result = study.answer(method(in_bfloat16(network())), originals, DATA, REQUESTS, jax.random.key(0)).result
-    moved = distance(plain.variables, study.repeat(originals, LANES))
+    result = answers(method(in_bfloat16(network())), originals).result
+    moved = distance(plain.variables, jax.tree.map(lambda x: jnp.repeat(x[:, None], LANES, axis=1), originals))
     assert dtypes(result.variables) == dtypes(plain.variables)
     assert 0 < distance(result.variables, plain.variables) < 0.1 * moved
 
@@ -106,8 +107,8 @@ def test_a_bfloat16_head_continues_the_features():
 
 
 def test_what_is_asked_for_is_what_is_started():
-    assert start(Scale()) is None
-    assert start(Scale(mesh=True)).size == len(jax.devices())
+    assert start(Scale(mesh=False)) is None
+    assert start(Scale()).size == len(jax.devices())
     assert leads()
     values = {"x": jnp.arange(3), "y": 1}
     assert gathered(values)["x"] is values["x"]
@@ -128,8 +129,8 @@ def test_flags_that_make_no_sense_are_refused(scale, message):
 
 
 def test_flags_of_a_script_have_no_prefix():
-    config = tyro.cli(quickstart.Config, args=["--mesh", "--chunk", "4", "--bf16", "--distributed"])
-    assert config.scale == Scale(mesh=True, chunk=4, bf16=True, distributed=True)
+    config = tyro.cli(quickstart.Config, args=["--no-mesh", "--chunk", "4", "--bf16", "--distributed"])
+    assert config.scale == Scale(mesh=False, chunk=4, bf16=True, distributed=True)
     assert tyro.cli(quickstart.Config, args=[]).scale == Scale()
 
 

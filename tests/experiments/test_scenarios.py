@@ -7,6 +7,7 @@ import pytest
 
 from experiments.common import scenarios, study
 from experiments.common.data import load
+from experiments.common.outcome import outcome
 
 SEEDS = {"seed": 0, "request_seed": 0, "audit_seed": 0}
 
@@ -206,8 +207,11 @@ def test_real_targets_are_judged_by_root_mean_squares():
     setting = study.overfitted("diabetes", num_rows=100, label_noise=0, num_steps=1)
     scenario = scenarios.random_rows(setting, num_requests=2, sizes=(5, 9), request_seed=0)
     zero = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), setting.model.init(jax.random.key(0)))
-    audit = jax.jit(lambda variables: study.outcome(setting, variables, *scenario[3:6]))
-    found = audit(zero)
+
+    def audit(variables, request, unseen_weights):
+        return outcome(setting.model, variables, setting.data, setting.test, request, scenario.unseen, unseen_weights)[0]
+
+    found = jax.jit(jax.vmap(audit))(zero, scenario.requests, scenario.unseen_weights)
     targets = np.asarray(setting.data.train.targets)[:, 0]
     for lane, rows in enumerate(rows_of(scenario.requests)):
         assert found.forget[lane] == pytest.approx(np.sqrt(np.mean(targets[sorted(rows)] ** 2)), rel=1e-5)

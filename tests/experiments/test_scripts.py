@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,7 +9,10 @@ import jaxunlearn as ju
 from experiments import audit, curvature, dampening, quickstart, representation, tune_quickstart
 from experiments.benchmarks import audit as audit_benchmark
 from experiments.benchmarks import batched, timing
-from experiments.common import study
+from experiments.common import outcome, study
+from experiments.common.scale import Scale
+
+ONE_DEVICE = Scale(mesh=False)  # a program of eight faked devices takes eight times as long; `test_scale.py` has a mesh
 
 
 def test_the_benchmark_compares_before_it_times(tmp_path, capsys):
@@ -40,46 +42,58 @@ def test_settings_and_grids_speak_of_the_same_methods_and_numbers():
 def test_gaps_are_counted_in_standard_deviations_over_seeds():
     values = np.zeros((2, 3), np.float32)
     spread = np.array([[1.0, 2, 3], [3, 4, 5]], np.float32)  # over seeds: sqrt(2) for every request
-    fields = dict.fromkeys(study.Measures._fields, values)
-    retrained = study.Measures(**{**fields, "forget_accuracy": spread})
-    other = study.Measures(**{**fields, "forget_accuracy": spread + 1, "auc": values - 1})
-    assert study.spreads(retrained)["forget_accuracy"] == pytest.approx(2**0.5)
-    scaled = study.in_spreads(other, retrained)
-    assert scaled["forget_accuracy"] == pytest.approx(2**-0.5)
-    assert scaled["retain_accuracy"] == 0
+    fields = dict.fromkeys(outcome.Outcome._fields, values)
+    retrained = outcome.Outcome(**{**fields, "forget": spread})
+    other = outcome.Outcome(**{**fields, "forget": spread + 1, "auc": values - 1})
+    assert outcome.spreads(retrained)["forget"] == pytest.approx(2**0.5)
+    scaled = outcome.in_spreads(other, retrained)
+    assert scaled["forget"] == pytest.approx(2**-0.5)
+    assert scaled["retain"] == 0
     assert scaled["auc"] == -np.inf
+    assert outcome.in_spreads(other, retrained, least=0.5)["auc"] == -2
 
 
-def test_a_study_answers_and_measures_every_seed_and_request():
+def test_the_quickstart_answers_and_audits_every_seed_and_request(tmp_path, capsys):
+    config = quickstart.Config(
+        scale=ONE_DEVICE, seeds=2, random_requests=2, rows=120, training_steps=3, unlearning_steps=2, out=tmp_path
+    )
+    summary = quickstart.main(config)
+    assert summary["scenarios"].keys() == {quickstart.RANDOM, quickstart.CLASSES}
+    for kind, count in ((quickstart.RANDOM, 2), (quickstart.CLASSES, 10)):
+        found = summary["scenarios"][kind]
+        assert found["requests"] == count
+        assert set(found["methods"]) == set(quickstart.ORDER)
+        assert all(x["estimate"] is not None for x in found["methods"]["scrub"]["means"].values())
+        assert (
+            found["methods"][outcome.RETRAINED]["means"]["divergence"]["estimate"]
+            < 1e-6
+            < (found["methods"]["scrub"]["means"]["divergence"]["estimate"])
+        )
+    assert json.loads((tmp_path / "quickstart.json").read_text())["config"]["rows"] == 120
+    assert {"report.html", "quickstart.png"} <= {path.name for path in tmp_path.iterdir()}
+    text = capsys.readouterr().out
+    assert text.count("do nothing") == 4  # two tables per kind of requests
+
+
+def test_a_study_refuses_more_rows_than_there_are_and_draws_requests_of_the_sizes_asked_for():
     setting = study.overfitted(num_rows=120, num_steps=3)
     requests = study.random_requests(setting.data, [4, 9], seed=0)
     assert requests.weights.sum(axis=1).tolist() == [4, 9]
-    key = jax.random.key(0)
-    originals = setting.originals([0, 1], key)
-    unlearn = study.unlearner("scrub", setting.model, num_steps=2, batch_size=8, learning_rate=1e-3, forget_epochs=1)
-    done = study.answer(unlearn, originals, setting.data, requests, key)
-    measures = study.measure(setting, done.result.variables, study.repeat(originals, 2), requests)
-    assert measures.auc.shape == (2, 2)
-    assert measures.roc.shape == (2, 2, len(study.FALSE_POSITIVE_RATES))
-    assert (np.diff(measures.roc, axis=-1) >= 0).all()
-    assert (measures.divergence > 0).all()
-    same = study.measure(setting, study.repeat(originals, 2), study.repeat(originals, 2), requests)
-    assert (same.divergence < 1e-6).all()
     with pytest.raises(ValueError, match="fewer than num_rows"):
         study.overfitted(num_rows=10_000)
 
 
 def test_an_audit_of_the_smallest_size_writes_its_report(tmp_path, capsys):
-    summary = audit.main(audit.Config(smoke=True, metrics=("forget_accuracy", "u_lira"), out=tmp_path))
+    summary = audit.main(audit.Config(scale=ONE_DEVICE, smoke=True, metrics=("forget_accuracy", "u_lira"), out=tmp_path))
     assert set(summary["judgements"]) == set(summary["controls"]) == {"forget_accuracy", "u_lira"}
     assert json.loads((tmp_path / "audit.json").read_text())["settings"]["num_models"] == 39
     assert (tmp_path / "audit.md").read_text().startswith("Question: is the influence")
     assert "</html>" in (tmp_path / "report.html").read_text()
-    assert "U-LiRA accuracy" in capsys.readouterr().out
+    assert "U-LiRA" in capsys.readouterr().out
 
 
 def test_representations_are_compared_with_the_dense_matrix(tmp_path):
-    summary = curvature.main(curvature.Config(smoke=True, out=tmp_path))
+    summary = curvature.main(curvature.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
     rows = {row["representation"]: row for row in summary["rows"]}
     assert rows["dense GGN"]["error"] == 0
     assert all(np.isfinite(row["error"]) for row in rows.values())
@@ -90,7 +104,7 @@ def test_representations_are_compared_with_the_dense_matrix(tmp_path):
 
 
 def test_dampening_is_swept_over_thresholds_and_batch_sizes(tmp_path):
-    summary = dampening.main(dampening.Config(smoke=True, out=tmp_path))
+    summary = dampening.main(dampening.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
     assert {(row["request"], row["batch_size"], row["alpha"]) for row in summary["rows"]} == {
         (kind, size, alpha) for kind in ("a class", "random rows") for size in (1, 16) for alpha in (1.0, 5.0)
     }
@@ -100,7 +114,7 @@ def test_dampening_is_swept_over_thresholds_and_batch_sizes(tmp_path):
 
 
 def test_features_are_judged_beside_retrained_models(tmp_path):
-    summary = representation.main(representation.Config(smoke=True, out=tmp_path))
+    summary = representation.main(representation.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
     words = summary["words"]
     assert {"affine map, standard", "affine map, zero-shot", "deep map", "ssd", "retrained again"} <= set(words)
     assert "deleted" not in " ".join(words.values())

@@ -8,7 +8,8 @@ import pytest
 
 import jaxunlearn
 from experiments.common.models import build
-from experiments.common.training import environment, timed, train
+from experiments.common.running import timed
+from experiments.common.training import environment, train
 
 MODEL = build("mlp", (4,), 3, widths=())
 
@@ -21,7 +22,7 @@ def _data():
 def test_every_seed_is_retraining_with_an_empty_request():
     data, key, optimizer, options = _data(), jax.random.key(1), optax.sgd(0.5), {"num_steps": 150, "batch_size": 16}
     both = train(MODEL, data, optimizer, seeds=[0, 7], key=key, **options)
-    retrain = jax.jit(jaxunlearn.retrain(MODEL, optimizer, **options))
+    retrain = jax.jit(jaxunlearn.iterate(jaxunlearn.retrain(MODEL, optimizer), **options))
     like = MODEL.init(jax.random.key(5))
     alone = retrain(like, data, jaxunlearn.empty_request(), jax.random.fold_in(key, 7)).variables
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-4, atol=1e-5), both, alone)

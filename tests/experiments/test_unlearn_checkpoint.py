@@ -9,11 +9,12 @@ import pytest
 
 from experiments import unlearn_checkpoint
 from experiments.common.models import build
+from experiments.common.scale import Scale
 from experiments.unlearn_checkpoint import Config
-from jaxunlearn.checkpoint import load_variables, save_variables
+from jaxunlearn.service.checkpoint import load_variables, save_variables
 from tests.problems import distance
 
-SMALL = Config(steps=2, training_steps=2, batch_size=8, options={"alpha": "0.9"})
+SMALL = Config(steps=2, training_steps=2, batch_size=8, settings={"alpha": "0.9"}, scale=Scale(mesh=False))
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,10 @@ def test_demo_writes_a_checkpoint_and_an_audit(out, trained):
     after = load_variables(out / "checkpoint", trained)
     assert 0 < distance(after, trained) < 0.1
     summary = json.loads((out / "unlearn_checkpoint.json").read_text())
-    assert list(summary["models"]) == ["before", "after", "retrained"]
+    assert list(summary["models"]) == ["do nothing", "unlearned", "retrained"]
     assert summary["forgotten_rows"] == 3
-    assert not {"rows", "out"} & set(summary["config"])
+    assert not {"rows", "rows_file", "checkpoint"} & set(summary["config"])
+    assert summary["config"]["out"] is None
     for figures in summary["models"].values():
         for name in ("forget_accuracy", "auc", "tpr"):
             assert figures[name]["low"] <= figures[name]["estimate"] <= figures[name]["high"]
@@ -52,10 +54,10 @@ def test_a_train_state_and_a_file_of_rows_are_read(trained, tmp_path, capsys):
     save_variables(tmp_path / "run", {**trained, "opt_state": [{"mu": jnp.ones(3)}], "step": jnp.int32(7)})
     (tmp_path / "ids.txt").write_text("3\n14 15\n")
     arguments = {"checkpoint": tmp_path / "run", "rows_file": tmp_path / "ids.txt", "out": tmp_path / "out"}
-    sigma = {"method": "output_perturbation", "options": {"sigma": "0"}}  # changes nothing
+    sigma = {"method": "output_perturbation", "settings": {"sigma": "0"}}  # changes nothing
     unlearn_checkpoint.main(replace(SMALL, **arguments, **sigma))
     assert distance(load_variables(tmp_path / "out" / "checkpoint", trained), trained) == 0
-    assert "before" in capsys.readouterr().out
+    assert "do nothing" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(out):
@@ -69,9 +71,9 @@ def test_nothing_is_overwritten(out):
         ({"checkpoint": None}, SystemExit, "either --checkpoint DIR, or --demo"),
         ({"rows": ()}, SystemExit, "nothing to forget"),
         ({"rows_file": "nowhere.txt"}, SystemExit, "either --rows or --rows-file"),
-        ({"method": "scrab"}, SystemExit, "unknown method 'scrab'"),
-        ({"options": {"beta": "1"}}, SystemExit, "gradient_difference has no option beta; it has alpha, bn"),
-        ({"method": "cf_k", "options": {}}, SystemExit, "cf_k needs layers"),
+        ({"method": "scrab"}, SystemExit, "scrab"),
+        ({"settings": {"beta": "1"}}, SystemExit, "gradient_difference has no setting beta; it has alpha, bn"),
+        ({"method": "cf_k", "settings": {}}, SystemExit, "cf_k needs layers"),
         ({"rows": (5, 1437)}, ValueError, "rows 1437 are outside the 1437 rows"),
         (
             {"network": "cnn"},

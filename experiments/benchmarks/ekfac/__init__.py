@@ -1,0 +1,1 @@
+"""Parts of `experiments/benchmarks/curvature.py`, one file for each."""
