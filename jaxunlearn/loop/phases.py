@@ -1,9 +1,13 @@
-"""Methods whose steps are of two kinds, in turns."""
+"""Methods whose steps are of two kinds, in turns: which step is of which kind, and which rows it reads."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PRNGKeyArray
 
-from jaxunlearn.types import Batch, Scalar
+from jaxunlearn import sampling
+from jaxunlearn.types import Batch, BatchSizes, Sampler, Scalar, Split
 
 
 def forgets(batch: Batch, *, forget_steps: Scalar, retain_steps: Scalar, rounds: Scalar) -> Bool[Array, ""]:
@@ -28,3 +32,31 @@ def forgets(batch: Batch, *, forget_steps: Scalar, retain_steps: Scalar, rounds:
     """
     finished, position = jnp.divmod(batch.step, forget_steps + retain_steps)
     return (finished < rounds) & (position < forget_steps)
+
+
+def in_turns(*, forget_steps: Scalar, retain_steps: Scalar) -> Sampler:
+    """A sampler whose passes over the forget set go on from one forget step to the next.
+
+    `jaxunlearn.uniform` counts all steps. Where only some of them forget, parts of the forget set would never be read once
+    batch size, number of rows and length of a round share factors.
+
+    Args:
+        forget_steps, retain_steps: length of the two phases of a round, in steps.
+
+    Returns:
+        A sampler for `Unlearner.sample`.
+
+    Example:
+        >>> from jaxunlearn.loop.phases import in_turns
+        >>> method = jaxunlearn.scrub(model, optax.sgd(0.1))._replace(sample=in_turns(forget_steps=1, retain_steps=1))
+    """
+
+    def sample(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:
+        finished, position = jnp.divmod(step, forget_steps + retain_steps)
+        visit = finished * forget_steps + jnp.minimum(position, forget_steps)
+        return Batch(
+            sampling.draw_forget(split, jnp.asarray(visit, jnp.int32), sizes.forget),
+            sampling.draw_retain(split, key, sizes.retain),
+        )
+
+    return sample

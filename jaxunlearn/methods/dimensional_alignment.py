@@ -29,7 +29,7 @@ from jaxunlearn.evaluation import class_labels
 from jaxunlearn.heads import alignment, eigenspace
 from jaxunlearn.heads.maps import layer_of
 from jaxunlearn.loop.descend import descend, trained_model
-from jaxunlearn.loop.phases import forgets
+from jaxunlearn.loop.phases import forgets, in_turns
 from jaxunlearn.passes import BatchNormPolicy
 from jaxunlearn.types import Batch, Model, Scalar, Unlearner, Variables, Weighted
 
@@ -186,4 +186,5 @@ def dimensional_alignment(
         loss, (state, stats) = jax.lax.cond(chosen, forget_step, recover_step, variables, trained, batch, key)
         return loss, (state, {**stats, "phase": chosen.astype(jnp.int32)})
 
-    return descend(model, optimizer, objective, context=trained_model, on_empty=METHOD.on_empty)
+    method = descend(model, optimizer, objective, context=trained_model, on_empty=METHOD.on_empty)
+    return method._replace(sample=in_turns(forget_steps=forget_steps, retain_steps=recover_steps))

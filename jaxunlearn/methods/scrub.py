@@ -17,7 +17,7 @@ import optax
 from jaxunlearn import checks, losses, passes
 from jaxunlearn.card import Method
 from jaxunlearn.loop.descend import descend, trained_model
-from jaxunlearn.loop.phases import forgets
+from jaxunlearn.loop.phases import forgets, in_turns
 from jaxunlearn.passes import BatchNormPolicy
 from jaxunlearn.types import Model, Scalar, Unlearner, Variables, Weighted
 
@@ -97,4 +97,5 @@ def scrub(
         loss, (state, stats) = jax.lax.cond(leaves, disobey, obey, variables, teacher, batch, key)
         return loss, (state, {**stats, "phase": leaves.astype(jnp.int32)})
 
-    return descend(model, optimizer, objective, context=trained_model, on_empty=METHOD.on_empty)
+    method = descend(model, optimizer, objective, context=trained_model, on_empty=METHOD.on_empty)
+    return method._replace(sample=in_turns(forget_steps=forget_steps, retain_steps=retain_steps))
