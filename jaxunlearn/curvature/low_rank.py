@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
 from jaxunlearn.curvature.dense import check_rank
@@ -14,8 +15,9 @@ from jaxunlearn.tree import Layers
 def lanczos(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None = None) -> Fit:
     """The part of a matrix that `rank` Lanczos steps from a random vector find: its largest eigenvalues first, either sign.
 
-    All basis vectors are orthogonalised against all others, without which float32 finds some eigenvalues several times. The
-    smallest eigenvalue found is an upper bound of the true one: it can refute that a matrix is positive, and never prove it.
+    All basis vectors are orthogonalised against all others, without which float32 finds some eigenvalues several times. Where
+    the steps have seen all that a matrix of low rank does, they go on from another random vector. The smallest eigenvalue
+    found is an upper bound of the true one: it can refute that a matrix is positive, and never prove it.
 
     Args:
         matvec: `(variables, examples, weights) -> Matvec`, e.g. `partial(jaxunlearn.curvature.ggn_vp, model)`.
@@ -23,14 +25,14 @@ def lanczos(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         layers: leaves it is about, see `jaxunlearn.curvature.dense`.
 
     Returns:
-        A `Fit` that makes a `LowRank`. What the steps did not see has eigenvalue 0; the matrix of zeros gives NaN.
+        A `Fit` that makes a `LowRank`. What the steps did not see has eigenvalue 0.
 
     Raises:
         ValueError: a rank above the number of weights.
 
     References:
         Lanczos: An iteration method for the solution of the eigenvalue problem of linear differential and integral operators,
-        1950, doi 10.6028/jres.045.026; run by matfree (Kraemer et al., 2024, arXiv 2405.17277).
+        1950, doi 10.6028/jres.045.026.
 
     Example:
         >>> from functools import partial
@@ -38,15 +40,45 @@ def lanczos(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
     """
 
     def fit(variables, examples, weights, key):
-        from matfree import decomp, eig
-
         product, start, chosen = _flat(matvec, variables, examples, weights, layers, key)
         check_rank(rank, start.size)
-        decompose = eig.eigh_partial(decomp.tridiag_sym(rank, reortho="full", custom_vjp=False))
-        values, vectors = decompose(product, start)
-        return LowRank(values, vectors, chosen)
+        basis, diagonal, beside = _tridiagonal(product, start, rank, jax.random.fold_in(key, 2))
+        values, rotation = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
+        return LowRank(values, jnp.dot(rotation.T, basis, precision="highest"), chosen)
 
     return fit
+
+
+def _tridiagonal(
+    product: Matvec, start: Float[Array, "p"], rank: int, key: PRNGKeyArray
+) -> tuple[Float[Array, "rank p"], Float[Array, "rank"], Float[Array, "rank-1"]]:
+    """Orthonormal rows Q and the diagonals of `Q C Q'`; where the space is used up, a random vector goes on beside it."""
+    limits = jnp.finfo(start.dtype)
+
+    def outside(v: Float[Array, "p"], basis: Float[Array, "rank p"]) -> Float[Array, "p"]:
+        for _ in range(2):  # the second time takes off what rounding left
+            v = v - jnp.dot(jnp.dot(basis, v, precision="highest"), basis, precision="highest")
+        return v
+
+    def unit(v: Float[Array, "p"]) -> Float[Array, "p"]:
+        return v / jnp.maximum(jnp.linalg.norm(v), limits.tiny)
+
+    def step(carry, place):
+        basis, scale, q = carry
+        basis = basis.at[place].set(q)
+        image = product(q)
+        diagonal = jnp.vdot(q, image, precision="highest")
+        rest = outside(image, basis)
+        length = jnp.linalg.norm(rest)
+        scale = jnp.maximum(scale, jnp.maximum(jnp.abs(diagonal), length))
+        used_up = length <= 100 * limits.eps * scale
+        random = jax.random.normal(jax.random.fold_in(key, place), start.shape, start.dtype)
+        after = unit(outside(unit(jnp.where(used_up, outside(random, basis), rest)), basis))
+        return (basis, scale, after), (diagonal, jnp.where(used_up, 0, length))
+
+    first = jnp.zeros((rank, start.size), start.dtype), jnp.zeros((), start.dtype), unit(start)
+    (basis, _, _), (diagonal, beside) = jax.lax.scan(step, first, jnp.arange(rank))
+    return basis, diagonal, beside[:-1]
 
 
 def nystrom(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None = None) -> Fit:

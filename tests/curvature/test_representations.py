@@ -101,6 +101,21 @@ def test_what_is_prepared_depends_on_present_rows_only():
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rank", [12, 48])
+def test_lanczos_steps_beyond_the_rank_of_a_matrix_invent_nothing(dtype, rank):
+    """8 gradients of 64 weights: a matrix of rank 8, whose other eigenvalues are 0."""
+    rows = np.random.default_rng(0).normal(size=(8, 64)).astype(dtype)
+    product = lambda *_: lambda v: {"w": rows.T @ (rows @ v["w"])}
+    fit = curvature.lanczos(product, rank=rank)
+    made = jax.jit(fit)(ju.Variables({"w": jnp.zeros(64, dtype)}), None, None, KEY)
+    expected = np.linalg.eigvalsh(rows @ rows.T)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(np.sort(made.values)[-8:], expected, rtol=tolerance)
+    np.testing.assert_allclose(np.sort(made.values)[:-8], 0, atol=tolerance * expected[-1])
+    np.testing.assert_allclose(made.vectors @ made.vectors.T, np.eye(rank), atol=tolerance)
+
+
 def test_bad_ranks_layers_and_kinds_are_refused():
     with pytest.raises(ValueError, match="at most the number of weights 64"):
         curvature.lanczos(GGN, rank=65)(VARIABLES, ROWS, jnp.ones(60), KEY)
@@ -180,7 +195,7 @@ def test_batches_ignore_what_rows_that_do_not_count_hold():
 def test_the_gram_form_is_whole_when_rows_and_weights_are_as_many(rows):
     model, few = linear_classifier(), ju.Examples(*(x[:rows] for x in ROWS))
     variables = ju.Variables({"w": np.full((4, 3), 0.3)})
-    made = curvature.gram(model, kind="fisher")(variables, few, jnp.ones(rows), KEY)  # 3 vectors a row, 12 weights
+    made = jax.jit(curvature.gram(model, kind="fisher"))(variables, few, jnp.ones(rows), KEY)  # 3 vectors a row, 12 weights
     expected = np.linalg.inv(matrix(made.matvec, variables.params) + 0.1 * np.eye(12))
     np.testing.assert_allclose(matrix(lambda v: made.solve(v, 0.1), variables.params), expected, atol=1e-12)
 
@@ -189,8 +204,8 @@ def test_a_matrix_of_zeros_is_one():
     rows = ju.Examples(np.zeros((12, 4)), np.arange(12) % 3)
     variables = ju.Variables({"w": np.full((4, 3), 0.3)})
     for fit in (curvature.nystrom(partial(curvature.ggn_vp, linear_classifier()), rank=2), curvature.gram(linear_classifier())):
-        made = fit(variables, rows, jnp.ones(12), KEY)
-        np.testing.assert_allclose(made.solve(variables.params, 0.5)["w"], 0.6, rtol=1e-12)
+        solved = jax.jit(lambda fit=fit: fit(variables, rows, jnp.ones(12), KEY).solve(variables.params, 0.5))()
+        np.testing.assert_allclose(solved["w"], 0.6, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["diagonal", "dense", "gram", "kfac", "ekfac"])

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # import all parts, then hang in the first one, longer than the time that the run is given.
 BARE = """
 import sys
-for name in ("tyro", "rich", "matfree", "orbax", "tensorflow_datasets", "jinja2", "haiku", "dp_accounting"):
+for name in ("tyro", "rich", "orbax", "tensorflow_datasets", "jinja2", "haiku", "dp_accounting"):
     sys.modules[name] = None
 import time
 from importlib import import_module
