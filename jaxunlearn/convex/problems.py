@@ -43,7 +43,8 @@ class Problem(NamedTuple):
         def loss(outputs: Outputs, examples: Examples) -> jax.Array:
             if self.name == "ridge":
                 return 0.5 * jnp.sum(jnp.reshape((outputs.logits - examples.targets) ** 2, (examples.targets.shape[0], -1)), 1)
-            return optax.losses.softmax_cross_entropy_with_integer_labels(outputs.logits, examples.targets)
+            labels = examples.targets.astype(jnp.int32)  # bool ones are no indices
+            return optax.losses.softmax_cross_entropy_with_integer_labels(outputs.logits, labels)
 
         def regularizer(params: PyTree) -> jax.Array:
             return self.l2 / 2 * jnp.sum(params["kernel"] ** 2)
@@ -91,7 +92,7 @@ def ridge(l2: float, num_outputs: int = 1) -> Problem:
 
 
 def logistic(l2: float) -> Problem:
-    """Two classes, `log(1 + exp(-s z))` with `s = 2 y - 1`, for integer targets 0 and 1.
+    """Two classes, `log(1 + exp(-s z))` with `s = 2 y - 1`, for integer or bool targets 0 and 1.
 
     Its third derivative is at most `1 / (6 sqrt 3) = 0.096` (at `z = log(2 + sqrt 3)`), less than the 1/4 in use elsewhere.
 
@@ -111,7 +112,7 @@ def logistic(l2: float) -> Problem:
     """
 
     def sign(z, y):
-        return (2 * y - 1).astype(z.dtype)[:, None]
+        return (2 * y.astype(z.dtype) - 1)[:, None]  # unsigned and bool labels have no -1
 
     def spread(z):
         return jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)

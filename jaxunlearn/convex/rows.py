@@ -79,6 +79,8 @@ def check_data(problem: Problem, data: Data, *, row_norm: float | None = None) -
     else:
         classes = 2 if problem.name == "logistic" else problem.num_outputs
         strange = np.unique(labels[(labels < 0) | (labels >= classes)])
+        if strange.tolist() == [-1] and classes == 2:
+            raise ValueError(f"{problem.name} takes labels 0 and 1, got -1 and 1: write (labels + 1) // 2")
         if strange.size:
             raise ValueError(f"{problem.name} takes labels from 0 to {classes - 1}, got {strange[:5].tolist()}; number them so")
     if row_norm is not None:
@@ -134,7 +136,10 @@ def check_shapes(problem: Problem, data: Data) -> None:
     wanted = {(inputs.shape[0],)} if problem.num_outputs == 1 or problem.name == "softmax" else set()
     wanted |= {(inputs.shape[0], problem.num_outputs)} if problem.name == "ridge" else set()
     kind = jnp.floating if problem.name == "ridge" else jnp.integer
-    if jnp.shape(targets) not in wanted or not jnp.issubdtype(jnp.result_type(targets), kind):
+    fits = jnp.issubdtype(jnp.result_type(targets), kind) or (
+        problem.name == "logistic" and jnp.issubdtype(jnp.result_type(targets), jnp.bool_)
+    )
+    if jnp.shape(targets) not in wanted or not fits:
         raise ValueError(
             f"{problem.name} needs {'real' if problem.name == 'ridge' else 'integer'} targets of shape "
             f"{' or '.join(map(str, sorted(wanted)))}, got {jnp.result_type(targets)}{list(jnp.shape(targets))}"

@@ -148,6 +148,7 @@ def test_rows_are_normalised_one_by_one():
         (lambda: convex.feature_rows(np.array([[1.0, np.nan]])), "1 rows are NaN or inf"),
         (lambda: convex.feature_rows(np.ones((2, 2)), norm="max"), "'unit', 'clip' or None"),
         (lambda: convex.fit(convex.logistic(0.1), DATA["softmax"]), r"labels from 0 to 1, got \[2\]"),
+        (lambda: convex.fit(convex.logistic(0.1), ju.training_data(ROWS, 2 * LABELS["logistic"] - 1)), r"\(labels \+ 1\) // 2"),
         (lambda: convex.fit(convex.ridge(0.1), DATA["softmax"]), "real targets"),
         (lambda: convex.fit(convex.logistic(0.1), ju.training_data(5 * ROWS, LABELS["logistic"])), "feature_rows"),
         (lambda: convex.fit(convex.logistic(0.1), ju.training_data(ROWS[:, 0], LABELS["logistic"])), r"rows \[n, d\]"),
@@ -165,3 +166,15 @@ def test_rows_are_normalised_one_by_one():
 def test_what_does_not_fit_is_refused(call, message):
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int8, bool])
+def test_labels_of_any_integer_type_and_bools_mean_the_same(dtype):
+    problem, kernel = PROBLEMS["logistic"], RNG.normal(size=(ROWS.shape[1], 1))
+    labels = jnp.asarray(LABELS["logistic"].astype(dtype))
+    scores = jnp.asarray(ROWS.astype(np.float64) @ kernel)
+    np.testing.assert_array_equal(problem.slope(scores, labels), problem.slope(scores, LABELS["logistic"]))
+    np.testing.assert_array_equal(problem.loss(scores, labels), problem.loss(scores, LABELS["logistic"]))
+    data = ju.training_data(ROWS, labels)
+    convex.check_data(problem, data)
+    np.testing.assert_allclose(objective_of(problem, kernel, data), objective_of(problem, kernel, DATA["logistic"]), rtol=1e-14)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxunlearn import checks
 from jaxunlearn.audit.statistics.intervals import clopper_pearson
 
 
@@ -41,7 +42,7 @@ def epsilon_lower_bound(
         Float[], at least 0; 0 where nothing was shown. NaN if a score is.
 
     Raises:
-        ValueError: scores that are not vectors of at least four numbers, or a level outside (0, 1).
+        ValueError: scores that are not vectors of at least four numbers, delta outside [0, 1], or a level outside (0, 1).
 
     References:
         Jagielski, Ullman, Oprea: Auditing differentially private machine learning, 2020, arXiv 2006.07709.
@@ -53,9 +54,10 @@ def epsilon_lower_bound(
         >>> float(jaxunlearn.audit.epsilon_lower_bound(removed + 2, retrained, delta=1e-5)) > 2
         True
     """
-    first, second = jnp.asarray(first), jnp.asarray(second)
+    first, second = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in map(jnp.asarray, (first, second)))
     if first.ndim != 1 or second.ndim != 1 or min(first.size, second.size) < 4:
         raise ValueError(f"expected two vectors of at least four scores, got shapes {first.shape} and {second.shape}")
+    checks.check_range("delta", delta, low=0, high=1)
     if not 0 < level < 1:
         raise ValueError(f"level is a fraction between 0 and 1 such as 0.95, got {level}")
     halves = [(x[: x.size // 2], x[x.size // 2 :]) for x in (first, second)]

@@ -63,3 +63,7 @@ def test_samples_of_different_size_and_bad_input():
         audit.epsilon_lower_bound(first[None], second, delta=0.0)
     with pytest.raises(ValueError, match="level is a fraction"):
         audit.epsilon_lower_bound(first, second, delta=0.0, level=95)
+    with pytest.raises(ValueError, match="delta must lie in"):
+        audit.epsilon_lower_bound(first, second, delta=-0.5)
+    halves = bound(first.astype(np.float16), second.astype(np.float16), delta=1e-3)  # whose counts overflow in float16
+    assert float(halves) == pytest.approx(float(bound(first, second, delta=1e-3)), rel=0.05)
