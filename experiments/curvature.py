@@ -73,7 +73,7 @@ class Config(script.OnNetworks):
     """Added to the curvature, besides the weight decay."""
     rank: int = 64
     """Of Lanczos and Nystrom."""
-    chunk: int | None = None
+    rows_together: int | None = None
     """Rows in memory together."""
     repeats: int = 3
     """Timed calls, of which the median counts."""
@@ -198,7 +198,7 @@ def one_seed(config: Config, seed: int, mesh: Mesh | None, tell: Callable[[str],
         for damping in config.damping:
             tolerance = 1e-3 if is_dense else 1e-5
             options: dict[str, Any] = (
-                {} if fit is not None else {"solver": "cg", "rtol": tolerance, "max_steps": 1000, "chunk": config.chunk}
+                {} if fit is not None else {"solver": "cg", "rtol": tolerance, "max_steps": 1000, "chunk": config.rows_together}
             )
             unlearn = jax.jit(ju.batched(ju.newton(model, damping=damping, **options), chunk=config.requests))
             result, _ = timed(lambda u=unlearn, p=prepared: u(variables, p, requests, keys), 1)
@@ -228,19 +228,19 @@ def one_seed(config: Config, seed: int, mesh: Mesh | None, tell: Callable[[str],
 
 def representations(config: Config, model: ju.Model, *, dense: bool) -> dict[str, curvature.Fit]:
     """What is compared, by name; conjugate gradients have no representation."""
-    ggn = partial(curvature.ggn_vp, model, chunk=config.chunk)
+    ggn = partial(curvature.ggn_vp, model, chunk=config.rows_together)
     exact = {
-        "dense GGN": curvature.dense(model, chunk=config.chunk),
-        "dense Hessian": curvature.dense(model, kind="hessian", chunk=config.chunk),
+        "dense GGN": curvature.dense(model, chunk=config.rows_together),
+        "dense Hessian": curvature.dense(model, kind="hessian", chunk=config.rows_together),
     }
     return {
         **(exact if dense else {}),
-        "last layer": curvature.dense(model, layers="head", chunk=config.chunk),
+        "last layer": curvature.dense(model, layers="head", chunk=config.rows_together),
         "diagonal": curvature.diagonal(model, kind="fisher", chunk=64),
         "empirical diagonal": curvature.diagonal(model, kind="empirical", chunk=64),
-        "K-FAC": curvature.kfac(model, kind="ggn", chunk=config.chunk),
-        "EK-FAC": curvature.ekfac(model, kind="ggn", chunk=config.chunk),
-        "EK-FAC, sampled labels": curvature.ekfac(model, kind="sampled", chunk=config.chunk),
+        "K-FAC": curvature.kfac(model, kind="ggn", chunk=config.rows_together),
+        "EK-FAC": curvature.ekfac(model, kind="ggn", chunk=config.rows_together),
+        "EK-FAC, sampled labels": curvature.ekfac(model, kind="sampled", chunk=config.rows_together),
         f"Lanczos {config.rank}": curvature.lanczos(ggn, rank=config.rank),
         f"Nystrom {config.rank}": curvature.nystrom(ggn, rank=config.rank),
     }
@@ -254,7 +254,7 @@ def solve_seconds(
         jax.random.split(jax.random.key(0), config.requests)
     )
     if is_cg:
-        product = curvature.ggn_vp(model, variables, data.train, data.present, chunk=config.chunk)
+        product = curvature.ggn_vp(model, variables, data.train, data.present, chunk=config.rows_together)
         solve = jax.jit(jax.vmap(lambda b: curvature.cg(product, b, damping=damping, rtol=1e-3, max_steps=1000).solution))
     else:
         made = slots.CURVATURE.get(data).value
@@ -291,10 +291,10 @@ def polish(config: Config, model: ju.Model, rows: ju.Examples, variables: ju.Var
     def step(params, _):
         now, slope = variables._replace(params=params), jax.grad(value)(params)
         if is_dense:
-            hessian = curvature.dense(model, kind="hessian", chunk=config.chunk)(now, rows, weights, jax.random.key(0))
+            hessian = curvature.dense(model, kind="hessian", chunk=config.rows_together)(now, rows, weights, jax.random.key(0))
             way = hessian.apply(lambda e: 1 / (jnp.abs(e + config.weight_decay) + 1e-5), slope)
         else:
-            product = curvature.ggn_vp(model, now, rows, weights, chunk=config.chunk)
+            product = curvature.ggn_vp(model, now, rows, weights, chunk=config.rows_together)
             way = curvature.cg(product, slope, damping=config.weight_decay, rtol=1e-2, max_steps=200).solution
         tried = jax.vmap(lambda t: jax.tree.map(lambda w, p: w - t * p, params, way))(lengths)
         best = jnp.argmin(jax.vmap(value)(tried))

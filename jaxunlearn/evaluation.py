@@ -63,7 +63,7 @@ def sum_rows(
 
     Args:
         function: returns sums over rows, in which a row counts in proportion to its weight.
-        examples: any tree of leading axis n, e.g. `Examples`; rows of weight 0 come in as zeros.
+        examples: any tree of leading axis n, e.g. `Examples`; rows of weight 0 come in as a copy of one that counts.
         weights: one per row.
         chunk: rows that are in memory together; `None` takes all. The last block is filled with rows that come a second time,
             with weight 0.
@@ -86,15 +86,15 @@ def sum_rows(
 
     with jax.default_matmul_precision("highest"):
         if chunk is None or chunk >= rows:
-            return function(sampling.blank(examples, weights), weights)
+            return function(sampling.fill(examples, weights), weights)
 
         def add(total, start):
             first = jnp.minimum(start, rows - chunk)
             part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, chunk), (examples, weights))
             fresh = jnp.where(first + jnp.arange(chunk) >= start, part[1], 0)
-            # repeated rows keep what they hold: zeros may be where a model has no derivative
-            return jax.tree.map(jnp.add, total, function(sampling.blank(*part), fresh)), None
+            return jax.tree.map(jnp.add, total, function(sampling.fill(*part, row=filler), fresh)), None
 
+        filler = sampling.first_that_counts(examples, weights)  # a block may have no row that counts
         form = jax.eval_shape(function, *jax.tree.map(lambda x: x[:chunk], (examples, weights)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
         return jax.lax.scan(add, zeros, jnp.arange(0, rows, chunk))[0]

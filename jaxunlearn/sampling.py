@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn.types import Batch, BatchSizes, Data, Examples, ForgetRequest, Split, Weighted
 
@@ -102,12 +102,43 @@ def split(data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Split:
 
 
 def take(examples: Examples, rows: jax.Array, weights: Float[Array, "b"]) -> Examples:
-    """Gather rows; those of weight 0 come back as zeros, so that what they held reaches no gradient."""
-    return blank(jax.tree.map(lambda x: jnp.asarray(x)[rows], examples), weights)
+    """Gather rows; those of weight 0 come back as the first one that counts, see `fill`."""
+    return fill(jax.tree.map(lambda x: jnp.asarray(x)[rows], examples), weights)
+
+
+def fill(examples: PyTree, weights: Float[Array, "b"], row: PyTree = None) -> PyTree:
+    """Overwrite rows of weight 0 with one that counts, so that what they held reaches no gradient.
+
+    A valid row and not zeros: a model that divides by the norm of its input has no derivative there, and 0 * NaN is NaN.
+
+    Args:
+        examples: any tree of leading axis b.
+        weights: one per row.
+        row: what is written; by default the first row of positive weight. Without one, inexact leaves become zeros.
+    """
+    if row is None:
+        row = first_that_counts(examples, weights)
+
+    def overwrite(x, new):
+        return jnp.where((weights > 0).reshape(weights.shape + (1,) * (x.ndim - 1)), x, new)
+
+    return jax.tree.map(overwrite, examples, row)
+
+
+def first_that_counts(examples: PyTree, weights: Float[Array, "b"]) -> PyTree:
+    """The first row of positive weight; where there is none, the first row with zeros in its inexact leaves."""
+    some = jnp.any(weights > 0)
+    first = jax.lax.argmax((weights > 0).astype(jnp.int32), 0, jnp.int32)  # int32 in every scope of float64
+
+    def pick(x):
+        row = jnp.asarray(x)[first]
+        return jnp.where(some, row, jnp.zeros_like(row)) if jnp.issubdtype(row.dtype, jnp.inexact) else row
+
+    return jax.tree.map(pick, examples)
 
 
 def blank(examples: Examples, weights: Float[Array, "b"]) -> Examples:
-    """Overwrite the inexact leaves of rows of weight 0 with zeros."""
+    """Overwrite the inexact leaves of rows of weight 0 with zeros; for sums of products of rows, not for models."""
 
     def zero(x):
         if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -122,8 +153,7 @@ def draw_forget(split: Split, step: jax.Array, size: int) -> Weighted:
     position = (step * size + jnp.arange(size, dtype=jnp.int32)) % jnp.maximum(split.num_forget, 1)
     slots = split.slots[position]
     weights = jnp.broadcast_to(split.num_forget > 0, (size,)).astype(jnp.float32)
-    rows = jnp.where(weights > 0, row_numbers(split.request)[slots], 0)
-    return Weighted(take(split.data.train, rows, weights), weights, slots)
+    return Weighted(_drawn(split, row_numbers(split.request)[slots], weights), weights, slots)
 
 
 def draw_retain(split: Split, key: PRNGKeyArray, size: int) -> Weighted:
@@ -133,7 +163,14 @@ def draw_retain(split: Split, key: PRNGKeyArray, size: int) -> Weighted:
     rank = drawn + jnp.searchsorted(split.retained_before, drawn, side="right").astype(jnp.int32)
     rows = jnp.searchsorted(split.present_before, rank, side="right").astype(jnp.int32)
     weights = jnp.broadcast_to(split.num_retain > 0, (size,)).astype(jnp.float32)
-    return Weighted(take(split.data.train, jnp.where(weights > 0, rows, 0), weights), weights, rows)
+    return Weighted(_drawn(split, rows, weights), weights, rows)
+
+
+def _drawn(split: Split, rows: Int[Array, "b"], weights: Float[Array, "b"]) -> Examples:
+    """Rows of one side; a side that has none repeats the first present row, which a model can read."""
+    present = jnp.searchsorted(split.present_before, 0, side="right").astype(jnp.int32)
+    rows = jnp.where(weights > 0, rows, present)
+    return take(split.data.train, rows, jnp.broadcast_to(split.present_before[-1] > 0, weights.shape))
 
 
 def uniform(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:
@@ -162,7 +199,8 @@ def uniform(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, size
 
 
 def forget_rows(data: Data, request: ForgetRequest) -> Weighted:
-    """The forget set of one request, row by row: the usable slots with weight 1, all others hold zeros and weight 0.
+    """The forget set of one request, row by row: the usable slots with weight 1, all others repeat one of them with weight 0,
+    or the first present row where there is none.
 
     Args:
         data: the training data.
@@ -186,5 +224,8 @@ def forget_rows(data: Data, request: ForgetRequest) -> Weighted:
         )
     usable = usable_slots(data, request)
     weights = usable.astype(jnp.float32)
-    examples = take(data.train, jnp.where(usable, row_numbers(request), 0), weights)
+    is_present = jnp.asarray(data.present) > 0
+    present = jax.lax.argmax(is_present.astype(jnp.int32), 0, jnp.int32)  # read where no slot is usable
+    counts = jnp.where(jnp.any(usable), usable, jnp.any(is_present))
+    examples = take(data.train, jnp.where(usable, row_numbers(request), present), counts)
     return Weighted(examples, weights, jnp.arange(usable.shape[0], dtype=jnp.int32))

@@ -58,7 +58,7 @@ def test_a_sweep_around_a_loop_over_requests_is_refused(name):
 
     def swept(chunk):
         batched = ju.batched(method(name, model_of(name)), chunk=chunk)
-        return jax.vmap(lambda start: batched(start, data, requests, keys))(starts)
+        return jax.jit(jax.vmap(lambda start: batched(start, data, requests, keys)))(starts)
 
     assert not jnp.any(swept(2).status)
     with pytest.raises(TypeError, match="chunk=number of requests"):

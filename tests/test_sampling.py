@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import jaxunlearn as ju
 from jaxunlearn import sampling
-from tests.problems import blobs
+from tests.problems import blobs, lane
 
 ROWS, SLOTS = 12, 6
 
@@ -105,12 +105,28 @@ def test_means_of_half_precision_losses_neither_round_nor_overflow():
     assert float(sampling.masked_mean(jnp.ones(3000, jnp.bfloat16), jnp.ones(3000), empty=jnp.nan)) == 1
 
 
-def test_take_blanks_rows_that_do_not_count():
-    examples = ju.Examples({"image": jnp.full((3, 2), jnp.nan), "kind": jnp.array([4, 5, 6])}, jnp.ones(3))
-    taken = sampling.take(examples, jnp.array([0, 2]), jnp.array([0.0, 1.0]))
-    assert taken.inputs["image"][0].tolist() == [0, 0]
-    assert jnp.isnan(taken.inputs["image"][1]).all()
-    assert taken.inputs["kind"].tolist() == [4, 6]
+def test_rows_that_do_not_count_repeat_one_that_does():
+    """Not zeros: a model that divides by the norm of its input has no derivative there."""
+    images = jnp.array([[jnp.nan, jnp.nan], [1.0, 2.0], [3.0, 4.0]])
+    examples = ju.Examples({"image": images, "kind": jnp.array([4, 5, 6])}, jnp.arange(3.0))
+    taken = sampling.take(examples, jnp.array([0, 2, 1]), jnp.array([0.0, 1.0, 0.0]))
+    assert taken.inputs["image"].tolist() == [[3, 4]] * 3
+    assert taken.inputs["kind"].tolist() == [6] * 3
+    assert taken.targets.tolist() == [2] * 3
+    nothing = sampling.take(examples, jnp.array([0, 2]), jnp.zeros(2))
+    assert nothing.inputs["image"].tolist() == [[0, 0]] * 2
+
+
+@pytest.mark.parametrize("gone", ["forget", "retain"])
+def test_a_side_without_rows_reads_a_present_row(gone):
+    data = ju.training_data(jnp.arange(1.0, 5), jnp.zeros(4, int))
+    data = data._replace(present=jnp.array([0.0, 1, 1, 0]))
+    request = lane(ju.from_indices(data, [[1, 2]]), 0) if gone == "retain" else ju.empty_request(2)
+    split = sampling.split(data, request, jax.random.key(0))
+    batch = sampling.uniform(split, (), jnp.int32(0), jax.random.key(1), sampling.BatchSizes(3, 3))
+    part = getattr(batch, gone)
+    assert part.weights.tolist() == [0, 0, 0]
+    assert part.examples.inputs.tolist() == [2, 2, 2]
 
 
 def test_a_target_makes_a_request_without_rows_non_empty():

@@ -39,7 +39,8 @@ def prepare_removal(problem: Problem, variables: Variables, data: Data, request:
     """Look up the forget set; costs O(k d)."""
     kernel = kernel_of(problem, variables, data)
     counts = sampling.usable_slots(data, request).astype(jnp.float64)
-    gone = sampling.take(data.train, jnp.where(counts > 0, sampling.row_numbers(request), 0), counts)
+    rows = jnp.where(counts > 0, sampling.row_numbers(request), 0)
+    gone = sampling.blank(jax.tree.map(lambda x: jnp.asarray(x)[rows], data.train), counts)
     gone = gone._replace(inputs=gone.inputs.astype(jnp.float64))
     num_forget = jnp.sum(counts)
     num_present = jnp.sum(data.present > 0).astype(jnp.float64)

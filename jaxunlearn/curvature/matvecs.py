@@ -385,7 +385,7 @@ def _mean_product(
 
     if chunk is None or chunk >= weights.shape[0]:
         with jax.default_matmul_precision("highest"):
-            product = linear(sampling.blank(rows, weights), weights)
+            product = linear(sampling.fill(rows, weights), weights)
         return lambda v: mean(v, product)
     checks.require_count("chunk", chunk)
     return lambda v: mean(v, lambda v: sum_rows(lambda part, w: linear(part, w)(v), rows, weights, chunk=chunk))

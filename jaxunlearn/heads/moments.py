@@ -106,7 +106,7 @@ def features_of_request(
     else:
         prepared, stale = features_of_rows(model, variables, data, layer)
         found = prepared[jnp.where(part.weights > 0, sampling.row_numbers(request), 0)]
-    return part._replace(examples=sampling.blank(Examples(found, part.examples.targets), part.weights)), stale
+    return part._replace(examples=sampling.fill(Examples(found, part.examples.targets), part.weights)), stale
 
 
 def moments_of(model: Model, variables: Variables, data: Data, layer: str) -> tuple[Float[Array, "h h"], Bool[Array, ""]]:

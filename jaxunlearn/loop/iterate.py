@@ -205,7 +205,7 @@ def _seen(validation: Examples | None, data: Data, request: ForgetRequest, peek:
 
 def _augmented(augment: Augment, batch: Batch, key: PRNGKeyArray) -> Batch:
     def apply(part: Weighted, key: PRNGKeyArray) -> Weighted:
-        return part._replace(examples=sampling.blank(augment(part.examples, key), part.weights))
+        return part._replace(examples=sampling.fill(augment(part.examples, key), part.weights))
 
     forget_key, retain_key = jax.random.split(key)
     return batch._replace(forget=apply(batch.forget, forget_key), retain=apply(batch.retain, retain_key))

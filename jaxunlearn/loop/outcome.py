@@ -24,14 +24,14 @@ def finish(on_empty: OnEmpty, before: Variables, data: Data, request: ForgetRequ
         raise TypeError(f"Result.status is one integer, see status.combine; got {result.status!r}")
     used = request.weights > 0
     usable = sampling.usable_slots(data, request)
-    after = result.variables
+    after, told = result.variables, jnp.asarray(result.status, jnp.int32)
     if on_empty == "identity":
         idle = sampling.is_empty(request._replace(weights=usable.astype(request.weights.dtype)))
-        after = tree.select(idle, before, after)
+        after, told = tree.select(idle, before, after), jnp.where(idle, 0, told)  # nothing that a method found is used
     code = status.combine(
         EMPTY_REQUEST=sampling.is_empty(request),
         INVALID_ROWS=jnp.any(used & ~usable),
         NOTHING_RETAINED=jnp.sum(usable) == jnp.sum(data.present > 0),
         NONFINITE=~tree.all_finite(after),
     )
-    return result._replace(variables=after, status=jnp.maximum(code, jnp.asarray(result.status, jnp.int32)))
+    return result._replace(variables=after, status=jnp.maximum(code, told))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from jaxunlearn import checks, sampling, tree
+from jaxunlearn import checks, tree
 from jaxunlearn.card import Method
 from jaxunlearn.curvature import layer_tracing
 from jaxunlearn.curvature.matvecs import gradient_sum, widened
@@ -108,7 +108,7 @@ def perturbed(part: Weighted, draws: int, noise_scale: Scalar, key: PRNGKeyArray
     used = part.weights > 0
     order = jnp.argsort(~used, stable=True)
     turn = order[jnp.arange(draws) % jnp.maximum(jnp.sum(used), 1)]
-    examples = jax.tree.map(lambda x: x[turn], sampling.blank(part.examples, part.weights))
+    examples = jax.tree.map(lambda x: x[turn], part.examples)
     leaves, form = jax.tree.flatten(examples.inputs)
     if not any(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
         raise TypeError("lcodec perturbs inputs, and these hold no floating-point array: convert them once")

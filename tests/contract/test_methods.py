@@ -15,11 +15,12 @@ from tests.contract.harness import (
     TOGETHER,
     Case,
     make,
+    model_of,
     spoilt,
     stamped,
     without_rows,
 )
-from tests.problems import NUM_ROWS, distance, lane, model_of, trained
+from tests.problems import NUM_ROWS, distance, lane, trained
 
 WITHOUT_KEY = {
     *("amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"),

@@ -1,3 +1,4 @@
+import importlib
 import shlex
 import subprocess
 from pathlib import Path
@@ -132,6 +133,12 @@ def test_flags_of_a_script_have_no_prefix():
     config = tyro.cli(quickstart.Config, args=["--no-mesh", "--chunk", "4", "--bf16", "--distributed"])
     assert config.scale == Scale(mesh=False, chunk=4, bf16=True, distributed=True)
     assert tyro.cli(quickstart.Config, args=[]).scale == Scale()
+
+
+@pytest.mark.parametrize("path", sorted(Path(quickstart.__file__).parent.glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_flags_of_every_script_are_told_apart(path):
+    script = importlib.import_module(f"experiments.{path.stem}")
+    assert tyro.cli(script.Config, args=["--no-mesh", "--chunk", "3"]).scale == Scale(mesh=False, chunk=3)
 
 
 def launch(folder, *arguments, **environment):

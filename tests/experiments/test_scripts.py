@@ -83,6 +83,7 @@ def test_a_study_refuses_more_rows_than_there_are_and_draws_requests_of_the_size
         study.overfitted(num_rows=10_000)
 
 
+@pytest.mark.slow
 def test_an_audit_of_the_smallest_size_writes_its_report(tmp_path, capsys):
     summary = audit.main(audit.Config(scale=ONE_DEVICE, smoke=True, metrics=("forget_accuracy", "u_lira"), out=tmp_path))
     assert set(summary["judgements"]) == set(summary["controls"]) == {"forget_accuracy", "u_lira"}
@@ -92,6 +93,7 @@ def test_an_audit_of_the_smallest_size_writes_its_report(tmp_path, capsys):
     assert "U-LiRA" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_representations_are_compared_with_the_dense_matrix(tmp_path):
     summary = curvature.main(curvature.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
     rows = {row["representation"]: row for row in summary["rows"]}
@@ -113,6 +115,7 @@ def test_dampening_is_swept_over_thresholds_and_batch_sizes(tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_features_are_judged_beside_retrained_models(tmp_path):
     summary = representation.main(representation.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
     words = summary["words"]

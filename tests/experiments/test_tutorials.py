@@ -8,7 +8,11 @@ import pytest
 
 import experiments
 
-TUTORIALS = sorted((Path(experiments.__file__).parent / "tutorials").glob("[a-z]*.py"))
+LONG = ("many_requests_and_a_sweep",)
+TUTORIALS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG))
+    for path in sorted((Path(experiments.__file__).parent / "tutorials").glob("[a-z]*.py"))
+]
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TUTORIALS)
 def test_a_tutorial_keeps_its_promises(path, monkeypatch, capsys, quick_compilation):
     monkeypatch.setenv("TUTORIAL_STEPS", "300")
     runpy.run_path(str(path), run_name="__main__")

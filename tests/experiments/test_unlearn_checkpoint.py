@@ -57,7 +57,7 @@ def test_a_train_state_and_a_file_of_rows_are_read(trained, tmp_path, capsys):
     sigma = {"method": "output_perturbation", "settings": {"sigma": "0"}}  # changes nothing
     unlearn_checkpoint.main(replace(SMALL, **arguments, **sigma))
     assert distance(load_variables(tmp_path / "out" / "checkpoint", trained), trained) == 0
-    assert "do nothing" in capsys.readouterr().out
+    assert "auditing" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(out):
