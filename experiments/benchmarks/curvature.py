@@ -77,7 +77,7 @@ def main(config: Config) -> None:
         Column("what", "what"), Column("other", "against"), Column("ours", "ms here", ".2f"),
         Column("ratio", "times faster", ".1f"),
     ]  # fmt: skip
-    print_table(Table(columns, table, f"{config.rows} rows; solves and ssd: a request"), console)
+    print_table(Table(columns, table, f"{config.rows} rows; solves and ssd: per request"), console)
     valid = load_before <= timing.BUSY and not config.smoke
     note = "" if valid else "; INVALID, smoke run" if config.smoke else "; INVALID, machine busy"
     console.print(f"load average before: {load_before:.2f} per core{note}")

@@ -88,7 +88,7 @@ class Config:
     steps: int = 100
     """Steps of each."""
     batch_size: int = 64
-    """Rows a step, of each side."""
+    """Rows per step, of each side."""
     rounds: int = 7
     """Timed rounds."""
     threads: int = 2
@@ -99,7 +99,7 @@ class Config:
     """JSON file."""
 
 
-Variant: TypeAlias = Callable[[Draws], list[Parameters]]  # one entry a request
+Variant: TypeAlias = Callable[[Draws], list[Parameters]]  # one entry per request
 
 
 def drawn(problem: Problem, batch_size: int) -> Draws:

@@ -135,7 +135,7 @@ def time_per_request(
     reference: str = "retrained",
     title: str | None = None,
 ) -> Figure:
-    """Run time a request (left, logarithmic) and, apart from it, compile time a program (right).
+    """Run time per request (left, logarithmic) and, apart from it, compile time per program (right).
 
     Args:
         milliseconds: wall time of the batched call divided by its number of requests, in milliseconds, for each method.
@@ -260,13 +260,13 @@ def pareto(
     unit: str = "seed spreads",
     title: str | None = None,
 ) -> Figure:
-    """Gap to retrained models against time a request, both logarithmic: lower left is better.
+    """Gap to retrained models against time per request, both logarithmic: lower left is better.
 
     A line joins the methods that none beats in both. Every method has a colour and a marker of its own, named in the legend
     from the smallest gap to the largest.
 
     Args:
-        points: `{method: (milliseconds a request, gap)}`, both positive.
+        points: `{method: (milliseconds per request, gap)}`, both positive.
         levels: gaps drawn as horizontal lines, e.g. that of doing nothing.
         reference: name of the vertical line.
         reference_time: milliseconds a request of the reference, drawn as a vertical line.
@@ -300,7 +300,7 @@ def pareto(
         panel.axvline(reference_time, color=BLACK, linewidth=1, linestyle=(0, (4, 3)), label=reference, zorder=2)
     panel.xaxis.set_major_formatter(PLAIN)
     panel.yaxis.set_major_formatter(PLAIN)
-    panel.set_xlabel("time a request [ms]")
+    panel.set_xlabel("time per request [ms]")
     panel.set_ylabel(f"largest gap to {reference} [{unit}]")
     panel.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False, fontsize=9, title="gap", alignment="left")
     _entitle(figure, title)

@@ -27,7 +27,7 @@ class Size(NamedTuple):
     networks: tuple[str, ...] = ("mlp", "cnn, native", "cnn, matmul")
     methods: tuple[str, ...] = ("gradient_difference", "scrub")
     steps: int = 20
-    batch: int = 64  # rows a step, of each side
+    batch: int = 64  # rows per step, of each side
     looped: int = 16  # requests that loops are timed on; their times grow with the number of requests
     mapped: int = 6  # pairs of a network and a method that `lax.map` is timed on
     curvature_rows: int = 10_000
