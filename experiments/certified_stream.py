@@ -221,7 +221,8 @@ def answer(config: Config, problem: ju.convex.Problem, case: Case, mesh: Mesh | 
     retrained = timed(refit, head, stream.left, ju.empty_request(), key, repeats=3)
     kernel, reference = certified.kernel_of(stream.last), certified.kernel_of(retrained.result)
     certificate = ju.certificates.certify(
-        stream.last, stream.left, epsilon=config.epsilon, delta=config.delta, extractor=case.extractor, adaptive=False,
+        stream.last, stream.left, stream.gone, problem=problem, epsilon=config.epsilon, delta=config.delta,
+        extractor=case.extractor, adaptive=False,
         mechanism=ju.certificates.DeleteThenNoise(config.sensitivity),
     )  # fmt: skip
     failed = [f"{x.name}: {x.detail}" for x in certificate.assumptions if not x.holds]

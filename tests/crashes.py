@@ -18,7 +18,8 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401  paid for before the forks
 
 import jaxunlearn as ju
-from jaxunlearn.certificates.certificate import Assumption, Certificate
+from jaxunlearn import tree
+from jaxunlearn.certificates.certificate import Assumption, Certificate, Subject
 from jaxunlearn.certificates.publish import publish
 from jaxunlearn.service import journal
 from jaxunlearn.service.ledger import Ledger, data_fingerprint, fingerprint
@@ -67,7 +68,7 @@ def retrained(*rows):
         return np.asarray(solve(moments(ROWS[keep], TARGETS[keep])).params["kernel"])
 
 
-def certify(result, data, *, epsilon=1.0, delta=1e-5, holds=True):
+def certify(result, data, request, *, epsilon=1.0, delta=1e-5, holds=True):
     return Certificate(
         epsilon=epsilon,
         delta=delta,
@@ -77,6 +78,9 @@ def certify(result, data, *, epsilon=1.0, delta=1e-5, holds=True):
         valid=holds,
         assumptions=(Assumption("float64", True, "float64 throughout"), Assumption("row norms", holds, "longest row 1.7")),
         mechanism="delete_then_noise",
+        residual=0.0,
+        distance=0.0,
+        subject=Subject(tree.content_digest(result.variables.params), "", "", "least squares"),
     )
 
 

@@ -79,13 +79,13 @@ def main(config: Config) -> None:
     one = jax.tree.map(lambda x: x[0], ju.from_indices(data, [[5]], capacity=1))
     many = ju.from_indices(data, [[row] for row in range(config.requests)], capacity=1)
     keys = jax.random.split(key, config.requests)
-    bounded = ju.woodbury_removal(problem, steps=1, measure=False)
-    exact = ju.woodbury_removal(problem, steps=2)
+    bounded = ju.convex.woodbury_removal(problem, steps=1, measure=False)
+    exact = ju.convex.woodbury_removal(problem, steps=2)
     side_by_side = partial(ju.batched, chunk=config.requests)
     programs = {
         "one removal, data bound": (jax.jit(bounded), one, key),
         "one removal, two steps, exact residual": (jax.jit(exact), one, key),
-        "one removal, two dense steps": (jax.jit(ju.newton_removal(problem, steps=2)), one, key),
+        "one removal, two dense steps": (jax.jit(ju.convex.newton_removal(problem, steps=2)), one, key),
         f"{config.requests} removals, data bound": (jax.jit(side_by_side(bounded)), many, keys),
         f"{config.requests} removals, two steps, exact residual": (jax.jit(side_by_side(exact)), many, keys),
     }
@@ -174,8 +174,10 @@ def streamed(
     key, capacity = jax.random.key(1), data.train.inputs.shape[1] // 10
     done = certified.stream(problem, data, head, order, steps=1, capacity=capacity, key=key)
     last, left, stats = done.last, done.left, done.stats
-    certificate = ju.certificates.certify(last, left, epsilon=EPSILON, delta=DELTA, extractor="none", adaptive=False)
-    retrained = jax.jit(ju.refit(problem))(head, left, ju.empty_request(), key)
+    certificate = ju.certificates.certify(
+        last, left, done.gone, problem=problem, epsilon=EPSILON, delta=DELTA, extractor="none", adaptive=False
+    )
+    retrained = jax.jit(ju.convex.refit(problem))(head, left, ju.empty_request(), key)
     kernels = [certified.kernel_of(x) for x in (last, retrained)]
     releases = certified.accuracy_of_releases(kernels[0], certificate.noise_scale, test, draws=200, seed=2)
 

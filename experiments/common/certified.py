@@ -19,6 +19,7 @@ class Stream(NamedTuple):
 
     last: ju.Result  # the end of the stream, as `jaxunlearn.end_of_stream` returns it
     left: ju.Data
+    gone: ju.ForgetRequest  # all of them together
     stats: dict[str, np.ndarray]  # one number per removal
     seconds: float
     compile_seconds: float
@@ -68,7 +69,7 @@ def stream(
     stats = {name: np.asarray(value) for name, value in ju.check(result).stats.items()}
     require_order(stats)
     last, left = ju.end_of_stream(result, begun)
-    return Stream(last, left, stats, seconds, compiled - start)
+    return Stream(last, left, ju.merge(requests), stats, seconds, compiled - start)
 
 
 def require_order(stats: dict[str, np.ndarray]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-from jaxunlearn.types import Data
+import numpy as np
 
 
 class Assumption(NamedTuple):
@@ -11,6 +11,15 @@ class Assumption(NamedTuple):
     name: str
     holds: bool
     detail: str  # what was found, and what to do where it does not hold
+
+
+class Subject(NamedTuple):
+    """What a certificate is about: SHA-256 digests, and the problem in words."""
+
+    weights: str  # params before the noise
+    retained_rows: str  # inputs and targets, in their order
+    secret: str  # of an objective perturbation; empty if there is none
+    problem: str  # e.g. "softmax with 10 outputs, l2 0.01"
 
 
 class Certificate(NamedTuple):
@@ -29,35 +38,29 @@ class Certificate(NamedTuple):
     valid: bool  # whether every assumption holds
     assumptions: tuple[Assumption, ...]
     mechanism: str
+    residual: float  # norm of the retained objective's gradient at the weights, rounding included
+    distance: float  # to the optimum on the retain set, at most
+    subject: Subject
 
 
 class Evidence(NamedTuple):
-    """What a removal left behind, as host numbers."""
+    """What was found at the weights, as host numbers; nothing in it is what a method says of itself, except for `stats`."""
 
-    stats: dict[str, float]
-    data: Data
+    residual: float  # norm of the gradient of the retained objective, in its sum form
+    rounding: float  # what float64 can have done to it, at most
+    l2: float
+    row_norm: float  # largest norm of a row of the retain set
+    num_retain: int
+    num_forget: int
     num_params: int
-
-    @property
-    def num_forget(self) -> float:
-        """Rows that the request removed."""
-        return self.stats["num_forget"]
-
-    @property
-    def num_retain(self) -> float:
-        """Rows that are left."""
-        return self.stats["num_retain"]
-
-    @property
-    def rounding(self) -> float:
-        """Bound of what float64 can do to the residual: sums over n' rows of norm <= 1 and slopes <= sqrt 2."""
-        return 1.5 * 2.0**-53 * self.num_retain**2
+    secret: np.ndarray | None  # of an objective perturbation
+    stats: dict[str, float]  # statistics of the removal that the mechanism reads; no bound of the distance rests on them
 
     @property
     def distance(self) -> float:
-        """Bound of the distance to the retrained optimum, rounding included."""
-        curvature = self.stats["l2"] * self.num_retain
-        return self.stats["distance_bound"] + self.rounding / curvature if curvature > 0 else float("inf")
+        """Bound of the distance to the optimum on the retain set, rounding included."""
+        curvature = self.l2 * self.num_retain
+        return (self.residual + self.rounding) / curvature * (1 + 1e-12) if curvature > 0 else float("inf")
 
 
 class Assessment(NamedTuple):

@@ -8,17 +8,21 @@ import numpy as np
 from jaxunlearn import checks, tree
 from jaxunlearn.certificates.certificate import Assumption, Certificate, Evidence, Mechanism
 from jaxunlearn.certificates.delete_then_noise import DeleteThenNoise
+from jaxunlearn.certificates.evidence import collect
+from jaxunlearn.convex.problems import Problem
+from jaxunlearn.convex.rows import ROUNDED
 from jaxunlearn.status import MESSAGES, Status
-from jaxunlearn.types import Data, Result
+from jaxunlearn.types import Data, ForgetRequest, Result
 
-COMMON = ("distance_bound", "row_norm", "l2", "num_forget", "num_retain")
 EXTRACTORS = ("none", "public", "trained on other data")
 
 
 def certify(
     result: Result,
     data: Data,
+    request: ForgetRequest,
     *,
+    problem: Problem,
     epsilon: float,
     delta: float,
     mechanism: Mechanism | None = None,
@@ -27,13 +31,19 @@ def certify(
 ) -> Certificate:
     """An (epsilon, delta) certificate for a removal from a convex problem, or the reasons why there is none.
 
-    Host only. Nothing is raised for what was measured or declared: a void certificate has `valid=False`, and its `assumptions`
-    say which ones failed and what to do. `publish` adds its noise, and refuses void certificates.
+    The gradient at the weights is taken anew, on the rows that are given here, whatever the removal said of itself: see
+    `jaxunlearn.certificates.evidence`. Whoever has rows, request and weights before the noise can repeat the whole
+    certificate. Host only, one pass over the rows. Nothing is raised for what was found or declared: a void certificate has
+    `valid=False`, and its `assumptions` say which ones failed and what to do. `publish` adds the noise, and refuses void
+    certificates and other weights.
 
     Args:
-        result: of `newton_removal`, `woodbury_removal`, `influence_removal` or `descent_to_delete` (see `jaxunlearn.convex`),
-            for one request or one merged request, or of a stream by `jaxunlearn.end_of_stream`.
-        data: what the removal was given; its rows may already be marked as removed.
+        result: weights without the request's rows, by any method: `jaxunlearn.convex.newton_removal`, `woodbury_removal`,
+            `descent_to_delete`, a merged request, or a stream by `jaxunlearn.end_of_stream`.
+        data: the training rows, and the secret of an objective perturbation; rows may already be marked as removed.
+        request: the rows that must be gone; of a stream, `jaxunlearn.merge` of its requests, or the last one with the data that
+            `end_of_stream` returns.
+        problem: what the weights were trained on, with its l2.
         epsilon: positive and finite.
         delta: in (0, 1), well below one over the number of rows.
         mechanism: which theorem; `DeleteThenNoise()` by default, else `ObjectivePerturbation`, `Sekhari` or `Neel`.
@@ -45,8 +55,8 @@ def certify(
         A `Certificate` of Python floats.
 
     Raises:
-        ValueError: epsilon, delta or a hyper-parameter of the mechanism out of range, several results at once, or statistics
-            that this mechanism needs and the method does not report.
+        ValueError: epsilon, delta or a hyper-parameter of the mechanism out of range, several results at once, weights or
+            rows that do not belong to the problem, or statistics that this mechanism needs and the method does not report.
         TypeError: inside `jit` or `vmap`, or arguments of another type.
 
     References:
@@ -59,42 +69,37 @@ def certify(
         >>> problem = jaxunlearn.convex.softmax(0.1, 3)
         >>> unlearn = jax.jit(jaxunlearn.convex.newton_removal(problem))
         >>> result = unlearn(jaxunlearn.convex.fit(problem, rows), rows, request, key)
-        >>> certificate = jaxunlearn.certificates.certify(
-        ...     result, rows, epsilon=1.0, delta=1e-5, extractor="none", adaptive=False
-        ... )
+        >>> budget = {"problem": problem, "epsilon": 1.0, "delta": 1e-5}
+        >>> certificate = jaxunlearn.certificates.certify(result, rows, request, **budget, extractor="none", adaptive=False)
         >>> certificate.valid, round(certificate.noise_scale, 5)
         (True, 0.00373)
-        >>> undeclared = jaxunlearn.certificates.certify(result, rows, epsilon=1.0, delta=1e-5)
+        >>> undeclared = jaxunlearn.certificates.certify(result, rows, request, **budget)
         >>> [assumption.name for assumption in undeclared.assumptions if not assumption.holds]
         ['extractor', 'requests not adaptive']
     """
     mechanism = DeleteThenNoise() if mechanism is None else mechanism
-    _require_types(result, data, mechanism)
+    _require_types(result, data, request, problem, mechanism)
     epsilon = _number("epsilon", epsilon, np.inf, "positive and finite, such as 1.0")
     delta = _number("delta", delta, 1.0, "between 0 and 1, both excluded, such as 1e-5")
-    evidence = _evidence(result, data, mechanism)
+    evidence, subject = collect(result, data, request, problem, _statistics(result, mechanism))
+    assessment = mechanism.assess(evidence, epsilon, delta)
+    scale = assessment.noise_scale
     assumptions = [
         _status(result),
         _float64(result),
-        _finite(result, evidence.stats),
-        _holds("strong convexity", evidence.stats["l2"] > 0, f"l2 {evidence.stats['l2']:.3g}", "l2 has to be positive"),
+        _finite(result, evidence),
         _holds(
             "rows within norm 1",
-            evidence.stats["row_norm"] <= 1,
-            f"the longest present row has norm {evidence.stats['row_norm']:.6g}",
+            evidence.row_norm <= ROUNDED,  # distances are measured, so that none rests on the difference
+            f"the longest row of the retain set has norm {evidence.row_norm!r}",
             "make rows with convex.feature_rows, each by itself, and train again",
         ),
         _holds(
-            "retained rows", evidence.num_retain >= 1, f"{evidence.num_retain:.0f} rows are left", "delete the model altogether"
+            "retained rows", evidence.num_retain >= 1, f"{evidence.num_retain} rows are left", "delete the model altogether"
         ),
-        _matches(evidence),
         _extractor(extractor),
         _not_adaptive(adaptive),
-    ]
-    assessment = mechanism.assess(evidence, epsilon, delta)
-    assumptions += assessment.assumptions
-    scale = assessment.noise_scale
-    assumptions += [
+        *assessment.assumptions,
         _holds(
             "finite noise", 0 <= scale < np.inf, f"noise of deviation {scale:.3g}", "no noise makes up for what failed above"
         ),
@@ -113,6 +118,9 @@ def certify(
         valid=all(assumption.holds for assumption in assumptions),
         assumptions=tuple(assumptions),
         mechanism=repr(mechanism),
+        residual=evidence.residual + evidence.rounding,
+        distance=evidence.distance,
+        subject=subject,
     )
 
 
@@ -120,17 +128,25 @@ def _holds(name: str, holds: bool, found: str, remedy: str) -> Assumption:
     return Assumption(name, bool(holds), found if holds else f"{found}: {remedy}")
 
 
-def _require_types(result: Any, data: Any, mechanism: Any) -> None:
+def _require_types(result: Any, data: Any, request: Any, problem: Any, mechanism: Any) -> None:
     if not isinstance(result, Result):
         raise TypeError(f"expected the Result of a removal, got {type(result).__name__}")
-    if not isinstance(data, Data):
-        raise TypeError(f"expected Data, got {type(data).__name__}")
+    for value, kind in ((data, Data), (request, ForgetRequest), (problem, Problem)):
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"expected a {kind.__name__}, got {type(value).__name__}: certify(result, data, request, problem=...)"
+            )
     if not callable(getattr(mechanism, "assess", None)) or isinstance(mechanism, type):
         raise TypeError(f"mechanism must be such as DeleteThenNoise(), got {mechanism!r}")
-    values = (result.variables, result.status, result.stats, data.present, data.extra)
+    values = (result.variables, result.status, result.stats, data, request)
     if not all(map(checks.is_concrete, jax.tree.leaves(values))):
         raise TypeError("certify() reads values, so call it outside jit and vmap, on the returned Result")
     checks.check_variables(result.variables)
+    if np.shape(result.status) or np.ndim(request.indices) != 1:
+        raise ValueError(
+            f"certify speaks of one model and one request, got results {np.shape(result.status)} and requests "
+            f"{np.shape(request.indices)[:-1]}: merge the requests and answer them with one, or take the end_of_stream"
+        )
 
 
 def _number(name: str, value: Any, below: float, expected: str) -> float:
@@ -144,22 +160,15 @@ def _number(name: str, value: Any, below: float, expected: str) -> float:
     return float(kind)
 
 
-def _evidence(result: Result, data: Data, mechanism: Mechanism) -> Evidence:
-    names = (*COMMON, *mechanism.stats)
-    missing = [name for name in names if name not in result.stats]
+def _statistics(result: Result, mechanism: Mechanism) -> dict[str, float]:
+    missing = [name for name in mechanism.stats if name not in result.stats]
     if missing:
         raise ValueError(
             f"{type(mechanism).__name__} needs stats {missing}, which this result does not have: use a removal from a convex "
             "problem such as newton_removal, and descent_to_delete for Neel"
         )
-    many = {name: np.shape(result.stats[name]) for name in names if np.shape(result.stats[name])}
-    if many or np.shape(result.status):
-        raise ValueError(
-            f"certify speaks of one model, got results of {np.shape(result.status)} requests: merge the requests and answer "
-            "them with one, or take the end_of_stream"
-        )
-    stats = {name: float(np.asarray(result.stats[name])) for name in names}
-    return Evidence(stats, data, sum(np.size(leaf) for leaf in jax.tree.leaves(result.variables.params)))
+    names = [*mechanism.stats, *({"num_forget"} & set(result.stats))]
+    return {name: float(np.asarray(result.stats[name])) for name in names}
 
 
 def _status(result: Result) -> Assumption:
@@ -168,29 +177,20 @@ def _status(result: Result) -> Assumption:
 
 
 def _float64(result: Result) -> Assumption:
-    leaves = [*jax.tree.leaves(result.variables.params), *(result.stats[name] for name in COMMON)]
-    found = sorted({str(np.dtype(leaf.dtype)) for leaf in leaves})
+    found = sorted({str(np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(result.variables.params)})
     remedy = "train with convex.fit and do not touch its weights outside of jax.enable_x64(True)"
-    return _holds("float64", found == ["float64"], f"params and statistics are {' and '.join(found)}", remedy)
+    return _holds("float64", found == ["float64"], f"params are {' and '.join(found)}", remedy)
 
 
-def _finite(result: Result, stats: dict[str, float]) -> Assumption:
-    broken = [name for name in COMMON if not np.isfinite(stats[name])]
-    broken += [
+def _finite(result: Result, evidence: Evidence) -> Assumption:
+    broken = [
         tree.path_of(path)
         for path, leaf in jax.tree.leaves_with_path(result.variables.params)
         if not np.all(np.isfinite(np.asarray(leaf)))
     ]
-    found = f"NaN or inf in {', '.join(broken)}" if broken else "params and statistics are finite"
+    broken += [] if np.isfinite(evidence.residual + evidence.rounding) else ["the gradient"]
+    found = f"NaN or inf in {', '.join(broken)}" if broken else "params and their gradient are finite"
     return _holds("finite values", not broken, found, "there is nothing to certify; train again")
-
-
-def _matches(evidence: Evidence) -> Assumption:
-    present = float(np.sum(np.asarray(evidence.data.present) > 0))
-    before = evidence.num_retain + evidence.num_forget
-    found = f"{present:.0f} rows are present, the removal left {evidence.num_retain:.0f} of {before:.0f}"
-    remedy = "pass the data that the removal was given, with earlier requests marked as removed"
-    return _holds("data of the removal", present in (before, evidence.num_retain), found, remedy)
 
 
 def _extractor(extractor: Any) -> Assumption:

@@ -20,8 +20,7 @@ class DeleteThenNoise(NamedTuple):
 
     **Constants.** `sensitivity` is chosen before anything is measured, so that the noise scale does not depend on the
     rows. Newton steps square the distance, so that small values serve; if a removal exceeds it, the certificate is void and
-    one more step is due. The distance includes what rounding can do to the residual, for slopes of at most sqrt 2 (not
-    proved for `ridge` with targets far from its predictions).
+    one more step is due. The distance includes what rounding can do to the residual.
 
     **Doubts.** Nobody published it under this name: it is the noise of Sekhari et al. and of Neel et al. with a measured
     distance in place of a worst case. Floating-point noise is not exactly Gaussian. An observer who saw the model before is
@@ -40,7 +39,7 @@ class DeleteThenNoise(NamedTuple):
 
     @property
     def stats(self) -> tuple[str, ...]:
-        """Nothing besides the common statistics."""
+        """Nothing of what the removal says of itself."""
         return ()
 
     def assess(self, evidence: Evidence, epsilon: float, delta: float) -> Assessment:

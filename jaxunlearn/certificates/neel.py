@@ -30,10 +30,11 @@ class Neel(NamedTuple):
     **Constants.** K, B, mu, g and I come from `jaxunlearn.convex.descent_to_delete`; n are the rows before the request, which
     is no more than at the beginning and so errs on the safe side. A request of m rows counts m times.
 
-    **Doubts.** The formulas come from later works that agree, not from the proofs. That the first weights were near the
-    optimum and, in the perfect variant, that each update started from the released weights cannot be seen from a result. What
-    can be seen is checked: the measured residual must not contradict the promised distance (it may overstate it by B / mu).
-    All releases but one are outside of the definition here.
+    **Doubts.** The formulas come from later works that agree, not from the proofs. The theorem needs first weights near the
+    optimum, which nobody can see from a result: the distance that is measured must be within the promised one, half of the
+    sensitivity, and decides alone. It overstates the true one by up to B / mu, so that a valid removal may need more steps.
+    That, in the perfect variant, each update started from the released weights cannot be seen. All releases but one are outside
+    of the definition here.
 
     Args:
         perfect: what is kept is what was released.
@@ -48,10 +49,10 @@ class Neel(NamedTuple):
     @property
     def stats(self) -> tuple[str, ...]:
         """The constants of the descent."""
-        return ("contraction", "descent_steps", "smoothness", "strong_convexity", "lipschitz")
+        return ("contraction", "descent_steps", "strong_convexity", "lipschitz")
 
     def assess(self, evidence: Evidence, epsilon: float, delta: float) -> Assessment:
-        """Sensitivity and noise from the constants; the measured residual must not contradict them."""
+        """Sensitivity and noise from the constants; the measured distance must be within them."""
         require_positive(self, "update", "largest_request")
         stats, rows = evidence.stats, evidence.num_retain + evidence.num_forget
         contraction, steps = stats["contraction"], stats["descent_steps"]
@@ -62,34 +63,27 @@ class Neel(NamedTuple):
             Assumption(
                 "size of the request",
                 evidence.num_forget <= self.largest_request,
-                f"{evidence.num_forget:.0f} rows, largest_request={self.largest_request}; it scales the noise",
+                f"{evidence.num_forget} rows, largest_request={self.largest_request}; it scales the noise",
             ),
             Assumption(
                 "strong convexity of the descent",
-                stats["strong_convexity"] == stats["l2"] and 0 < contraction < 1,
-                f"mu {stats['strong_convexity']:.3g}, l2 {stats['l2']:.3g}, contraction {contraction:.6g}",
+                stats["strong_convexity"] == evidence.l2 and 0 < contraction < 1,
+                f"mu {stats['strong_convexity']:.3g}, l2 {evidence.l2:.3g}, contraction {contraction:.6g}",
+            ),
+            Assumption(
+                "distance within the sensitivity",
+                sensitivity < math.inf and evidence.distance <= sensitivity / 2,
+                f"at most {evidence.distance:.3g} from the retrained optimum, {sensitivity / 2:.3g} promised; train to the "
+                "optimum first (convex.fit), or take more steps",
             ),
         ]
+        left = sensitivity / 2 - evidence.distance
         if self.perfect:
             needed = neel_steps(contraction, evidence.num_params, self.update, epsilon, delta)
-            enough = Assumption(
-                "steps of the perfect variant", steps >= needed, f"{steps:.0f} steps, at least {needed:.1f} needed"
+            assumptions.append(
+                Assumption("steps of the perfect variant", steps >= needed, f"{steps:.0f} steps, at least {needed:.1f} needed")
             )
-            assumptions.append(enough)
             left = steps - needed
-        else:
-            condition = stats["smoothness"] / stats["strong_convexity"] if stats["strong_convexity"] > 0 else math.inf
-            nearest = stats["distance_bound"] / condition
-            left = sensitivity / 2 - nearest
-            near = Assumption(
-                "distance within the sensitivity",
-                sensitivity < math.inf and left >= -evidence.rounding / (stats["l2"] * evidence.num_retain)
-                if evidence.num_retain > 0 and stats["l2"] > 0
-                else False,
-                f"at least {nearest:.3g} from the retrained optimum by its residual, {sensitivity / 2:.3g} promised; train to "
-                "the optimum first (convex.fit)",
-            )
-            assumptions.append(near)
         scale = neel_scale(sensitivity, epsilon, delta, perfect=self.perfect)
         return Assessment(sensitivity, scale, left, tuple(assumptions))
 

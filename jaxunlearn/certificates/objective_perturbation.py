@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxunlearn.certificates.calibration import gaussian_scale
 from jaxunlearn.certificates.certificate import Assessment, Assumption, Evidence, require_positive
-from jaxunlearn.slots import PERTURBATION
 
 
 class ObjectivePerturbation(NamedTuple):
@@ -43,8 +42,8 @@ class ObjectivePerturbation(NamedTuple):
 
     @property
     def stats(self) -> tuple[str, ...]:
-        """The bound and the measured residual."""
-        return ("residual", f"{self.bound}_bound")
+        """The bound of the removal."""
+        return (f"{self.bound}_bound",)
 
     def assess(self, evidence: Evidence, epsilon: float, delta: float) -> Assessment:
         """Add the bound to what was spent, and compare with the budget. The sensitivity is their sum, of a gradient."""
@@ -52,23 +51,22 @@ class ObjectivePerturbation(NamedTuple):
         if not 0 <= self.spent < math.inf:
             raise ValueError(f"spent of ObjectivePerturbation is a sum of bounds, at least 0 and finite, got {self.spent!r}")
         budget = removal_budget(self.sigma, epsilon, delta)
-        secret = PERTURBATION.find(evidence.data)
-        entries = np.zeros(0) if secret is None else np.asarray(secret, np.float64)
+        entries = np.zeros(0) if evidence.secret is None else evidence.secret
         bound = evidence.stats[f"{self.bound}_bound"]
         if self.bound == "worst_case":
             rows = evidence.num_retain + evidence.num_forget
             bound *= (1 + float(np.linalg.norm(entries)) / (2 * rows)) ** 2 if rows > 0 else math.inf
-        bound += evidence.rounding
-        used = self.spent + bound
-        left, residual = budget - used, evidence.stats["residual"]
-        measured = not math.isnan(residual)
+        bound, residual = bound + evidence.rounding, evidence.residual
+        used = self.spent + max(bound, residual + evidence.rounding)
+        left = budget - used
         assumptions = (
             _secret(entries, evidence.num_params, self.sigma),
             Assumption(
                 "residual within its bound",
-                math.isfinite(bound) and (not measured or residual <= bound),
-                f"{f'residual {residual:.3g}' if measured else 'residual not measured'}, {self.bound} bound {bound:.3g}"
-                + ("" if math.isfinite(bound) else ": this removal has no such bound; use newton_removal"),
+                math.isfinite(bound) and residual <= bound,
+                f"residual {residual:.3g}, {self.bound} bound {bound:.3g}"
+                + ("" if math.isfinite(bound) else ": this removal has no such bound; use newton_removal")
+                + ("" if residual <= bound else ": these are other weights, rows or another secret than the removal had"),
             ),
             Assumption(
                 "budget left",

@@ -82,7 +82,7 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
 
     Args:
         result: of one request or of a merged one. Only its params are released; model state would leave without noise.
-        certificate: valid, and made for this result by `certify`.
+        certificate: valid, and made for these weights by `certify`; it knows their digest.
         directory: of all releases that one observer may see; made if absent.
         key: a typed key instead of entropy of the operating system, for experiments. Different weights get different noise
             from the same key.
@@ -92,8 +92,8 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
         them outside of `jax.enable_x64(True)`, which would round them.
 
     Raises:
-        ValueError: a void certificate (the failed assumptions are named), or one whose values are out of range; several
-            results at once; model state; params that are not float32 or float64.
+        ValueError: a void certificate (the failed assumptions are named), one of other weights, or one whose values are out of
+            range; several results at once; model state; params that are not float32 or float64.
         TypeError: inside `jit` or `vmap`.
         UnlearningError: the result's status is not ok.
         ReleaseError, LedgerError: the directory was tampered with, a released file is gone, or somebody else publishes there.
@@ -109,7 +109,9 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
         >>> unlearn = jax.jit(jaxunlearn.convex.newton_removal(problem))
         >>> result = unlearn(jaxunlearn.convex.fit(problem, rows), rows, request, key)
         >>> declared = {"extractor": "none", "adaptive": False}
-        >>> certificate = jaxunlearn.certificates.certify(result, rows, epsilon=1.0, delta=1e-5, **declared)
+        >>> certificate = jaxunlearn.certificates.certify(
+        ...     result, rows, request, problem=problem, epsilon=1.0, delta=1e-5, **declared
+        ... )
         >>> release = jaxunlearn.certificates.publish(result, certificate, tempfile.mkdtemp())
         >>> release.number, release.total_epsilon, release.noise_key
         (1, 1.0, 'os')
@@ -201,6 +203,11 @@ def _require_publishable(result: Result, certificate: Certificate, key: PRNGKeyA
     weights = {
         f"params/{tree.path_of(place)}": np.asarray(leaf) for place, leaf in jax.tree.leaves_with_path(result.variables.params)
     }
+    if tree.content_digest(result.variables.params) != certificate.subject.weights:
+        raise ValueError(
+            "the certificate was made for other weights, so nothing was released: certify this very result, and do not touch "
+            "its weights in between"
+        )
     strange = [f"{name} ({array.dtype})" for name, array in weights.items() if array.dtype not in (np.float32, np.float64)]
     if strange:
         raise ValueError(

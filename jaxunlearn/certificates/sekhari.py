@@ -38,7 +38,7 @@ class Sekhari(NamedTuple):
 
     @property
     def stats(self) -> tuple[str, ...]:
-        """Nothing besides the common statistics."""
+        """Nothing of what the removal says of itself."""
         return ()
 
     def assess(self, evidence: Evidence, epsilon: float, delta: float) -> Assessment:
@@ -46,17 +46,17 @@ class Sekhari(NamedTuple):
         require_positive(self, "lipschitz", "hessian_lipschitz")
         rows, forgotten = evidence.num_retain + evidence.num_forget, evidence.num_forget
         half = Assumption(
-            "at most half of the rows forgotten", forgotten <= rows / 2, f"{forgotten:.0f} of {rows:.0f} rows; else retrain"
+            "at most half of the rows forgotten", forgotten <= rows / 2, f"{forgotten} of {rows} rows; else retrain"
         )
-        sensitivity = sekhari_sensitivity(self.lipschitz, self.hessian_lipschitz, evidence.stats["l2"], rows, forgotten)
+        sensitivity = sekhari_sensitivity(self.lipschitz, self.hessian_lipschitz, evidence.l2, rows, forgotten)
         known = sensitivity < math.inf
         near = Assumption(
             "distance within the sensitivity",
-            known and evidence.stats["distance_bound"] <= sensitivity,
-            f"at most {evidence.stats['distance_bound']:.3g} from the retrained optimum, theorem {sensitivity:.3g}",
+            known and evidence.distance <= sensitivity,
+            f"at most {evidence.distance:.3g} from the retrained optimum, theorem {sensitivity:.3g}",
         )
         scale = float(gaussian_scale(sensitivity, epsilon, delta)) if known else math.inf
-        return Assessment(sensitivity, scale, sensitivity - evidence.stats["distance_bound"], (half, near))
+        return Assessment(sensitivity, scale, sensitivity - evidence.distance, (half, near))
 
 
 def sekhari_sensitivity(lipschitz: float, hessian_lipschitz: float, l2: float, num_rows: float, num_forget: float) -> float:

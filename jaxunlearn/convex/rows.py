@@ -11,6 +11,8 @@ from jaxunlearn import checks, sampling
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.types import Data, ForgetRequest, Variables
 
+ROUNDED = 1 + 1e-6  # rows of norm 1 in float32 may be longer than 1 by rounding
+
 
 def feature_rows(inputs: Any, *, intercept: bool = True, norm: Literal["unit", "clip"] | None = "unit") -> np.ndarray:
     """Rows for a convex problem: flattened, with a 1 for the intercept, and of Euclidean norm at most 1.
@@ -52,7 +54,7 @@ def check_data(problem: Problem, data: Data, *, row_norm: float | None = None) -
     Args:
         problem: see `ridge`, `logistic`, `softmax`.
         data: `train.inputs` [n, d], `train.targets` as the problem wants them.
-        row_norm: longest norm that a row may have; None takes any.
+        row_norm: longest norm that a row may have, up to a relative 1e-6 for rounding; None takes any.
 
     Raises:
         ValueError: inputs or targets of another form, NaN or inf, labels outside of the problem's set, rows too long, no row.
@@ -85,9 +87,9 @@ def check_data(problem: Problem, data: Data, *, row_norm: float | None = None) -
             raise ValueError(f"{problem.name} takes labels from 0 to {classes - 1}, got {strange[:5].tolist()}; number them so")
     if row_norm is not None:
         longest = float(np.sqrt((rows**2).sum(axis=1)).max())
-        if longest > row_norm:
+        if longest > row_norm * ROUNDED:
             raise ValueError(
-                f"the longest row has norm {longest:.6g}, more than {row_norm}: normalise with convex.feature_rows(...), "
+                f"the longest row has norm {longest!r}, more than {row_norm}: normalise with convex.feature_rows(...), "
                 "or pass row_norm=None where no certificate is wanted"
             )
 

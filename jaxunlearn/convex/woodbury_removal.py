@@ -50,8 +50,9 @@ def woodbury_removal(problem: Problem, *, steps: int = 2, measure: bool = True, 
     Args:
         problem: what the variables were trained on.
         steps: 1 is the paper's removal, 2 reach rounding as a rule.
-        measure: pass over the rows for the exact residual. Without it the residual is bounded from `X' X`, which is sound and
-            costs O(d^2); only for `steps=1`.
+        measure: pass over the rows for the exact residual. Without it the residual is bounded from `X' X` at a cost of O(d^2),
+            for the rows that were factorised: rows that changed since then are not looked at, and `certify` measures anew. Only
+            for `steps=1`.
         carry: columns kept for rows removed in a stream, in which every request hands the factorisation on to the next one and
             factorises anew when they are full: at least slots times outputs per request, about `D / 10` is good. 0 where
             requests are alternatives (`batched`).

@@ -192,9 +192,10 @@ class Ledger(Register):
         """Certify the newest application and record the certificate, void ones included.
 
         Args:
-            certify: `(result, data, **options) -> Certificate`, see `jaxunlearn.certificates.certify`.
+            certify: `(result, data, request, **options) -> Certificate`, see `jaxunlearn.certificates.certify`; `request` names
+                those of the newest application's rows that are still in the data, which lie removed there.
             variables, data: as for `load`.
-            options: for `certify`, e.g. `epsilon=1.0, delta=1e-5`.
+            options: for `certify`, e.g. `problem=problem, epsilon=1.0, delta=1e-5`.
 
         Returns:
             The certificate.
@@ -205,7 +206,9 @@ class Ledger(Register):
         self._check(variables, data)
         result = self.result(variables, data)
         left = _without(data, self._removed_rows())._replace(extra={**data.extra, **result.extra})
-        certificate = certify(result, left, **options)
+        gone = sorted({row for name in self._newest().ids for row in self._rows.get(name, [])})
+        request = _request(data._replace(present=jnp.ones(len(data.present))), gone, None)
+        certificate = certify(result, left, request, **options)
         found = plain_certificate(certificate)
         if self.state.certificate != found:
             self._append("certified", application=self._newest().record, certificate=found)

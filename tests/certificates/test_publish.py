@@ -11,9 +11,9 @@ import pytest
 import scipy.stats
 
 import jaxunlearn as ju
-from jaxunlearn import tree
-from jaxunlearn.certificates.certificate import Assumption, Certificate
-from jaxunlearn.certificates.publish import ReleaseError, _standard_normal, load_release, publish
+from jaxunlearn import certificates, tree
+from jaxunlearn.certificates.certificate import Assumption, Certificate, Subject
+from jaxunlearn.certificates.publish import ReleaseError, _standard_normal, load_release
 from jaxunlearn.service import journal
 from jaxunlearn.service.journal import LedgerError
 
@@ -35,8 +35,17 @@ CERTIFICATE = Certificate(
     valid=True,
     assumptions=(Assumption("float64", True, "float64 throughout"),),
     mechanism="DeleteThenNoise(max_distance=0.01)",
+    residual=0.0,
+    distance=0.0,
+    subject=Subject("", "", "", ""),
 )
 VOID = (Assumption("extractor", False, "not declared: say one"), Assumption("float64", True, "float64 throughout"))
+
+
+def publish(result, certificate, directory, **options):
+    """A release with the certificate made for these weights."""
+    subject = certificate.subject._replace(weights=tree.content_digest(result.variables.params))
+    return certificates.publish(result, certificate._replace(subject=subject), directory, **options)
 
 
 def kernel_of(variables):
@@ -241,13 +250,13 @@ def test_what_is_not_certified_is_not_released(tmp_path, result, certificate, me
 
 def test_publish_is_for_the_host(tmp_path):
     with pytest.raises(TypeError, match="call it outside jit and vmap"):
-        jax.eval_shape(lambda result: publish(result, CERTIFICATE, tmp_path), result_of())
+        jax.eval_shape(lambda result: certificates.publish(result, CERTIFICATE, tmp_path), result_of())
     with pytest.raises(TypeError, match="call it outside jit and vmap"):
-        jax.eval_shape(lambda key: publish(result_of(), CERTIFICATE, tmp_path, key=key), KEY)
+        jax.eval_shape(lambda key: certificates.publish(result_of(), CERTIFICATE, tmp_path, key=key), KEY)
     with pytest.raises(TypeError, match="expected a typed key"):
-        publish(result_of(), CERTIFICATE, tmp_path, key=jnp.zeros(2, jnp.uint32))
+        certificates.publish(result_of(), CERTIFICATE, tmp_path, key=jnp.zeros(2, jnp.uint32))
     with pytest.raises(ju.UnlearningError, match="NONFINITE"):
-        publish(result_of(code=ju.Status.NONFINITE), CERTIFICATE, tmp_path)
+        certificates.publish(result_of(code=ju.Status.NONFINITE), CERTIFICATE, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -173,12 +173,14 @@ def test_the_salt_is_kept_apart(tmp_path, about):
 def test_releases_add_up_and_repeat_the_same_bits(book, toy, about):
     book.submit(["ada"])
     book.apply(unlearn, *toy, KEY)
-    first = book.publish(publish, book.certify(certify, *toy, epsilon=0.5), toy[0])
+    stale = book.certify(certify, *toy, epsilon=0.5)
+    first = book.publish(publish, stale, toy[0])
     book.submit(["bob"])
     book.apply(unlearn, *toy, KEY)
     with pytest.raises(LedgerError, match="not the recorded certificate of application 6"):
-        book.publish(publish, certify(None, None, epsilon=0.5), toy[0])
-    second = book.publish(publish, book.certify(certify, *toy, epsilon=0.25), toy[0])
+        book.publish(publish, stale, toy[0])
+    certificate = book.certify(certify, *toy, epsilon=0.25)
+    second = book.publish(publish, certificate, toy[0])
     assert (second.number, second.total_epsilon, second.total_delta) == (2, 0.75, 2e-5)
     head = book.head
     with reopen(book, about) as again:
@@ -186,7 +188,7 @@ def test_releases_add_up_and_repeat_the_same_bits(book, toy, about):
         assert repeated.sha256 == second.sha256 != first.sha256
         assert again.head == head
         again.purge()
-        assert again.publish(publish, certify(None, None, epsilon=0.25), toy[0]).sha256 == second.sha256
+        assert again.publish(publish, certificate, toy[0]).sha256 == second.sha256
     assert np.array_equal(kernel_of(load_release(second.path, toy[0])), kernel_of(repeated.variables))
 
 
@@ -234,7 +236,7 @@ def test_a_certified_stream_from_the_optimum_to_the_release(tmp_path):
     about = {"model_fingerprint": ledger.fingerprint(variables), "data_fingerprint": data_fingerprint(data, ids)}
     unlearn = convex.woodbury_removal(head, carry=8)
     prepare, remove = jax.jit(ju.prepare(unlearn)), jax.jit(unlearn)
-    declared = {"epsilon": 1.0, "delta": 1e-5, "extractor": "none", "adaptive": False}
+    declared = {"problem": head, "epsilon": 1.0, "delta": 1e-5, "extractor": "none", "adaptive": False}
     options = {"spend": "quartic_bound", "capacity": 2}
     with Ledger.create(tmp_path, ids, **about) as book:
         for person in (3, 7):
