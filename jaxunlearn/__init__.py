@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxunlearn import convex as convex
 from jaxunlearn import curvature as curvature
 from jaxunlearn import heads as heads
+from jaxunlearn import likelihoods as likelihoods
 from jaxunlearn import losses as losses
 from jaxunlearn import methods as methods
 from jaxunlearn import slots as slots
@@ -49,6 +50,7 @@ from jaxunlearn.types import Data as Data
 from jaxunlearn.types import Examples as Examples
 from jaxunlearn.types import ForgetRequest as ForgetRequest
 from jaxunlearn.types import Head as Head
+from jaxunlearn.types import Likelihood as Likelihood
 from jaxunlearn.types import Model as Model
 from jaxunlearn.types import Outputs as Outputs
 from jaxunlearn.types import Result as Result
@@ -80,7 +82,7 @@ _HOLD_IT_TOGETHER = {"Any", "ModuleType", "TYPE_CHECKING", "import_module"}
 
 def __dir__() -> list[str]:
     """What is public: functions and types, the namespaces below, and nothing that only holds them together."""
-    namespaces = {"convex", "curvature", "heads", "losses", "slots", "transforms"}
+    namespaces = {"convex", "curvature", "heads", "likelihoods", "losses", "slots", "transforms"}
     own = {name for name, value in globals().items() if name[0] != "_" and not isinstance(value, ModuleType)}
     return sorted((own - _HOLD_IT_TOGETHER) | namespaces | set(_ON_FIRST_USE) | {"__version__"})
 

@@ -90,6 +90,17 @@ class Head(NamedTuple):
     set: Callable[[Variables, jax.Array, jax.Array], Variables]
 
 
+class Likelihood(NamedTuple):
+    """What a model predicts of its targets, see `jaxunlearn.likelihoods`. Functions of rows [b, ...] keep their shapes."""
+
+    name: str
+    slope: Callable[[jax.Array, jax.Array], jax.Array]  # (logits, targets): gradient of -log p(targets | logits) in the logits
+    draw: Callable[[PRNGKeyArray, jax.Array, jax.Array], jax.Array]  # targets at random; those of the data say what is padding
+    # (logits, targets): columns u [s, b, ...] with `sum_s u u' = E[slope slope']` for every row; None if it is only drawn from
+    roots: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    scale: float = 1.0  # the loss is the negative log-likelihood times this
+
+
 class Model(NamedTuple):
     """A user's model as functions; only `forward` and `loss` are required."""
 
@@ -98,6 +109,7 @@ class Model(NamedTuple):
     init: Callable[[PRNGKeyArray], Variables] | None = None  # fresh weights, needed by `retrain`
     head: Head | None = None
     regularizer: Callable[[PyTree], jax.Array] | None = None  # weight decay that was part of the training objective
+    likelihood: Likelihood | None = None  # what it predicts, for Fisher matrices; found by trying the loss where it can be
 
 
 class _Result(NamedTuple):

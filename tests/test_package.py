@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types", "tree"},
-    {"checks", "slots", "status", "card", "sampling", "losses"},
+    {"checks", "slots", "status", "card", "sampling", "losses", "likelihoods"},
     {"passes", "evaluation", "precision", "requests", "transforms"},
     {"loop", "batching", "curvature", "service"},
     {"heads", "convex", "certificates", "adapters"},

@@ -89,13 +89,13 @@ def gram(model: Model, *, kind: Kind = "ggn", layers: Layers | None = None, chun
     def fit(variables, examples, weights, key):
         check_kind(kind, examples, key)
         chosen = chosen_leaves(variables.params, layers)
-        uniform = draws(kind, key, weights.shape[0])
+        seeds = draws(kind, key, weights.shape[0])
 
         def rows(part):
             factors = row_factors(kind, model, variables, *part)
             return jax.vmap(jax.vmap(lambda v: pack(v, chosen)))(factors)
 
-        factors = map_rows(rows, (examples, uniform), chunk=chunk)  # [n, s, d]
+        factors = map_rows(rows, (examples, seeds), chunk=chunk)  # [n, s, d]
         share = jnp.sqrt(weights / jnp.sum(weights)).astype(factors.dtype)
         factors = jnp.where(weights[:, None, None] > 0, factors, 0) * share[:, None, None]
         return from_factors(factors.reshape(-1, factors.shape[-1]), chosen)
@@ -109,7 +109,7 @@ def from_factors(factors: Float[Array, "r d"], chosen: tuple[bool, ...]) -> LowR
         values, vectors = jnp.linalg.eigh(jnp.dot(factors.T, factors, precision="highest"))
         return LowRank(jnp.maximum(values, 0), vectors.T, chosen)
     values, vectors = jnp.linalg.eigh(jnp.dot(factors, factors.T, precision="highest"))
-    real = values > values[-1] * factors.shape[0] * jnp.finfo(values.dtype).eps
+    real = ~(values <= values[-1] * factors.shape[0] * jnp.finfo(values.dtype).eps)  # NaN stays NaN
     spanned = jnp.dot(vectors.T, factors, precision="highest")
     unit = jnp.where(real[:, None], spanned * jax.lax.rsqrt(jnp.where(real, values, 1))[:, None], 0)
     return LowRank(jnp.where(real, values, 0), unit, chosen)

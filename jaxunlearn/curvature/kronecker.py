@@ -183,7 +183,7 @@ def _fit(model: Model, kind: Kind, chunk: int | None, corrected: bool, variables
     )  # fmt: skip
 
 
-def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, uniform: jax.Array):
+def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seeds: jax.Array):
     """Activations [T, i] and gradients [s, T, o] of every layer, gradients [s, ...] of the other leaves, for one row."""
     one = jax.tree.map(lambda x: x[None], row)
     leaves, form = jax.tree.flatten(params)
@@ -195,7 +195,7 @@ def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, unif
 
     shifts = [jnp.zeros(shape, dtype) for shape, dtype in taps.shapes]
     _, pull, (outputs, activations) = jax.vjp(run, shifts, [leaves[leaf] for leaf in taps.others], has_aux=True)
-    u = slopes(kind, model, outputs, one, uniform[None])
+    u = slopes(kind, model, outputs, one, seeds[None])
     gradients, others = jax.vmap(pull)(u)
     gradients = [jax.vmap(partial(taps.rows, layer))(g) for layer, g in enumerate(gradients)]
     activations = [

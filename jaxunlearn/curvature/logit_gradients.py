@@ -3,15 +3,19 @@
 With J the Jacobian of the logits of a row, each of these matrices is the mean over rows of `J' S J`, and `S = sum_s u_s u_s'`
 with
 
-- `ggn`: u the columns of a root of the loss's second derivative in the logits;
-- `fisher`: `u_y = sqrt(p_y) grad_z loss(z, y)` for every class y, `p = softmax(z)`: the expectation over labels, exactly;
-- `sampled`: `grad_z loss(z, y)` for one label drawn from p: right on average;
+- `ggn`: u the columns of a root of the loss's second derivative in the logits, NaN where that has a negative eigenvalue: a loss
+  that is not convex in the logits has no such root;
+- `ggn_psd`: the same with negative eigenvalues cut to zero;
+- `fisher`: the roots of the model's likelihood, `sqrt(p_y) (p - e_y)` for every class y of a softmax: the expectation over
+  targets, exactly;
+- `sampled`: the gradient at one target drawn from the likelihood: right on average;
 - `empirical`: `grad_z loss(z, y)` for the label in the data: *not* an estimate of the Fisher matrix. At a fitted model it
   vanishes with the gradients (Kunstner, Balles, Hennig: Limitations of the empirical Fisher approximation, 2019, arXiv
   1905.12558).
 - `jacobian`: the unit vectors, `S = I`, whatever the loss.
 
-For cross-entropy the first two are the same matrix.
+For cross-entropy, least squares and a Poisson loss the first two are the same matrix. What a model predicts is
+`Model.likelihood`, or found by trying its loss, see `jaxunlearn.likelihoods`; it is not always a softmax.
 """
 
 from typing import Literal, TypeAlias, get_args
@@ -19,12 +23,12 @@ from typing import Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
-from jaxunlearn import checks
+from jaxunlearn import checks, likelihoods
 from jaxunlearn.types import Examples, Model, Outputs
 
-Kind: TypeAlias = Literal["ggn", "fisher", "sampled", "empirical", "jacobian"]
+Kind: TypeAlias = Literal["ggn", "ggn_psd", "fisher", "sampled", "empirical", "jacobian"]
 
 
 def check_kind(kind: Kind, examples: Examples, key: PRNGKeyArray | None) -> None:
@@ -32,55 +36,48 @@ def check_kind(kind: Kind, examples: Examples, key: PRNGKeyArray | None) -> None
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     if kind == "sampled" and key is None:
-        raise ValueError("kind='sampled' draws labels and needs a key")
+        raise ValueError("kind='sampled' draws targets and needs a key")
     if key is not None:
         checks.check_key(key)
-    classes = all(jnp.issubdtype(jnp.result_type(x), jnp.integer) for x in jax.tree.leaves(examples.targets))
-    if kind in ("fisher", "sampled") and not classes:
-        raise ValueError(f"kind={kind!r} runs over classes, but the targets are real numbers; take kind='ggn'")
 
 
-def draws(kind: Kind, key: PRNGKeyArray | None, count: int) -> Float[Array, "n"]:
-    """A uniform number per row, from which `slopes` draws its label; zeros where nothing is drawn."""
-    return jax.random.uniform(key, (count,)) if kind == "sampled" and key is not None else jnp.zeros(count)
+def draws(kind: Kind, key: PRNGKeyArray | None, count: int) -> UInt32[Array, "n"]:
+    """A seed per row, from which `slopes` draws its target; zeros where nothing is drawn."""
+    return jax.random.bits(key, (count,)) if kind == "sampled" and key is not None else jnp.zeros(count, jnp.uint32)
 
 
 def slopes(
-    kind: Kind, model: Model, outputs: Outputs, examples: Examples, uniform: Float[Array, "b"]
+    kind: Kind, model: Model, outputs: Outputs, examples: Examples, seeds: UInt32[Array, "b"]
 ) -> Float[Array, "s b ..."]:
-    """The vectors u of every row, see the module; logits of the shape [b, c], or [b] of one real output.
+    """The vectors u of every row, see the module.
 
     Args:
         kind: which matrix.
         model: only its loss is used.
         outputs: of the rows.
         examples: the rows.
-        uniform: see `draws`.
+        seeds: see `draws`.
     """
-
-    def of(targets):
-        return _slope(model, outputs, examples._replace(targets=targets), outputs.logits)
-
+    require_logits_alone(kind, model, outputs, examples)
     if kind == "empirical":
-        return of(examples.targets)[None]
-    if kind == "ggn":
-        return _roots(model, outputs, examples)
+        return _slope(model, outputs, examples, outputs.logits)[None]
+    if kind in ("ggn", "ggn_psd"):
+        return _roots(model, outputs, examples, cut=kind == "ggn_psd")
     if kind == "jacobian":
         basis = _basis(outputs)
         return jnp.broadcast_to(basis[:, None], (len(basis), *outputs.logits.shape))
-    if outputs.logits.ndim != 2:
-        raise ValueError(f"kind={kind!r} needs logits [b, c], got shape {outputs.logits.shape}; take kind='ggn'")
-    probabilities = jax.nn.softmax(outputs.logits)
-    count = probabilities.shape[1]
-    if kind == "sampled":
-        label = jnp.sum(jnp.cumsum(probabilities, axis=1) < uniform[:, None], axis=1)
-        return of(jnp.minimum(label, count - 1).astype(examples.targets.dtype))[None]
-    every = jax.vmap(lambda y: of(jnp.full_like(examples.targets, y)))(jnp.arange(count))
-    return jnp.sqrt(probabilities.T)[:, :, None] * every
+    likelihood = likelihoods.of(model, outputs, examples)
+    factor = likelihood.scale**0.5
+    if kind == "fisher":
+        return factor * likelihoods.exact_roots(likelihood, outputs.logits, examples.targets)
+    keys = jax.vmap(jax.random.key)(seeds)
+    targets = jax.vmap(likelihood.draw)(keys, outputs.logits, examples.targets)
+    return factor * likelihood.slope(outputs.logits, targets)[None]
 
 
 def loss_curvature(model: Model, outputs: Outputs, examples: Examples, direction: jax.Array) -> jax.Array:
     """Second derivative of every row's loss in its logits, times a direction of the logits' shape."""
+    require_logits_alone("ggn", model, outputs, examples)
     slope = lambda logits: _slope(model, outputs, examples, logits)  # noqa: E731
     return jax.jvp(slope, (outputs.logits,), (direction,))[1]
 
@@ -90,13 +87,35 @@ def _slope(model: Model, outputs: Outputs, examples: Examples, logits: jax.Array
     return jax.grad(lambda z: jnp.sum(model.loss(outputs._replace(logits=z), examples)))(logits)
 
 
-def _roots(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "c b ..."]:
-    """Columns of a root of the second derivative, from its eigenvalues; those below zero are cut."""
+def require_logits_alone(kind: Kind, model: Model, outputs: Outputs, examples: Examples) -> None:
+    """ValueError if the loss reads the model's features or state, whose part of the matrix does not go through the logits."""
+    if kind == "jacobian":
+        return
+    leaves, form = jax.tree.flatten((outputs.features, outputs.state))
+
+    def loss(others, logits):
+        features, state = form.unflatten(others)
+        return model.loss(outputs._replace(logits=logits, features=features, state=state), examples)
+
+    program = jax.make_jaxpr(loss)(leaves, outputs.logits).jaxpr
+    read = {id(x) for equation in program.eqns for x in equation.invars} | {id(x) for x in program.outvars}
+    if any(id(x) in read for x in program.invars[: len(leaves)]):
+        raise ValueError(
+            f"the loss reads outputs.features or outputs.state, whose part the matrix of kind={kind!r} would miss: it goes "
+            "through the logits alone. Take the Hessian (hvp, dense(kind='hessian')), or make them logits"
+        )
+
+
+def _roots(model: Model, outputs: Outputs, examples: Examples, *, cut: bool) -> Float[Array, "c b ..."]:
+    """Columns of a root of the second derivative, from its eigenvalues; those below zero are cut, or NaN beyond rounding."""
     basis = _basis(outputs)
     shape = outputs.logits.shape
     columns = jax.vmap(lambda e: loss_curvature(model, outputs, examples, jnp.broadcast_to(e, shape)))(basis)
     matrices = jnp.moveaxis(columns.reshape(len(basis), shape[0], len(basis)), 0, 2)
     values, vectors = jnp.linalg.eigh(matrices)
+    if not cut:
+        rounding = 64 * len(basis) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values), axis=1, keepdims=True)
+        values = jnp.where(values < -rounding, jnp.nan, values)
     return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :], 2, 0).reshape(len(basis), *shape)
 
 

@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
 from jaxunlearn import checks, sampling, tree
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, loss_curvature, slopes
@@ -283,11 +283,11 @@ def row_gradients(model: Model, variables: Variables, examples: Examples) -> PyT
     return jax.vmap(of_row)(examples)
 
 
-def row_factors(kind: Kind, model: Model, variables: Variables, examples: Examples, uniform: Float[Array, "b"]) -> PyTree:
+def row_factors(kind: Kind, model: Model, variables: Variables, examples: Examples, seeds: UInt32[Array, "b"]) -> PyTree:
     """The vectors `J' u_s` of every row, whose outer products sum to its part of the matrix.
 
     Args:
-        kind, uniform: see `jaxunlearn.curvature.logit_gradients`.
+        kind, seeds: see `jaxunlearn.curvature.logit_gradients`.
         model, variables, examples: as in `hvp`.
 
     Returns:
@@ -295,7 +295,7 @@ def row_factors(kind: Kind, model: Model, variables: Variables, examples: Exampl
     """
     params = widened(variables.params)
 
-    def of_row(row, uniform):
+    def of_row(row, seeds):
         one = jax.tree.map(lambda x: x[None], row)
 
         def logits(p):
@@ -303,10 +303,10 @@ def row_factors(kind: Kind, model: Model, variables: Variables, examples: Exampl
             return outputs.logits, outputs
 
         _, pull, outputs = jax.vjp(logits, params, has_aux=True)
-        u = slopes(kind, model, outputs, one, uniform[None])
+        u = slopes(kind, model, outputs, one, seeds[None])
         return jax.vmap(lambda column: pull(column)[0])(u)
 
-    return jax.vmap(of_row)(examples, uniform)
+    return jax.vmap(of_row)(examples, seeds)
 
 
 def widened(values: PyTree) -> PyTree:
@@ -331,10 +331,10 @@ def _through_logits(
     """The mean over rows of `J' S J`, see `jaxunlearn.curvature.logit_gradients`."""
     check_kind(kind, examples, key)
     params, weights = widened(variables.params), _weights(examples, weights)
-    uniform = draws(kind, key, weights.shape[0])
+    seeds = draws(kind, key, weights.shape[0])
 
     def linear(rows, weights):
-        examples, uniform = rows
+        examples, seeds = rows
 
         def logits(p):
             outputs, _ = evaluate(model, variables._replace(params=p), examples)
@@ -348,7 +348,7 @@ def _through_logits(
         elif kind == "ggn":
             bend = partial(loss_curvature, model, outputs, examples)
         else:
-            bend = partial(_bent, slopes(kind, model, outputs, examples, uniform))
+            bend = partial(_bent, slopes(kind, model, outputs, examples, seeds))
 
         def product(v):
             bent = bend(push(v))
@@ -356,7 +356,7 @@ def _through_logits(
 
         return product
 
-    return _mean_product(linear, params, (examples, uniform), weights, chunk)
+    return _mean_product(linear, params, (examples, seeds), weights, chunk)
 
 
 def _bent(u: Float[Array, "s b ..."], moved: Float[Array, "b ..."]) -> Float[Array, "b ..."]:

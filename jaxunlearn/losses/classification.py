@@ -1,5 +1,6 @@
 """Losses for class labels."""
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
@@ -14,11 +15,18 @@ def cross_entropy(outputs: Outputs, examples: Examples) -> Float[Array, "b"]:
         examples: `targets` Int[b].
 
     Returns:
-        Float[b], nats.
+        Float[b], nats; NaN for labels that are no class.
+
+    Raises:
+        TypeError: targets that are no integers.
 
     Example:
         >>> losses = jaxunlearn.losses.cross_entropy(model.forward(variables, x), data.train)
         >>> losses.shape
         (60,)
     """
-    return optax.losses.softmax_cross_entropy_with_integer_labels(outputs.logits, examples.targets)
+    labels = jnp.asarray(examples.targets)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"cross_entropy takes class numbers, got targets {labels.dtype}: write targets.astype(int)")
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs.logits, labels)
+    return jnp.where(labels < 0, jnp.nan, losses)  # -1 would be read as the last class

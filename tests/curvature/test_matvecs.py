@@ -110,14 +110,12 @@ def test_factors_of_rows_make_up_each_matrix():
         np.testing.assert_allclose(flat.T @ flat / 60, matrix(PRODUCTS[kind](MODEL, VARIABLES, ROWS)), atol=1e-12)
 
 
-def test_real_targets_have_a_ggn_and_no_fisher_over_classes():
+def test_the_fisher_matrix_of_least_squares_is_its_ggn():
     rows, model = wide(regression_data().train), linear_regression()
     start = ju.Variables({"w": np.zeros(4)})
     found = matrix(curvature.ggn_vp(model, start, rows), start.params)
     np.testing.assert_allclose(found, rows.inputs.T @ rows.inputs / 60, atol=1e-12)
-    for product in (curvature.fisher_vp, lambda *x: curvature.sampled_fisher_vp(*x, KEY)):
-        with pytest.raises(ValueError, match="take kind='ggn'"):
-            product(model, start, rows)
+    np.testing.assert_allclose(matrix(curvature.fisher_vp(model, start, rows), start.params), found, atol=1e-12)
 
 
 def test_the_regularizer_has_products_of_its_own():
