@@ -60,13 +60,6 @@ from jaxunlearn.types import Variables as Variables
 from jaxunlearn.types import View as View
 from jaxunlearn.types import Weighted as Weighted
 
-if TYPE_CHECKING:
-    from jaxunlearn import adapters as adapters
-    from jaxunlearn import audit as audit
-    from jaxunlearn import certificates as certificates
-    from jaxunlearn.service import checkpoint as checkpoint
-    from jaxunlearn.service import ledger as ledger
-
 __version__ = "0.1.0"
 
 # imported when they are first used: not every program needs them, and import time is counted
@@ -87,7 +80,15 @@ def __dir__() -> list[str]:
     return sorted((own - _HOLD_IT_TOGETHER) | namespaces | set(_ON_FIRST_USE) | {"__version__"})
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ON_FIRST_USE:
-        return import_module(_ON_FIRST_USE[name])
-    raise AttributeError(f"module 'jaxunlearn' has no attribute {name!r}")
+if TYPE_CHECKING:
+    from jaxunlearn import adapters as adapters
+    from jaxunlearn import audit as audit
+    from jaxunlearn import certificates as certificates
+    from jaxunlearn.service import checkpoint as checkpoint
+    from jaxunlearn.service import ledger as ledger
+else:  # a type checker that saw this would take every misspelt name for one of those
+
+    def __getattr__(name: str) -> Any:
+        if name in _ON_FIRST_USE:
+            return import_module(_ON_FIRST_USE[name])
+        raise AttributeError(f"module 'jaxunlearn' has no attribute {name!r}")

@@ -69,10 +69,10 @@ def bernoulli(*, scale: float = 1.0) -> Likelihood:
         Array([-0.5], dtype=float32)
     """
 
-    def draw(key, logits, targets):
-        return jax.random.bernoulli(key, jax.nn.sigmoid(logits).reshape(targets.shape)).astype(targets.dtype)
+    def coin(key, logits):
+        return jax.random.bernoulli(key, jax.nn.sigmoid(logits))
 
-    return _one_by_one("bernoulli", jax.nn.sigmoid, lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), draw, scale)
+    return _one_by_one("bernoulli", jax.nn.sigmoid, lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), coin, scale)
 
 
 def gaussian(*, scale: float = 1.0) -> Likelihood:
@@ -89,10 +89,10 @@ def gaussian(*, scale: float = 1.0) -> Likelihood:
         Array([1.], dtype=float32)
     """
 
-    def draw(key, logits, targets):
-        return (logits + jax.random.normal(key, logits.shape, logits.dtype)).reshape(targets.shape).astype(targets.dtype)
+    def near(key, logits):
+        return logits + jax.random.normal(key, logits.shape, logits.dtype)
 
-    return _one_by_one("gaussian", lambda z: z, jnp.ones_like, draw, scale)
+    return _one_by_one("gaussian", lambda z: z, jnp.ones_like, near, scale)
 
 
 def poisson(*, scale: float = 1.0) -> Likelihood:
@@ -108,11 +108,7 @@ def poisson(*, scale: float = 1.0) -> Likelihood:
         >>> jaxunlearn.likelihoods.poisson().slope(jnp.zeros(1), jnp.array([3]))
         Array([-2.], dtype=float32)
     """
-
-    def draw(key, logits, targets):
-        return jax.random.poisson(key, jnp.exp(logits)).reshape(targets.shape).astype(targets.dtype)
-
-    return _one_by_one("poisson", jnp.exp, jnp.exp, draw, scale)
+    return _one_by_one("poisson", jnp.exp, jnp.exp, lambda key, logits: jax.random.poisson(key, jnp.exp(logits)), scale)
 
 
 def product(parts: Sequence[tuple[Likelihood, int]]) -> Likelihood:
@@ -265,14 +261,17 @@ def _candidates(logits: tuple, targets: tuple, real: bool) -> list[tuple[Likelih
     return []
 
 
-def _one_by_one(name, mean, variance, draw, scale) -> Likelihood:
-    """Independent logits: slope `mean(z) - y`, second moment `variance(z)` of each."""
+def _one_by_one(name, mean, variance, sample, scale) -> Likelihood:
+    """Independent logits: slope `mean(z) - y`, second moment `variance(z)` of each, draws `sample(key, z)`."""
 
     def slope(logits, targets):
         return mean(logits) - targets.reshape(logits.shape).astype(logits.dtype)
 
     def roots(logits, targets):
         return _spread(jnp.sqrt(variance(logits))[None], logits.shape[1:])
+
+    def draw(key, logits, targets):
+        return sample(key, logits).reshape(targets.shape).astype(targets.dtype)
 
     return Likelihood(name, slope, draw, roots, scale)
 

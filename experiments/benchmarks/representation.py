@@ -119,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
     key = jax.random.key(0)
     trained = training.train(model, data, optax.adam(1e-3), num_steps=400, batch_size=128, seeds=[0], key=key)
     variables = jax.tree.map(lambda x: x[0], trained)
-    prepare = jax.jit(ju.features.prepare(model))
+    prepare = jax.jit(ju.heads.prepare(model))
     prepared = jax.block_until_ready(prepare(variables, data, key))
     generator = np.random.default_rng(1)
     asked = [generator.choice(config.rows, config.request_size, replace=False) for _ in range(config.requests)]

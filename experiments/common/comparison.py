@@ -19,6 +19,7 @@ from experiments.common.scale import Scale, in_bfloat16
 from experiments.common.scenarios import Scenario
 from experiments.common.study import Study
 from experiments.common.training import form
+from jaxunlearn.requests import bucket
 
 MODELS_PER_CORE = 4  # that a CPU core trains in one call, so that one program serves any number of models
 
@@ -118,7 +119,7 @@ def of_one_shape(scenario: Scenario) -> Scenario:
     """
     num_rows, num_classes = scenario.study.data.present.shape[0], scenario.study.num_classes
     requests, stream = scenario.requests, scenario.stream
-    capacity = max(requests.indices.shape[-1], ju.requests.bucket(num_rows // 2))
+    capacity = max(requests.indices.shape[-1], bucket(num_rows // 2))
 
     def padded(request: ju.ForgetRequest, capacity: int) -> ju.ForgetRequest:
         extra = [(0, 0)] * (request.indices.ndim - 1) + [(0, capacity - request.indices.shape[-1])]

@@ -52,6 +52,7 @@ class Evidence(NamedTuple):
     row_norm: float  # largest norm of a row of the retain set
     num_retain: int
     num_forget: int
+    num_unknown: int  # indices of the request that name no row
     num_params: int
     secret: np.ndarray | None  # of an objective perturbation
     stats: dict[str, float]  # statistics of the removal that the mechanism reads; no bound of the distance rests on them

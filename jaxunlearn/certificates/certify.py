@@ -97,6 +97,7 @@ def certify(
         _holds(
             "retained rows", evidence.num_retain >= 1, f"{evidence.num_retain} rows are left", "delete the model altogether"
         ),
+        _requested(evidence),
         _extractor(extractor),
         _not_adaptive(adaptive),
         *assessment.assumptions,
@@ -191,6 +192,14 @@ def _finite(result: Result, evidence: Evidence) -> Assumption:
     broken += [] if np.isfinite(evidence.residual + evidence.rounding) else ["the gradient"]
     found = f"NaN or inf in {', '.join(broken)}" if broken else "params and their gradient are finite"
     return _holds("finite values", not broken, found, "there is nothing to certify; train again")
+
+
+def _requested(evidence: Evidence) -> Assumption:
+    found = f"{evidence.num_forget} rows were to go"
+    if evidence.num_unknown:
+        found += f", {evidence.num_unknown} indices name no row of the data"
+    remedy = "pass the request that the removal answered, in the numbering of these data"
+    return _holds("rows of the request", evidence.num_forget >= 1 and not evidence.num_unknown, found, remedy)
 
 
 def _extractor(extractor: Any) -> Assumption:

@@ -66,13 +66,15 @@ def collect(
         + 2 * float(np.linalg.norm(linear))
     )
     secret = PERTURBATION.find(data)
+    named, unknown = _named(request, retained.size)
     evidence = Evidence(
         residual=float(np.linalg.norm(gradient)),
         rounding=float(rounding) * (1 + 1e-6),
         l2=float(problem.l2),
         row_norm=float(longest),
         num_retain=count,
-        num_forget=max(_num_rows(request, retained.size), int(stats.get("num_forget", 0))),
+        num_forget=max(named, int(stats.get("num_forget", 0))),
+        num_unknown=unknown,
         num_params=int(np.size(kernel)),
         secret=None if secret is None else np.asarray(secret, np.float64),
         stats=stats,
@@ -103,7 +105,8 @@ def _look(problem: Problem) -> Any:
     return look
 
 
-def _num_rows(request: ForgetRequest, num_rows: int) -> int:
-    """Rows that a request names, present or not."""
-    indices, weights = np.asarray(request.indices), np.asarray(request.weights)
-    return np.unique(indices[(weights > 0) & (indices >= 0) & (indices < num_rows)]).size
+def _named(request: ForgetRequest, num_rows: int) -> tuple[int, int]:
+    """How many rows a request names, present or not, and how many of its indices name none."""
+    used = np.unique(np.asarray(request.indices)[np.asarray(request.weights) > 0])
+    known = (used >= 0) & (used < num_rows)
+    return int(known.sum()), int((~known).sum())

@@ -18,7 +18,7 @@ For cross-entropy, least squares and a Poisson loss the first two are the same m
 `Model.likelihood`, or found by trying its loss, see `jaxunlearn.likelihoods`; it is not always a softmax.
 """
 
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def slopes(
     factor = likelihood.scale**0.5
     if kind == "fisher":
         return factor * likelihoods.exact_roots(likelihood, outputs.logits, examples.targets)
-    keys = jax.vmap(jax.random.key)(seeds)
+    keys = jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(seeds)  # draws the same however rows are cut
     targets = jax.vmap(likelihood.draw)(keys, outputs.logits, examples.targets)
     return factor * likelihood.slope(outputs.logits, targets)[None]
 
@@ -98,12 +98,25 @@ def require_logits_alone(kind: Kind, model: Model, outputs: Outputs, examples: E
         return model.loss(outputs._replace(logits=logits, features=features, state=state), examples)
 
     program = jax.make_jaxpr(loss)(leaves, outputs.logits).jaxpr
-    read = {id(x) for equation in program.eqns for x in equation.invars} | {id(x) for x in program.outvars}
-    if any(id(x) in read for x in program.invars[: len(leaves)]):
+    if any(_depends(program, [True] * len(leaves) + [False] * (len(program.invars) - len(leaves)))):
         raise ValueError(
             f"the loss reads outputs.features or outputs.state, whose part the matrix of kind={kind!r} would miss: it goes "
             "through the logits alone. Take the Hessian (hvp, dense(kind='hessian')), or make them logits"
         )
+
+
+def _depends(program: Any, marked: list[bool]) -> list[bool]:
+    """Which outputs of a program depend on its marked inputs; programs inside of it are looked into."""
+    reached = {id(x) for x, is_marked in zip(program.invars, marked, strict=True) if is_marked}
+    for equation in program.eqns:
+        inputs = [id(x) in reached for x in equation.invars]
+        inner = getattr(equation.params.get("jaxpr"), "jaxpr", None)
+        if equation.primitive.name in ("jit", "pjit") and inner is not None:
+            outputs = _depends(inner, inputs)
+        else:
+            outputs = [any(inputs)] * len(equation.outvars)
+        reached |= {id(x) for x, is_reached in zip(equation.outvars, outputs, strict=True) if is_reached}
+    return [id(x) in reached for x in program.outvars]
 
 
 def _roots(model: Model, outputs: Outputs, examples: Examples, *, cut: bool) -> Float[Array, "c b ..."]:

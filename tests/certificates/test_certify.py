@@ -149,6 +149,15 @@ def test_rows_that_a_selection_skipped_are_noticed():
     assert 1e-3 < np.linalg.norm(kernel_of(result.variables) - kernel_of(retrained)) <= certificate.distance
 
 
+def test_a_request_must_name_rows_of_the_data():
+    """The trained weights are the optimum of all rows, which is no removal."""
+    data, variables, request, result = toy()
+    idle = result._replace(variables=variables, stats={})
+    assert failed(certified(idle, request=ju.empty_request())) == ["rows of the request"]
+    beyond = request._replace(indices=request.indices.at[0].set(60))
+    assert "rows of the request" in failed(certified(idle, request=beyond._replace(weights=request.weights.at[1:].set(0))))
+
+
 def test_a_model_that_was_trained_without_its_secret_is_noticed():
     data, variables, request, _ = toy()
     with_secret = convex.with_perturbation(data, (3, 1), 5.0, jax.random.key(1))

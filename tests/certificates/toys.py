@@ -59,6 +59,7 @@ def assessed(mechanism, epsilon=1.0, delta=1e-5, *, secret=None, **changes):
         "row_norm": 0.9,
         "num_retain": 98,
         "num_forget": 2,
+        "num_unknown": 0,
         "num_params": 2,
     }
     evidence |= {name: changes.pop(name) for name in list(changes) if name in evidence}

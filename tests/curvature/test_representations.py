@@ -200,6 +200,13 @@ def test_the_gram_form_is_whole_when_rows_and_weights_are_as_many(rows):
     np.testing.assert_allclose(matrix(lambda v: made.solve(v, 0.1), variables.params), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [2, 30])  # fewer vectors than weights, and more
+def test_a_broken_row_is_no_matrix_of_zeros(rows):
+    few = ju.Examples(np.where(np.arange(rows)[:, None] == 1, np.nan, ROWS.inputs[:rows]), ROWS.targets[:rows])
+    made = jax.jit(curvature.gram(linear_classifier()))(ju.Variables({"w": np.full((4, 3), 0.3)}), few, jnp.ones(rows), KEY)
+    assert np.isnan(made.trace())
+
+
 def test_a_matrix_of_zeros_is_one():
     rows = ju.Examples(np.zeros((12, 4)), np.arange(12) % 3)
     variables = ju.Variables({"w": np.full((4, 3), 0.3)})
