@@ -18,21 +18,32 @@ class Status(IntEnum):
     OK = 0
     EMPTY_REQUEST = 1
     INVALID_ROWS = 2
-    NOTHING_RETAINED = 3
-    NOT_CONVERGED = 4
-    STALE = 5
-    NONFINITE = 6
+    UNCHANGED = 3
+    NOTHING_RETAINED = 4
+    NOT_CONVERGED = 5
+    STALE = 6
+    DAMAGED = 7
+    INVALID_LABELS = 8
+    NONFINITE = 9
 
 
 MESSAGES: dict[Status, str] = {
     Status.OK: "ok",
     Status.EMPTY_REQUEST: "the request holds no row and no target, so there was nothing to forget",
-    Status.INVALID_ROWS: "some requested rows are out of range, duplicated or no longer present; they were left out",
+    Status.INVALID_ROWS: "some requested rows are out of range, duplicated or no longer present, and were left out; or "
+    "weights of the request are neither 0 nor 1: what is above 0 counts as 1",
+    Status.UNCHANGED: "not one weight changed: the step is below the rounding of their dtype, trained weights lie behind "
+    "stop_gradient, or the method selected none; raise the learning rate, or keep the weights in float32",
     Status.NOTHING_RETAINED: "the request removes every present row, so there was nothing to train on",
     Status.NOT_CONVERGED: "the solver stopped before it reached its tolerance",
     Status.STALE: "what was prepared in data.extra belongs to other weights or other rows, and so does the result; run "
     "jaxunlearn.prepare(unlearn)(variables, data, key) on the variables that you unlearn from",
-    Status.NONFINITE: "the new weights hold NaN or inf; lower the learning rate or the weight of the forget loss",
+    Status.DAMAGED: "the model is damaged: the loss of retained rows (stats['retain_loss_after']) is above that of guessing "
+    "and twice what it was before; lower the learning rate or the weight of the forget loss, or take fewer steps",
+    Status.INVALID_LABELS: "some present rows have labels that the model has no logit for, such as -1: number "
+    "the classes from 0, and give one logit only to labels 0 and 1",
+    Status.NONFINITE: "the new weights or the loss of retained rows are NaN or inf; lower the learning rate or the weight of "
+    "the forget loss",
 }
 
 

@@ -26,8 +26,20 @@ def leading_axis(tree: PyTree, what: str) -> int:
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether no inexact leaf holds NaN or inf."""
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if _is_inexact(x)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def share_changed(before: PyTree, after: PyTree) -> Float[Array, ""]:
+    """Share of the numbers in the inexact leaves that differ between two trees of one form, NaN included; 0 of none."""
+    pairs = [(x, y) for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True) if _is_inexact(x)]
+    count = sum(jnp.size(x) for x, _ in pairs)
+    changed = sum((jnp.sum(x != y, dtype=jnp.float32) for x, y in pairs), start=jnp.float32(0))
+    return changed / max(count, 1)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def select(condition: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyTree:

@@ -204,7 +204,9 @@ class Unlearner(NamedTuple):
     `finalize(state, context) -> Variables`. `on_empty` says what an empty request gets: the variables
     unchanged (`identity`) or whatever the steps do with the retain set alone (`finetune`, `train`).
     `view(variables, data, request, context) -> View` replaces the rows that `iterate` samples.
-    `prepare` makes what `init` reads in `Data.extra`, see `jaxunlearn.prepare`.
+    `prepare` makes what `init` reads in `Data.extra`, see `jaxunlearn.prepare`. `judged` is the model whose loss on retained
+    rows tells whether a run destroyed it; None for methods that may not read those. `model` is the one whose logits the labels
+    have to fit.
     """
 
     init: Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], tuple[Any, Any]]
@@ -214,3 +216,5 @@ class Unlearner(NamedTuple):
     on_empty: OnEmpty = "identity"
     view: Callable[[Variables, Data, ForgetRequest, Any], View] | None = None
     prepare: Prepare | None = None
+    judged: Model | None = None
+    model: Model | None = None

@@ -48,7 +48,7 @@ def erase(model: Model, eraser: Eraser, *, layer: str, reason: str) -> UnlearnFn
         layers = [{"kernel": kernel @ behind, "bias": shift @ behind + offset}]
         return Result(placed(head, variables, layers), combine(STALE=features_stale | moments_stale))
 
-    return in_float64(one_shot(remove, prepare=prepare(model, layer=layer)))
+    return in_float64(one_shot(remove, model=model, prepare=prepare(model, layer=layer)))
 
 
 def _indicators(part, classes) -> Float[Array, "k m"]:

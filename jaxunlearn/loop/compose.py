@@ -29,8 +29,8 @@ def then(first: UnlearnFn, second: UnlearnFn) -> UnlearnFn:
     Example:
         >>> repair = jaxunlearn.iterate(jaxunlearn.finetune(model, optax.sgd(0.1)), num_steps=5, batch_size=8)
         >>> unlearn = jaxunlearn.then(jaxunlearn.output_perturbation(model, sigma=0.1), repair)
-        >>> sorted(unlearn(variables, data, request, key).stats)[:2]
-        ['first/noise_norm', 'second/loss']
+        >>> sorted(unlearn(variables, data, request, key).stats)[:3]
+        ['first/moved', 'first/noise_norm', 'second/loss']
     """
     checks.require_unlearn_fn(first, "then")
     checks.require_unlearn_fn(second, "then")

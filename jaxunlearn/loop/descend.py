@@ -49,6 +49,7 @@ def descend(
     start: Callable[[Variables, PRNGKeyArray], Variables] = _from_trained,
     sample: Sampler = sampling.uniform,
     on_empty: OnEmpty = "identity",
+    judge: bool = True,
 ) -> Unlearner:
     """Gradient descent on an objective, as an `Unlearner`.
 
@@ -61,6 +62,7 @@ def descend(
         start: `(variables, key) -> Variables`, where the descent begins.
         sample: draws the batches.
         on_empty: what an empty request gets, see `jaxunlearn.Unlearner`.
+        judge: look at the loss of retained rows before and after a run; False for methods that may not read those.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss` Float[] and those of the objective.
@@ -104,7 +106,9 @@ def descend(
         variables = Variables(optax.apply_updates(params, updates), model_state_after)
         return GradientState(variables, optimizer_state), {"loss": loss, **stats}
 
-    return Unlearner(init, step, lambda state, context: state.variables, sample, on_empty)
+    return Unlearner(
+        init, step, lambda state, context: state.variables, sample, on_empty, judged=model if judge else None, model=model
+    )
 
 
 def retain_objective(model: Model, bn: BatchNormPolicy) -> Objective:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, sampling, status, tree
+from jaxunlearn.loop.damage import damage
 from jaxunlearn.loop.iterate import step_keys
-from jaxunlearn.types import Batch, Data, Examples, ForgetRequest, Result, Unlearner, Variables
+from jaxunlearn.types import Batch, Data, Examples, ForgetRequest, Result, Scalar, Unlearner, Variables
 
 
 class Checkpoint(Protocol):
@@ -40,6 +41,7 @@ def feed(
     data: Data | None = None,
     checkpoint: Checkpoint | None = None,
     callback: Callable[[int, dict[str, jax.Array]], None] | None = None,
+    damaged_at: Scalar | None = None,
 ) -> Result:
     """Run an `Unlearner` from the host, on batches that come from outside; for data that do not fit the device.
 
@@ -58,9 +60,12 @@ def feed(
             there is resumed. That of another method, hyper-parameter, model, key or request is refused (told by the traced
             step and the values it starts from).
         callback: `(step, stats)` after each step, e.g. a progress bar.
+        damaged_at: mean loss of retained rows, those of the last batch, from which the status says DAMAGED; as in `iterate`.
 
     Returns:
-        A `Result`; `stats` holds `steps` Int[] (in all) and the per-step `stats` of the last step made by this call.
+        A `Result`; `stats` holds `steps` Int[] (in all), the per-step `stats` of the last step made by this call, `moved`
+        Float[] (share of the numbers in the variables that changed), and, for methods that may read retained rows,
+        `retain_loss_before` and `retain_loss_after` Float[] of the last batch's.
 
     Raises:
         ValueError: the source ended early, cannot be resumed, or the checkpoint belongs to another run; variables of the
@@ -84,6 +89,8 @@ def feed(
     checks.check_variables(variables)
     checks.check_key(key)
     checks.require_count("num_steps", num_steps, least=0)
+    if damaged_at is not None:
+        checks.check_range("damaged_at", damaged_at, low=-jnp.inf)
     nothing = Data(Examples((), ()), jnp.zeros(0))
     init_key, _, loop_key = jax.random.split(key, 3)
     context, state = unlearner.init(variables, nothing if data is None else data, request, init_key)
@@ -105,6 +112,7 @@ def feed(
         return unlearner.step(state, context, batch._replace(step=step, num_steps=num_steps), key)
 
     stats: dict[str, jax.Array] = {}
+    batch: Any = None
     for step in range(first, num_steps):
         try:
             batch = source(step) if callable(source) else next(source)
@@ -120,8 +128,13 @@ def feed(
     checks.check_same(variables, final)
     if unlearner.on_empty == "identity":
         final = tree.select(sampling.is_empty(request), variables, final)
-    code = status.combine(EMPTY_REQUEST=sampling.is_empty(request), NONFINITE=~tree.all_finite(final))
-    return Result(final, code, {**stats, "steps": jnp.int32(num_steps)})
+    moved = tree.share_changed(variables, final)
+    idle = sampling.is_empty(request)
+    code = status.combine(EMPTY_REQUEST=idle, UNCHANGED=~idle & (moved == 0), NONFINITE=~tree.all_finite(final))
+    if unlearner.judged is not None and batch is not None:
+        found, conditions = damage(unlearner.judged, variables, final, batch.retain, damaged_at)
+        stats, code = {**stats, **found}, jnp.maximum(code, status.combine(**conditions))
+    return Result(final, code, {**stats, "steps": jnp.int32(num_steps), "moved": moved})
 
 
 def _first_batch(source: Any) -> Any:

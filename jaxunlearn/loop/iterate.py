@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import checks, sampling, tree
+from jaxunlearn.loop.damage import ROWS, damage
 from jaxunlearn.loop.outcome import begin, finish
 from jaxunlearn.loop.preparation import prepared_by
+from jaxunlearn.status import combine
 from jaxunlearn.types import (
     Batch,
     BatchSizes,
@@ -43,6 +45,7 @@ class _Progress(NamedTuple):
     state: Any
     running: jax.Array  # Bool[]
     best: Any  # (score, step, variables) of the best look, () without keep_best
+    visited: jax.Array  # Bool[k], slots of the request that were drawn
 
 
 class _Hidden:
@@ -68,6 +71,7 @@ def iterate(
     look_every: int = 1,
     validation: Examples | None = None,
     peek: bool = False,
+    damaged_at: Scalar | None = None,
 ) -> UnlearnFn:
     """Run an `Unlearner` for a number of steps inside one program; this is how a method with steps becomes an `UnlearnFn`.
 
@@ -86,11 +90,15 @@ def iterate(
         validation: held-out rows for `stop` and `keep_best`.
         peek: let `stop` and `keep_best` see the training rows and the request, as `seen.data` and `seen.request`.
             Choosing on rows that are reported flatters the report, so it is recorded in `stats["peek"]`.
+        damaged_at: mean loss of retained rows from which the status says DAMAGED, see `jaxunlearn.loop.damage`; by default
+            that of guessing among the classes, or twice that before the run if that is more.
 
     Returns:
         An `UnlearnFn`. Its `stats` hold every entry of the method's per-step `stats` with a leading axis [num_steps] (after
-        an early end, entries from `steps` on are of steps that changed nothing), `steps` Int[] (how many were made), `peek`
-        Bool[] and, with `keep_best`, `best_step` Int[] and `best_score` Float[].
+        an early end, entries from `steps` on are of steps that changed nothing), `steps` Int[] (how many were made), `visited`
+        Float[] (share of the forget set that was drawn), `moved` Float[] (share of the numbers in the variables that changed),
+        `retain_loss_before` and `retain_loss_after` Float[] (of up to 64 retained rows in evaluation mode, for methods that
+        may read those), `peek` Bool[] and, with `keep_best`, `best_step` Int[] and `best_score` Float[].
 
     Raises:
         ValueError: at construction, `num_steps`, `look_every` or a batch size that is not a positive integer (`num_steps` may
@@ -125,6 +133,8 @@ def iterate(
         raise ValueError(
             f"look_every={look_every} is more than num_steps={num_steps}: stop and keep_best would never be called"
         )
+    if damaged_at is not None:
+        checks.check_range("damaged_at", damaged_at, low=-jnp.inf)
     if active_steps is not None and not callable(active_steps):
         checks.check_range("active_steps", active_steps, low=0, high=num_steps)
     may_freeze = stop is not None or active_steps is not None
@@ -148,7 +158,7 @@ def iterate(
                 best = tree.select(better, (score, step + 1, candidate), best)
             if stop is not None:
                 running &= ~jnp.asarray(stop(candidate, visible), bool)
-            return _Progress(progress.state, running, best)
+            return _Progress(progress.state, running, best, progress.visited)
 
         def body(progress: _Progress, step: jax.Array):
             running = progress.running if limit is None else progress.running & (step < limit)
@@ -157,9 +167,11 @@ def iterate(
             if augment is not None:
                 batch = _augmented(augment, batch, augment_key)
             state, stats = unlearner.step(progress.state, context, batch, step_key)
+            forget = batch.forget
+            visited = progress.visited.at[forget.slots].max((forget.weights > 0) & running, mode="drop")
             if may_freeze:
                 state = tree.select(running, state, progress.state)
-            progress = _Progress(state, running, progress.best)
+            progress = _Progress(state, running, progress.best, visited)
             if looks:
                 progress = jax.lax.cond((step + 1) % look_every == 0, look, lambda p, _: p, progress, step)
             return progress, {**stats, "ran": running}
@@ -167,7 +179,7 @@ def iterate(
         first = unlearner.finalize(state, context)
         checks.check_same(variables, first)
         best = (jnp.float32(-jnp.inf), jnp.int32(0), first) if keep_best is not None else ()
-        progress = _Progress(state, jnp.array(True), best)
+        progress = _Progress(state, jnp.array(True), best, jnp.zeros(view.request.indices.shape, bool))
         progress, stats = jax.lax.scan(body, progress, jnp.arange(num_steps, dtype=jnp.int32))
         made = jnp.sum(stats.pop("ran"), dtype=jnp.int32)
         stats = {**stats, "steps": made, "peek": jnp.array(peek and looks)}
@@ -176,7 +188,16 @@ def iterate(
             score, stats["best_step"], kept = progress.best
             stats["best_score"] = score
             final = tree.select(stats["best_step"] > 0, kept, final)
-        return finish(unlearner.on_empty, variables, data, request, Result(final, view.status, stats))
+        stats["visited"] = jnp.sum(progress.visited) / jnp.maximum(split.num_forget, 1).astype(jnp.float32)
+        code = view.status
+        if unlearner.judged is not None:
+            order_key, rows_key = jax.random.split(jax.random.fold_in(loop_key, 3 * num_steps))
+            own = split if unlearner.view is None else sampling.split(data, request, order_key)
+            rows = sampling.draw_retain(own, rows_key, min(ROWS, data.present.shape[0]))
+            found, conditions = damage(unlearner.judged, variables, final, rows, damaged_at)
+            stats |= found
+            code = jnp.maximum(code, combine(**conditions))
+        return finish(unlearner.on_empty, variables, data, request, Result(final, code, stats), unlearner.model)
 
     return prepared_by(unlearn, unlearner.prepare)
 

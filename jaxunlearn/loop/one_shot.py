@@ -7,18 +7,27 @@ from jaxtyping import PRNGKeyArray
 
 from jaxunlearn.loop.outcome import begin, finish
 from jaxunlearn.loop.preparation import prepared_by
-from jaxunlearn.types import Data, ForgetRequest, OnEmpty, Prepare, Result, UnlearnFn, Variables
+from jaxunlearn.types import Data, ForgetRequest, Model, OnEmpty, Prepare, Result, UnlearnFn, Variables
 
 Update: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Result]
 
 
-def one_shot(update: Update, *, on_empty: OnEmpty = "identity", prepare: Prepare | None = None) -> UnlearnFn:
+def one_shot(
+    update: Update,
+    *,
+    model: Model | None = None,
+    on_empty: OnEmpty = "identity",
+    prepare: Prepare | None = None,
+    may_rest: bool = False,
+) -> UnlearnFn:
     """A finished method from one update: the checks, the status and the treatment of empty requests of `iterate`.
 
     Args:
         update: `(variables, data, request, key) -> Result`; a status that it gives (`jaxunlearn.status.combine`) is kept where
             it is the gravest one.
+        model: whose logits the labels have to fit; None where labels are not read.
         on_empty: what an empty request gets, see `jaxunlearn.Unlearner`.
+        may_rest: weights that stay as they are may be the answer, e.g. as training never saw the rows; no UNCHANGED then.
         prepare: fills what the update reads in `Data.extra`, for `jaxunlearn.prepare`.
 
     Returns:
@@ -38,6 +47,6 @@ def one_shot(update: Update, *, on_empty: OnEmpty = "identity", prepare: Prepare
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
         data, request = begin(variables, data, request, key)
-        return finish(on_empty, variables, data, request, update(variables, data, request, key))
+        return finish(on_empty, variables, data, request, update(variables, data, request, key), model, may_rest)
 
     return prepared_by(unlearn, prepare)

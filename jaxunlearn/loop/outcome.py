@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import checks, sampling, slots, status, tree
-from jaxunlearn.types import Data, ForgetRequest, OnEmpty, Result, Variables
+from jaxunlearn.loop.damage import strange_labels
+from jaxunlearn.types import Data, ForgetRequest, Model, OnEmpty, Result, Variables
 
 
 def begin(variables: Variables, data: Data, request: ForgetRequest, key: jax.Array) -> tuple[Data, ForgetRequest]:
@@ -15,8 +16,20 @@ def begin(variables: Variables, data: Data, request: ForgetRequest, key: jax.Arr
     return data._replace(train=train, present=present), request
 
 
-def finish(on_empty: OnEmpty, before: Variables, data: Data, request: ForgetRequest, result: Result) -> Result:
-    """The result of a method with its status, or the variables as they were where nothing was to be forgotten."""
+def finish(
+    on_empty: OnEmpty,
+    before: Variables,
+    data: Data,
+    request: ForgetRequest,
+    result: Result,
+    model: Model | None = None,
+    may_rest: bool = False,
+) -> Result:
+    """The result of a method with its status, or the variables as they were where nothing was to be forgotten.
+
+    With a model, labels that its logits have no class for are noticed, whether or not they make a loss NaN: -1 is read as the
+    last class by most.
+    """
     if not isinstance(result, Result):
         raise TypeError(f"a method returns Result(variables, status, stats, extra), this one returned {type(result).__name__}")
     checks.check_same(before, result.variables)
@@ -25,13 +38,17 @@ def finish(on_empty: OnEmpty, before: Variables, data: Data, request: ForgetRequ
     used = request.weights > 0
     usable = sampling.usable_slots(data, request)
     after, told = result.variables, jnp.asarray(result.status, jnp.int32)
+    idle = sampling.is_empty(request._replace(weights=usable.astype(request.weights.dtype)))
     if on_empty == "identity":
-        idle = sampling.is_empty(request._replace(weights=usable.astype(request.weights.dtype)))
         after, told = tree.select(idle, before, after), jnp.where(idle, 0, told)  # nothing that a method found is used
+    moved = tree.share_changed(before, after)
+    strange = jnp.array(False) if model is None else strange_labels(model, before, data)
     code = status.combine(
+        UNCHANGED=~idle & (moved == 0) & (not may_rest),
         EMPTY_REQUEST=sampling.is_empty(request),
-        INVALID_ROWS=jnp.any(used & ~usable),
+        INVALID_ROWS=jnp.any(used & ~usable) | jnp.any((request.weights != 0) & (request.weights != 1)),
+        INVALID_LABELS=strange,
         NOTHING_RETAINED=jnp.sum(usable) == jnp.sum(data.present > 0),
         NONFINITE=~tree.all_finite(after),
     )
-    return result._replace(variables=after, status=jnp.maximum(code, told))
+    return result._replace(variables=after, status=jnp.maximum(code, told), stats={**result.stats, "moved": moved})

@@ -131,7 +131,7 @@ def affine_representation_unlearning(
             extra[MOMENTS.name] = MOMENTS.made(total - gone, at=body(model, after, layer), present=left, how=f"layer {layer!r}")
         return Result(after, combine(STALE=features_stale | moments_stale), stats, extra)
 
-    return in_float64(one_shot(remove, prepare=prepare(model, layer=layer)))
+    return in_float64(one_shot(remove, model=model, prepare=prepare(model, layer=layer)))
 
 
 def _mean(total: Float[Array, "h h"]) -> Float[Array, "h h"]:

@@ -134,4 +134,4 @@ def amnesiac(model: Model) -> UnlearnFn:
         code = combine(STALE=stale != jnp.any(undone_before))
         return Result(variables._replace(params=params), code, {"undone": jnp.sum(undo, dtype=jnp.int32)})
 
-    return one_shot(undo, on_empty=METHOD.on_empty)
+    return one_shot(undo, on_empty=METHOD.on_empty, may_rest=True)

@@ -59,4 +59,4 @@ def assd(model: Model, *, average: Average = "batch", batch_size: int = 64) -> U
         params, share = dampened(variables.params, everything, own, alpha=alpha, strength=1.0)
         return Result(variables._replace(params=params), combine(STALE=stale), {"selected": share, "alpha": alpha})
 
-    return one_shot(remove, prepare=prepare(how, model))
+    return one_shot(remove, model=model, prepare=prepare(how, model))

@@ -252,4 +252,6 @@ def attribute_unlearning(
         moved, stats = inner.step(state.model, (context, probes, share), batch, key)
         return State(moved, probes, optimizer_state), stats
 
-    return Unlearner(init, step, lambda state, context: state.model.variables, inner.sample, METHOD.on_empty)
+    return inner._replace(
+        init=init, step=step, finalize=lambda state, context: state.model.variables, on_empty=METHOD.on_empty
+    )

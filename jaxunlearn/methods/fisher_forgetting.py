@@ -109,7 +109,7 @@ def fisher_forgetting(
             variables._replace(params=params), combine(STALE=stale), {"noise_norm": jnp.sqrt(jnp.sum(jnp.stack(total)))}
         )
 
-    return one_shot(remove, prepare=prepare(fit, FISHER_DIAGONAL, how=HOW))
+    return one_shot(remove, model=model, prepare=prepare(fit, FISHER_DIAGONAL, how=HOW))
 
 
 def _released(w: Array, fisher: Array, classes: Float[Array, "c"], strength: Scalar, damping: Scalar) -> tuple[Array, Array]:

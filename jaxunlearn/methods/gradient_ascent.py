@@ -49,4 +49,4 @@ def gradient_ascent(model: Model, optimizer: optax.GradientTransformation, *, bn
         forget, moved = passes.train_pass(model, variables, batch.forget, key, side="forget", bn=bn)
         return forget.loss, (moved.state, {})
 
-    return descend(model, optax.chain(ascend(), optimizer), objective, on_empty=METHOD.on_empty)
+    return descend(model, optax.chain(ascend(), optimizer), objective, on_empty=METHOD.on_empty, judge=False)

@@ -61,4 +61,4 @@ def influence(model: Model, *, damping: Scalar, **options: Unpack[Inversion]) ->
         stats = {"step_norm": tree.norm(found.solution), **found.stats}
         return Result(moved(variables, found.solution), found.status, stats)
 
-    return one_shot(remove, prepare=preparation_for(model, complete))
+    return one_shot(remove, model=model, prepare=preparation_for(model, complete))

@@ -93,7 +93,7 @@ def just_in_time(
         slopes = jnp.mean(jax.lax.map(slope, jax.random.split(key, num_perturbations)), axis=0)
         return jnp.sum(jnp.where(weights > 0, slopes, 0)), (variables.state, {})
 
-    return descend(model, optimizer, objective, on_empty=METHOD.on_empty)
+    return descend(model, optimizer, objective, on_empty=METHOD.on_empty, judge=False)
 
 
 def _norm(rows: PyTree) -> Float[Array, "b"]:

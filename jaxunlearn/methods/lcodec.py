@@ -100,7 +100,7 @@ def lcodec(
         }
         return Result(moved(variables, solved.solution), combine(NOT_CONVERGED=~solved.converged), stats)
 
-    return one_shot(remove)
+    return one_shot(remove, model=model)
 
 
 def perturbed(part: Weighted, draws: int, noise_scale: Scalar, key: PRNGKeyArray) -> Examples:

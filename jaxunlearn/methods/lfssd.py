@@ -58,4 +58,4 @@ def lfssd(
     free = model._replace(loss=_squared_logits)
     options: Any = {"average": average, "batch_size": batch_size, "slot": SENSITIVITIES}
     how = measure(function=jnp.abs, label="absolute values", **options)
-    return one_shot(dampening(how, free, alpha=alpha, strength=strength), prepare=prepare(how, free))
+    return one_shot(dampening(how, free, alpha=alpha, strength=strength), model=model, prepare=prepare(how, free))

@@ -76,4 +76,4 @@ def newton(model: Model, *, damping: Scalar, correction: Kind | None = None, **o
         step = jax.tree.map(jnp.negative, found.solution)
         return Result(moved(variables, step), found.status, {"step_norm": tree.norm(step), **found.stats})
 
-    return one_shot(remove, prepare=preparation_for(model, complete))
+    return one_shot(remove, model=model, prepare=preparation_for(model, complete))

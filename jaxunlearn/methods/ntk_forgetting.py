@@ -120,7 +120,7 @@ def ntk_forgetting(
         }
         return Result(moved(variables, step), combine(NOT_CONVERGED=~(on_all.converged & difference.converged)), stats)
 
-    return one_shot(remove)
+    return one_shot(remove, model=model)
 
 
 def _trapezium(variables, data, step, retained, only) -> jax.Array:

@@ -50,4 +50,4 @@ def ssd(
         >>> result = jax.jit(unlearn)(variables, ready, request, key)
     """
     how = measure(average=average, batch_size=batch_size)
-    return one_shot(dampening(how, model, alpha=alpha, strength=strength), prepare=prepare(how, model))
+    return one_shot(dampening(how, model, alpha=alpha, strength=strength), model=model, prepare=prepare(how, model))

@@ -103,7 +103,7 @@ def stochastic_newton(
         stats = {"step_norm": tree.norm(solved.solution), "residual": solved.residual, "solver_steps": solved.num_steps}
         return Result(moved(variables, solved.solution), combine(NOT_CONVERGED=~solved.converged), stats)
 
-    return one_shot(remove)
+    return one_shot(remove, model=model)
 
 
 def claimed_bound(

@@ -57,5 +57,5 @@ def task_vector(model: Model, optimizer: optax.GradientTransformation, *, scale:
         )
         return trained._replace(params=negated)
 
-    tuning = descend(model, optimizer, objective, context=trained_model, on_empty=METHOD.on_empty)
+    tuning = descend(model, optimizer, objective, context=trained_model, on_empty=METHOD.on_empty, judge=False)
     return tuning._replace(finalize=finalize)

@@ -85,7 +85,7 @@ def woodfisher(
         step = joined(alpha * jnp.einsum("bij,bj->bi", inverse, cut(pull), precision="highest"))
         return Result(moved(variables, step), stats={"step_norm": tree.norm(step)})
 
-    return one_shot(remove)
+    return one_shot(remove, model=model)
 
 
 def inverse_blocks(

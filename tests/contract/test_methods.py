@@ -20,7 +20,7 @@ from tests.contract.harness import (
     stamped,
     without_rows,
 )
-from tests.problems import NUM_ROWS, distance, lane, trained
+from tests.problems import NUM_CLASSES, NUM_ROWS, distance, lane, takes_optimizer, trained
 
 WITHOUT_KEY = {
     *("amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"),
@@ -90,6 +90,23 @@ def test_side_by_side_equals_one_call_per_request_padded_or_not(case):
         variables, status = case.alone(position)
         assert distance(variables, together.variables) < 1e-6
         assert status == together.status == ju.Status.OK
+
+
+def test_what_happened_is_in_the_statistics(case):
+    (result,) = case.answers(case.ask(0))
+    assert 0 < result.stats["moved"] <= 1
+    if takes_optimizer(case.name):
+        assert result.stats["visited"] == 1
+    assert ("retain_loss_after" in result.stats) == (takes_optimizer(case.name) and "retain" in case.card.reads)
+
+
+def test_labels_that_are_no_class_are_noticed(case):
+    targets = np.array(case.ready.train.targets)
+    targets[50] = NUM_CLASSES
+    strange = case.ready._replace(train=case.ready.train._replace(targets=targets))
+    (result,) = case.answers(case.ask(0, data=strange))
+    noticed = result.status in (ju.Status.INVALID_LABELS, ju.Status.NONFINITE)
+    assert noticed == (case.name not in {"amnesiac", "output_perturbation"})  # which read no label
 
 
 def test_order_of_requests_and_content_of_padding_do_not_matter(case):

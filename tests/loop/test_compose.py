@@ -24,7 +24,7 @@ def test_then_starts_the_second_from_the_first():
 
 def test_then_hands_on_what_the_first_carries():
     def first(variables, data, request, key):
-        return ju.Result(variables, jnp.int32(4), {}, {"user": {"count": jnp.int32(5)}})
+        return ju.Result(variables, jnp.int32(5), {}, {"user": {"count": jnp.int32(5)}})
 
     def second(variables, data, request, key):
         return ju.Result(variables, jnp.int32(0), {"seen": ju.slots.USER.get(data)["count"]})

@@ -59,7 +59,7 @@ def test_all_preparations_run_in_turn_with_keys_of_their_own():
     assert list(ready.extra) == ["curvature", "importances"]
     first, second = (ju.slots.SLOTS[name].get(ready).value for name in ready.extra)
     assert float(first) != float(second)
-    assert int(both(VARIABLES, ready, REQUEST, KEY).status) == ju.Status.OK
+    assert int(both(VARIABLES, ready, REQUEST, KEY).status) == ju.Status.UNCHANGED
 
 
 def test_what_the_first_method_moves_is_stale_for_the_second():

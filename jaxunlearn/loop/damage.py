@@ -1,0 +1,67 @@
+"""Whether a run damaged the model, by the loss of some retained rows before and after it, and whether labels are classes."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxunlearn.evaluation import evaluate
+from jaxunlearn.types import Data, Model, Scalar, Variables, Weighted
+
+ROWS = 64  # retained rows that are looked at
+
+
+def damage(
+    model: Model, before: Variables, after: Variables, rows: Weighted, limit: Scalar | None
+) -> tuple[dict[str, Float[Array, ""]], dict[str, Bool[Array, ""]]]:
+    """Compare the loss of retained rows before and after a run.
+
+    A model counts as damaged where that loss is above the limit: by default twice what it was, and that of guessing among
+    classes (`log c` for integer targets and c logits each, `log 2` for one). Losses whose targets are no classes are only
+    judged by a limit that is given.
+
+    Args:
+        model: in evaluation mode.
+        before, after: its variables.
+        rows: of the retain set; of none, nothing is said.
+        limit: mean loss from which the model counts as damaged; None for the default.
+
+    Returns:
+        Statistics `retain_loss_before` and `retain_loss_after`, Float[], NaN without rows; conditions for `status.combine`.
+    """
+    outputs, first = evaluate(model, before, rows.examples)
+    last = evaluate(model, after, rows.examples)[1]
+    some = jnp.any(rows.weights > 0)
+
+    def mean(losses):
+        total = jnp.sum(jnp.where(rows.weights > 0, losses.astype(jnp.float32), 0))
+        return jnp.where(some, total / jnp.maximum(jnp.sum(rows.weights > 0), 1), jnp.nan)
+
+    stats = {"retain_loss_before": mean(first), "retain_loss_after": mean(last)}
+    if limit is None:
+        classes = num_classes(outputs.logits, rows.examples.targets)
+        limit = jnp.inf if classes is None else jnp.maximum(math.log(classes), 2 * stats["retain_loss_before"])
+    broken = some & ~jnp.isfinite(stats["retain_loss_after"])
+    return stats, {"DAMAGED": stats["retain_loss_after"] > limit, "NONFINITE": broken}
+
+
+def num_classes(logits: Any, targets: Any) -> int | None:
+    """How many classes one label of each row can have, 2 for one logit; None where targets are no such labels."""
+    if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
+        return None
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return logits.shape[1]
+    return 2 if logits.ndim == 1 or logits.shape[1:] == (1,) else None
+
+
+def strange_labels(model: Model, variables: Variables, data: Data) -> Bool[Array, ""]:
+    """Whether a present row has a label that the model has no logit for; only shapes of its outputs are computed."""
+    targets = data.train.targets
+    first = jax.tree.map(lambda x: x[:1], data.train.inputs)
+    logits = jax.eval_shape(lambda inputs: model.forward(variables, inputs, train=False).logits, first)
+    classes = num_classes(logits, targets)
+    if classes is None:
+        return jnp.array(False)
+    return jnp.any((data.present > 0) & ((targets < 0) | (targets >= classes)))
