@@ -21,10 +21,11 @@ class Status(IntEnum):
     UNCHANGED = 3
     NOTHING_RETAINED = 4
     NOT_CONVERGED = 5
-    STALE = 6
-    DAMAGED = 7
-    INVALID_LABELS = 8
-    NONFINITE = 9
+    INDEFINITE = 6
+    STALE = 7
+    DAMAGED = 8
+    INVALID_LABELS = 9
+    NONFINITE = 10
 
 
 MESSAGES: dict[Status, str] = {
@@ -36,6 +37,8 @@ MESSAGES: dict[Status, str] = {
     "stop_gradient, or the method selected none; raise the learning rate, or keep the weights in float32",
     Status.NOTHING_RETAINED: "the request removes every present row, so there was nothing to train on",
     Status.NOT_CONVERGED: "the solver stopped before it reached its tolerance",
+    Status.INDEFINITE: "the damped matrix that was solved with is not positive, so the step may point anywhere: raise the "
+    "damping, or take a Gauss-Newton or Fisher matrix instead of the Hessian",
     Status.STALE: "what was prepared in data.extra belongs to other weights or other rows, and so does the result; run "
     "jaxunlearn.prepare(unlearn)(variables, data, key) on the variables that you unlearn from",
     Status.DAMAGED: "the model is damaged: the loss of retained rows (stats['retain_loss_after']) is above that of guessing "

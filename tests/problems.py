@@ -190,7 +190,8 @@ def method(name, model, optimizer=None, *, num_steps=4, batch_size=4, **options)
 
 def model_of(name):
     """The toy classifier that a method is tried on."""
-    return headed() if ju.METHODS[name].family == "representation" else network()
+    card = ju.METHODS[name]
+    return headed() if "head" in card.reads or card.family == "representation" else network()
 
 
 def trained(name, dtype=jnp.float32):
@@ -216,7 +217,7 @@ def recorded():
     done = train(network().init(key), data, ju.empty_request(), key)
     data = jax.jit(convex.prepare(PROBLEM))(fitted(), data, key)
     for name in ("influence", "fisher_forgetting", "ssd", "lfssd"):
-        data = jax.jit(ju.prepare(method(name, network())))(trained(name), data, key)
+        data = jax.jit(ju.prepare(method(name, model_of(name))))(trained(name), data, key)
     found = jax.jit(heads.prepare(headed()))(trained("representation_unlearning"), data, key)
     # features themselves are left to the methods, so that it shows what they read
     attributes = jnp.arange(2 * NUM_ROWS).reshape(NUM_ROWS, 2) // 3 % 2

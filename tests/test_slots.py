@@ -105,7 +105,7 @@ def test_prepare_takes_its_settings_from_the_method_and_gives_data_back_where_no
     ready = ju.prepare(unlearn)(WEIGHTS, DATA, key)
     assert ready.extra["importances"].how == "squares of gradients of single rows"
     assert ju.prepare(ju.output_perturbation(network(), sigma=0.1))(WEIGHTS, DATA, key) is DATA
-    both = ju.then(unlearn, ju.fisher_forgetting(network()))
+    both = ju.then(unlearn, ju.fisher_forgetting(network(), form="paper"))
     assert set(ju.prepare(both)(WEIGHTS, DATA, key).extra) == {"importances", "fisher_diagonal"}
     for wrong in ("ssd", ju.ssd, ju.batched(unlearn), ju.streamed(unlearn)):
         with pytest.raises(TypeError, match="prepare takes a method"):

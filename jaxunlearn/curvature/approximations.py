@@ -14,7 +14,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, slots, tree
 from jaxunlearn.curvature.matvecs import widened
@@ -56,6 +56,13 @@ class Representation(ABC):
     def sqrt_solve(self, v: PyTree, damping: Scalar) -> PyTree:
         """`(C + damping I)^{-1/2} v`, for C without eigenvalues below zero: what turns white noise into noise of this shape."""
         return self.apply(lambda e: jax.lax.rsqrt(e + damping), v)
+
+    def is_positive(self, damping: Scalar) -> Bool[Array, ""]:
+        """Whether `C + damping I` is positive beyond rounding, so that solving with it means something."""
+        values = jnp.concatenate([jnp.ravel(x) for x in self.spectrum()])
+        rounding = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+        known = jnp.where(jnp.abs(values) <= rounding, 0, values)
+        return (jnp.min(values) + damping > 0) & (jnp.min(known) + damping > 0)
 
     def trace(self) -> Float[Array, ""]:
         """Sum of the eigenvalues."""
@@ -124,8 +131,8 @@ class LowRank(Representation):
         return unpack(jnp.sum(self.values[:, None] * self.vectors**2, axis=0), like, self.chosen)
 
     def spectrum(self) -> list[jax.Array]:
-        """Its values."""
-        return [self.values]
+        """Its values, and a 0 where there are others."""
+        return [self.values] if len(self.values) == self.vectors.shape[1] else [self.values, jnp.zeros(1, self.values.dtype)]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=[])

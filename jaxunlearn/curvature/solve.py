@@ -55,7 +55,7 @@ class Inverted(NamedTuple):
 
     solution: PyTree
     stats: dict[str, jax.Array]
-    status: Int[Array, ""]  # NOT_CONVERGED, or STALE if the representation belongs to other weights or rows
+    status: Int[Array, ""]  # NOT_CONVERGED, INDEFINITE, or STALE if the representation belongs to other weights or rows
 
 
 def checked(**options: Unpack[Inversion]) -> Solving:
@@ -103,11 +103,11 @@ def invert(
         tolerances = {"rtol": options.rtol, "max_steps": options.max_steps}
         solved = cg(product, b, damping=damping, preconditioner=preconditioner, **tolerances)
         stats = {"residual": solved.residual, "solver_steps": solved.num_steps}
-        return Inverted(solved.solution, stats, combine(NOT_CONVERGED=~solved.converged))
+        return Inverted(solved.solution, stats, combine(NOT_CONVERGED=~solved.converged, INDEFINITE=~solved.positive))
     made, stale = slots.CURVATURE.read(data, at=variables)
     shift = damping + _mean_curvature(model, variables)
     if without is None or correction is None:
-        return Inverted(made.solve(b, shift), {}, combine(STALE=stale))
+        return Inverted(made.solve(b, shift), {}, combine(STALE=stale, INDEFINITE=~made.is_positive(shift)))
     check_kind(correction, without.examples, key)
     counts = without.weights.shape[0]
     columns = row_factors(correction, model, variables, without.examples, draws(correction, key, counts))
@@ -122,7 +122,8 @@ def invert(
     # (n C - V V' + n' shift I) / n', of which the first n / n' is taken out.
     found = woodbury(made, jax.tree.map(column, columns), b, damping=shift * left / present)
     scaled = jax.tree.map(lambda x: x * left / present, found.solution)
-    return Inverted(scaled, {"margin": found.margin}, combine(STALE=stale, NOT_CONVERGED=~(found.margin > 0)))
+    positive = made.is_positive(shift) & (found.margin > 0)
+    return Inverted(scaled, {"margin": found.margin}, combine(STALE=stale, INDEFINITE=~positive))
 
 
 def preparation_for(model: Model, options: Solving) -> Prepare | None:

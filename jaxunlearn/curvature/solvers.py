@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, tree
@@ -22,6 +23,7 @@ class Solved(NamedTuple):
     converged: Bool[Array, ""]  # whether the residual is as small as was asked for
     residual: Float[Array, ""]  # ||(C + damping) x - b|| / ||b||, from one more product
     num_steps: Int[Array, ""]
+    positive: Bool[Array, ""]  # whether `x' (C + damping) x` is; if it is not, the matrix is indefinite
 
 
 def cg(
@@ -228,10 +230,12 @@ def measured(product: Matvec, b: PyTree, solution: PyTree, rtol: float, num_step
     Where the residual is NaN the solution is, too: a solver that gave up at once would else hide what the matrix holds.
     """
     length = tree.norm(b)
-    rest = tree.norm(jax.tree.map(jnp.subtract, product(solution), b))
+    image = product(solution)
+    rest = tree.norm(jax.tree.map(jnp.subtract, image, b))
+    positive = (optax.tree.vdot(solution, image) > 0) | (length == 0)
     residual = jnp.where(length > 0, rest / jnp.where(length > 0, length, 1), rest)
     solution = jax.tree.map(lambda x: jnp.where(jnp.isnan(residual), jnp.nan, x), solution)
-    return Solved(solution, residual <= 1.1 * rtol, residual, num_steps)
+    return Solved(solution, residual <= 1.1 * rtol, residual, num_steps, positive)
 
 
 def inner(first: PyTree, second: PyTree) -> Float[Array, "m k"]:

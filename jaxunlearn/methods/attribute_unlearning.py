@@ -252,6 +252,4 @@ def attribute_unlearning(
         moved, stats = inner.step(state.model, (context, probes, share), batch, key)
         return State(moved, probes, optimizer_state), stats
 
-    return inner._replace(
-        init=init, step=step, finalize=lambda state, context: state.model.variables, on_empty=METHOD.on_empty
-    )
+    return inner._replace(init=init, step=step, finalize=lambda state, context: state.model.variables, on_empty=METHOD.on_empty)

@@ -38,8 +38,8 @@ def influence(model: Model, *, damping: Scalar, **options: Unpack[Inversion]) ->
 
     Returns:
         An `UnlearnFn`; `stats`: `step_norm` Float[], and those of the solver. A solver that stopped early gives the status
-        NOT_CONVERGED, a curvature of other parameters or rows STALE. The model's state (running statistics) stays as it is, and
-        still holds the forget set.
+        NOT_CONVERGED, a damped matrix that is not positive INDEFINITE, a curvature of other parameters or rows STALE.
+        The model's state (running statistics) stays as it is, and still holds the forget set.
 
     Raises:
         ValueError: negative damping, unknown options, a representation that is missing.

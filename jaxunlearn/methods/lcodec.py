@@ -98,7 +98,9 @@ def lcodec(
             "residual": solved.residual,
             "solver_steps": solved.num_steps,
         }
-        return Result(moved(variables, solved.solution), combine(NOT_CONVERGED=~solved.converged), stats)
+        return Result(
+            moved(variables, solved.solution), combine(NOT_CONVERGED=~solved.converged, INDEFINITE=~solved.positive), stats
+        )
 
     return one_shot(remove, model=model)
 

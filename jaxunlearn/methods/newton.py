@@ -46,8 +46,8 @@ def newton(model: Model, *, damping: Scalar, correction: Kind | None = None, **o
 
     Returns:
         An `UnlearnFn`; `stats`: `step_norm` Float[], those of the solver, and with a correction `margin` Float[], which is
-        above 0 where the corrected matrix is positive. NOT_CONVERGED where it is not, or a solver stopped early. Model
-        state stays as it is.
+        above 0 where the corrected matrix is positive. INDEFINITE where it is not, NOT_CONVERGED where a solver
+        stopped early. Model state stays as it is.
 
     Raises:
         ValueError: negative damping, unknown options, a representation that is missing.

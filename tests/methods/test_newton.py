@@ -1,6 +1,7 @@
 """Newton's step on the retain set: exact for least squares, the dense step for a network, and what it cannot do is said."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from tests.curvature.toys import (
     GONE,
     KEPT,
     KEY,
+    MODEL,
     VARIABLES,
     explicit,
     flat,
@@ -70,8 +72,40 @@ def test_a_representation_that_does_not_hold_what_is_taken_off_says_so():
     unlearn = ju.newton(model._replace(regularizer=None), damping=1e-6, correction="ggn", fit=lambda *_: nothing)
     prepared = jax.jit(ju.prepare(unlearn))(variables, data, KEY)
     result = jax.jit(unlearn)(variables, prepared, request_for(), KEY)
-    assert int(result.status) == ju.Status.NOT_CONVERGED
+    assert int(result.status) == ju.Status.INDEFINITE
     assert float(result.stats["margin"]) <= 0
+
+
+@pytest.mark.parametrize("solver", ["representation", "cg"])
+def test_a_matrix_that_is_not_positive_says_so(solver):
+    """A saddle: eigenvalues 1 and -1.35, of which damping mends none, then all."""
+
+    def loss(outputs, examples):
+        return 0.5 * (outputs.logits[:, 0] ** 2 - 1.35 * outputs.logits[:, 1] ** 2)
+
+    model = ju.Model(lambda variables, inputs, **options: ju.Outputs(inputs * variables.params["w"]), loss)
+    data = ju.training_data(np.ones((6, 2)), np.zeros(6))
+    variables, request = ju.Variables({"w": jnp.ones(2)}), request_for([1])
+    for method in (ju.newton, ju.influence):
+        unlearn = {
+            damping: method(model, damping=damping, solver=solver, matrix="hessian", fit=curvature.dense(model, kind="hessian"))
+            for damping in (0.01, 2.0)
+        }
+        prepared = jax.jit(ju.prepare(unlearn[2.0]))(variables, data, KEY)
+        status = [int(jax.jit(one)(variables, prepared, request, KEY).status) for one in unlearn.values()]
+        assert status == [ju.Status.INDEFINITE, ju.Status.OK]
+
+
+def test_a_singular_matrix_needs_damping():
+    """Ten rows and 64 weights: what no row sees has eigenvalues that are rounding."""
+    model, key = MODEL._replace(regularizer=None), KEY
+    data = ju.remove(DATA, request_for(range(10, 60), capacity=50))
+    for fit in (curvature.ekfac(model), curvature.kfac(model), curvature.dense(model), curvature.gram(model)):
+        unlearn = [ju.influence(model, damping=damping, fit=fit) for damping in (0.0, 1e-3)]
+        prepared = jax.jit(ju.prepare(unlearn[0]))(VARIABLES, data, key)
+        status = [int(jax.jit(one)(VARIABLES, prepared, request_for([1]), key).status) for one in unlearn]
+        assert status[0] in (ju.Status.INDEFINITE, ju.Status.NONFINITE)
+        assert status[1] == ju.Status.OK
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_diagonal_of_another_matrix_is_refused(how):
     prepare = curvature.prepare(curvature.diagonal(model, kind="empirical"), slots.FISHER_DIAGONAL, how=how)
     prepared = jax.eval_shape(prepare, model.init(KEY), DATA, KEY)
     with pytest.raises(ValueError, match="the diagonal of the true Fisher matrix is needed: prepare it anew"):
-        jax.eval_shape(ju.fisher_forgetting(model), model.init(KEY), prepared, lane(REQUESTS, 0), KEY)
+        jax.eval_shape(ju.fisher_forgetting(model, form="paper"), model.init(KEY), prepared, lane(REQUESTS, 0), KEY)
 
 
 def test_a_stale_preconditioner_changes_no_solution_and_so_no_status():
