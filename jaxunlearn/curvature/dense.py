@@ -10,6 +10,7 @@ from jaxunlearn import checks
 from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
 from jaxunlearn.curvature.matvecs import hvp, row_factors, widened
+from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.evaluation import map_rows, sum_rows
 from jaxunlearn.tree import Layers
 from jaxunlearn.types import Model
@@ -60,7 +61,7 @@ def dense(
             matrix = hessian(variables, examples, weights, chosen)
         else:
             matrix = outer_products(kind, variables, examples, weights, key, chosen)
-        values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+        values, vectors = jnp.linalg.eigh(without_derivative((matrix + matrix.T) / 2))
         return LowRank(values, vectors.T, chosen)
 
     return fit
@@ -105,6 +106,7 @@ def gram(model: Model, *, kind: Kind = "ggn", layers: Layers | None = None, chun
 
 def from_factors(factors: Float[Array, "r d"], chosen: tuple[bool, ...]) -> LowRank:
     """`C = F F'` from its factors: what is below rounding has eigenvalue 0, and no eigenvector."""
+    factors = without_derivative(factors)
     if factors.shape[0] >= factors.shape[1]:
         values, vectors = jnp.linalg.eigh(jnp.dot(factors.T, factors, precision="highest"))
         return LowRank(jnp.maximum(values, 0), vectors.T, chosen)

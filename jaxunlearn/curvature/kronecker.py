@@ -31,6 +31,7 @@ from jaxunlearn.curvature.approximations import Fit, Representation
 from jaxunlearn.curvature.layer_tracing import Layer, Taps, find
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, slopes
 from jaxunlearn.curvature.matvecs import widened
+from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.evaluation import evaluate, sum_rows
 from jaxunlearn.types import Model
 
@@ -167,6 +168,7 @@ def _fit(model: Model, kind: Kind, chunk: int | None, corrected: bool, variables
         return jax.tree.map(lambda x: x / total, sums)
 
     factors, blocks, diagonals = mean(partial(_first_moments, small, large))
+    factors, blocks = jax.tree.map(without_derivative, (factors, blocks))
     with jax.default_matmul_precision("highest"):
         spectra = [(jnp.linalg.eigh(a), jnp.linalg.eigh(s)) for a, s in factors]
         bases = [(a.eigenvectors, s.eigenvectors) for a, s in spectra]

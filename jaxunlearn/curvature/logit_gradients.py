@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from jaxunlearn import checks, likelihoods
+from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.types import Examples, Model, Outputs
 
 Kind: TypeAlias = Literal["ggn", "ggn_psd", "fisher", "sampled", "empirical", "jacobian"]
@@ -125,7 +126,7 @@ def _roots(model: Model, outputs: Outputs, examples: Examples, *, cut: bool) -> 
     shape = outputs.logits.shape
     columns = jax.vmap(lambda e: loss_curvature(model, outputs, examples, jnp.broadcast_to(e, shape)))(basis)
     matrices = jnp.moveaxis(columns.reshape(len(basis), shape[0], len(basis)), 0, 2)
-    values, vectors = jnp.linalg.eigh(matrices)
+    values, vectors = jnp.linalg.eigh(without_derivative(matrices))
     if not cut:
         rounding = 64 * len(basis) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values), axis=1, keepdims=True)
         values = jnp.where(values < -rounding, jnp.nan, values)

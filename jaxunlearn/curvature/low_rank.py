@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
 from jaxunlearn.curvature.dense import check_rank
 from jaxunlearn.curvature.matvecs import Matvec, widened
+from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.tree import Layers
 
 
@@ -43,7 +44,7 @@ def lanczos(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         product, start, chosen = _flat(matvec, variables, examples, weights, layers, key)
         check_rank(rank, start.size)
         basis, diagonal, beside = _tridiagonal(product, start, rank, jax.random.fold_in(key, 2))
-        values, rotation = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
+        values, rotation = jnp.linalg.eigh(without_derivative(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)))
         return LowRank(values, jnp.dot(rotation.T, basis, precision="highest"), chosen)
 
     return fit
@@ -117,7 +118,7 @@ def nystrom(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         core = jnp.dot(basis.T, shifted, precision="highest")
         lower = jnp.linalg.cholesky((core + core.T) / 2)
         root = jax.scipy.linalg.solve_triangular(lower, shifted.T, lower=True)
-        _, singular, vectors = jnp.linalg.svd(root, full_matrices=False)
+        _, singular, vectors = jnp.linalg.svd(without_derivative(root), full_matrices=False)
         return LowRank(jnp.maximum(singular**2 - shift, 0), vectors, chosen)
 
     return fit

@@ -311,7 +311,7 @@ def row_factors(kind: Kind, model: Model, variables: Variables, examples: Exampl
 
 def widened(values: PyTree) -> PyTree:
     """Arrays at least in float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), values)
 
 
 def _summed(model: Model, params: PyTree, variables: Variables, examples: Examples, weights: Float[Array, "b"]) -> jax.Array:
@@ -379,9 +379,9 @@ def _mean_product(
         expected = jax.tree.map(jnp.shape, params)
         if jax.tree.map(jnp.shape, v) != expected:
             raise ValueError(f"expected a vector like the params, {expected}, got {jax.tree.map(jnp.shape, v)}")
-        v = jax.tree.map(lambda x, w: x.astype(w.dtype), v, params)
+        v = jax.tree.map(lambda x, w: jnp.asarray(x, w.dtype), v, params)
         with jax.default_matmul_precision("highest"):
-            return jax.tree.map(lambda x: x / total, summed(v))
+            return jax.tree.map(lambda x: (x / total).astype(x.dtype), summed(v))
 
     if chunk is None or chunk >= weights.shape[0]:
         with jax.default_matmul_precision("highest"):

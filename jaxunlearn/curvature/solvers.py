@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, tree
@@ -68,25 +67,31 @@ def cg(
     if not 0 < rtol < 1:
         raise ValueError(f"rtol is a relative residual between 0 and 1, got {rtol}")
     product = damped(matvec, damping)
-    length = tree.norm(b)
-    unit = jax.tree.map(lambda x: x / jnp.where(length > 0, length, 1), b)
-    form = jax.eval_shape(lambda: unit)
-    # lineax stops when residual and step are both small; in units in which every step is small the residual alone decides.
-    operator = lineax.FunctionLinearOperator(
-        lambda v: jax.tree.map(lambda x: x * UNITS, product(v)), form, lineax.positive_semidefinite_tag
-    )
+    b = jax.tree.map(jnp.asarray, b)
     options = {}
     if preconditioner is not None:
         shift = damping if preconditioner_damping is None else preconditioner_damping
         options["preconditioner"] = lineax.FunctionLinearOperator(
-            lambda v: preconditioner.solve(v, shift), form, lineax.positive_semidefinite_tag
+            lambda v: preconditioner.solve(v, shift), jax.eval_shape(lambda: b), lineax.positive_semidefinite_tag
         )
-    with jax.numpy_dtype_promotion("standard"):
-        found = lineax.linear_solve(
-            operator, unit, lineax.CG(rtol=0.0, atol=rtol, norm=tree.norm, max_steps=max_steps), options=options, throw=False
+
+    def solve(product, b):
+        length = tree.norm(b)
+        unit = jax.tree.map(lambda x: x / jnp.where(length > 0, length, 1), b)
+        # lineax stops when residual and step are both small; in units in which every step is small the residual alone decides
+        operator = lineax.FunctionLinearOperator(
+            lambda v: jax.tree.map(lambda x: x * UNITS, product(v)),
+            jax.eval_shape(lambda: unit),
+            lineax.positive_semidefinite_tag,
         )
-    solution = jax.tree.map(lambda x: x * UNITS * length, found.value)
-    return measured(product, b, solution, rtol, found.stats["num_steps"])
+        with jax.numpy_dtype_promotion("standard"):
+            method = lineax.CG(rtol=0.0, atol=rtol, norm=tree.norm, max_steps=max_steps)
+            found = lineax.linear_solve(operator, unit, method, options=options, throw=False)
+        return jax.tree.map(lambda x: x * UNITS * length, found.value), found.stats["num_steps"]
+
+    # so that a gradient through the solution is one more solve, whatever happened in this one
+    solution, num_steps = jax.lax.custom_linear_solve(product, b, solve, symmetric=True, has_aux=True)
+    return measured(product, b, solution, rtol, num_steps)
 
 
 def lissa(
@@ -182,7 +187,9 @@ class Downdated(NamedTuple):
     """What `woodbury` returns."""
 
     solution: PyTree
-    margin: Float[Array, ""]  # smallest eigenvalue of I - V' P V; at or below 0 the corrected matrix is not positive
+    margin: Float[
+        Array, ""
+    ]  # smallest eigenvalue of I - V' P V, no derivatives; at or below 0 the corrected matrix is not positive
 
 
 def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: Scalar) -> Downdated:
@@ -217,11 +224,10 @@ def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: 
     count = tree.leading_axis(columns, "columns")
     core = jnp.eye(count, dtype=jax.tree.leaves(pv)[0].dtype) - inner(columns, pv)
     core = (core + core.T) / 2
-    eigenvalues, vectors = jnp.linalg.eigh(core)
-    moved = inner(columns, jax.tree.map(lambda x: x[None], solved))[:, 0]
-    weight = vectors @ ((vectors.T @ moved) / eigenvalues)
+    margin = jnp.linalg.eigvalsh(jax.lax.stop_gradient(core))[0]
+    weight = jnp.linalg.solve(core, inner(columns, jax.tree.map(lambda x: x[None], solved))[:, 0])
     solution = jax.tree.map(lambda x, p: x + jnp.tensordot(weight, p, axes=1, precision="highest"), solved, pv)
-    return Downdated(solution, eigenvalues[0])
+    return Downdated(solution, margin)
 
 
 def measured(product: Matvec, b: PyTree, solution: PyTree, rtol: float, num_steps: Int[Array, ""]) -> Solved:
@@ -232,10 +238,10 @@ def measured(product: Matvec, b: PyTree, solution: PyTree, rtol: float, num_step
     length = tree.norm(b)
     image = product(solution)
     rest = tree.norm(jax.tree.map(jnp.subtract, image, b))
-    positive = (optax.tree.vdot(solution, image) > 0) | (length == 0)
+    along = jnp.sum(jnp.stack([jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (solution, image)), strict=True)]))
     residual = jnp.where(length > 0, rest / jnp.where(length > 0, length, 1), rest)
     solution = jax.tree.map(lambda x: jnp.where(jnp.isnan(residual), jnp.nan, x), solution)
-    return Solved(solution, residual <= 1.1 * rtol, residual, num_steps, positive)
+    return Solved(solution, residual <= 1.1 * rtol, residual, num_steps, (along > 0) | (length == 0))
 
 
 def inner(first: PyTree, second: PyTree) -> Float[Array, "m k"]:

@@ -1,10 +1,32 @@
-"""Bounds of a spectral norm that hold from above.
+"""Bounds of a spectral norm that hold from above, and decompositions that are not differentiated by accident.
 
 Power iteration approaches the norm from below, so a bound built on it certifies nothing.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+@jax.custom_jvp
+def without_derivative(matrix: Array) -> Array:
+    """The matrix itself, to be decomposed; differentiating through it is an error.
+
+    The derivative of eigenvectors divides by differences of eigenvalues. Where some coincide, as the zeros of any matrix of low
+    rank do, it is NaN or, by rounding, any number.
+
+    Raises:
+        TypeError: when a derivative through the decomposition is asked for.
+    """
+    return matrix
+
+
+@without_derivative.defjvp
+def _refuse(primals, tangents):
+    raise TypeError(
+        "derivatives through an eigendecomposition are not to be trusted, as eigenvalues may coincide: use solver='cg', which "
+        "has derivatives, or hold the decomposition fixed with jax.lax.stop_gradient on what it is made from"
+    )
 
 
 def spectral_norm_bound(gram: Float[Array, "d d"], *, num_rows: int = 2**20) -> Float[Array, ""]:

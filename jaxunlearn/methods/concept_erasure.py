@@ -11,6 +11,7 @@ Only the head is edited here: the features in front of it keep the concept.
 import jax.numpy as jnp
 
 from jaxunlearn.card import Method
+from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.heads.erasure import erase, spanned
 from jaxunlearn.types import Model, UnlearnFn
 
@@ -47,7 +48,7 @@ def concept_erasure(model: Model, *, layer: str = "penultimate") -> UnlearnFn:
     """
 
     def leace(concept):
-        values, vectors = jnp.linalg.eigh(concept.covariance)
+        values, vectors = jnp.linalg.eigh(without_derivative(concept.covariance))
         real = values > values[-1] * values.shape[0] * jnp.finfo(values.dtype).eps
         root = jnp.where(real, jnp.sqrt(jnp.where(real, values, 1)), 0)
         whiten = vectors * jnp.where(real, 1 / jnp.where(real, root, 1), 0) @ vectors.T

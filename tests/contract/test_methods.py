@@ -66,8 +66,10 @@ def test_single_precision_models_stay_so_where_x64_is_on(case):
     def init(key):
         return jax.tree.map(lambda x: x.astype(jnp.float32), model_of(case.name).init(key))
 
+    variables, data, request, key = case.ask(0)
     with jax.enable_x64(True):
-        result = jax.eval_shape(make(case.name, model_of(case.name)._replace(init=init)), *case.ask(0))
+        data = data._replace(present=jnp.asarray(data.present, jnp.float64))  # as `training_data` makes it there
+        result = jax.eval_shape(make(case.name, model_of(case.name)._replace(init=init)), variables, data, request, key)
     assert {x.dtype for x in jax.tree.leaves(result.variables)} == {jnp.dtype(jnp.float32)}
 
 

@@ -202,3 +202,15 @@ def test_gradients_of_rows_have_a_leading_axis_and_do_not_depend_on_chunks():
     for chunk in (7, 60, 64):
         cut = curvature.per_example_gradients(MODEL, VARIABLES, ROWS, chunk=chunk)
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-13), cut, whole)
+
+
+def test_products_keep_the_dtype_of_the_weights_and_take_plain_numbers():
+    narrow = jax.tree.map(lambda x: np.asarray(x, np.float32), VARIABLES)
+    for make in (curvature.hvp, curvature.ggn_vp, curvature.empirical_fisher_vp, curvature.jacobian_vp):
+        product = make(MODEL, narrow, ROWS, np.ones(60))
+        assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(product, narrow.params))} == {np.dtype(np.float32)}
+    line = ju.Model(
+        lambda variables, inputs, **options: ju.Outputs(inputs[:, 0] * variables.params["w"]), ju.losses.squared_error
+    )
+    data = ju.training_data(np.ones((6, 2)), np.zeros(6))
+    assert float(curvature.hvp(line, ju.Variables({"w": 0.5}), data.train)({"w": 2.0})["w"]) == 2

@@ -224,3 +224,15 @@ def test_models_without_a_derivative_at_zero_are_cut_into_chunks(name):
     ]
     whole, cut = (x.matvec({"w": np.arange(12.0).reshape(4, 3)})["w"] for x in made)
     np.testing.assert_allclose(cut, whole, atol=1e-13)
+
+
+@pytest.mark.parametrize("fit", [curvature.dense, curvature.gram, curvature.kfac, curvature.ekfac])
+def test_decompositions_are_not_differentiated_by_accident(fit):
+    def length(scale):
+        variables = VARIABLES._replace(params=jax.tree.map(lambda x: scale * x, VARIABLES.params))
+        made = fit(MODEL)(variables, ROWS, jnp.ones(60), KEY)
+        return jnp.sum(made.solve(VARIABLES.params, 0.1)["head"])
+
+    jax.eval_shape(length, 1.0)
+    with pytest.raises(TypeError, match="use solver='cg'"):
+        jax.eval_shape(jax.grad(length), 1.0)

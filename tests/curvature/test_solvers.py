@@ -213,3 +213,40 @@ def test_numbers_of_steps_out_of_range_are_refused(sides, steps):
         curvature.cg(lambda v: v, b, max_steps=steps)
     with pytest.raises(ValueError, match="num_steps must be an integer"):
         curvature.lissa(lambda v, step: v, b, damping=0.1, scale=2.0, num_steps=steps, matvec=lambda v: v)
+
+
+def test_solutions_have_derivatives_of_any_order():
+    rng = np.random.default_rng(0)
+    root, slope = rng.normal(size=(6, 6)), jnp.arange(1.0, 7)
+    base = jnp.asarray(root @ root.T + np.eye(6))
+    first = curvature.Diagonal({"w": jnp.diag(base)})
+
+    def by_steps(t):
+        def product(v):
+            return {"w": base @ v["w"] + t * slope * v["w"]}
+
+        return jnp.sum(curvature.cg(product, {"w": slope * t}, damping=t, rtol=1e-12, preconditioner=first).solution["w"] ** 3)
+
+    def exact(t):
+        return jnp.sum(jnp.linalg.solve(base + t * jnp.diag(slope + 1), slope * t) ** 3)
+
+    at = jnp.array([0.3, 0.5])
+    for derivative in (jax.grad, jax.hessian, jax.jacfwd):
+        found, expected = (jax.jit(jax.vmap(derivative(f)))(at) for f in (by_steps, exact))
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_a_downdate_has_a_derivative_in_its_damping():
+    """Columns of zeros, as unused slots have them, all have eigenvalue 1."""
+    matrix = curvature.LowRank(jnp.array([1.0, 2.0]), jnp.eye(2), (True,))
+    columns = {"w": jnp.zeros((4, 2)).at[0].set(jnp.array([0.5, 0.25]))}
+    b = {"w": jnp.array([1.0, -2.0])}
+
+    def found(damping):
+        return jnp.sum(curvature.woodbury(matrix, columns, b, damping=damping).solution["w"] ** 2)
+
+    def exact(damping):
+        v = columns["w"][0]
+        return jnp.sum(jnp.linalg.solve(jnp.diag(jnp.array([1.0, 2.0])) + damping * jnp.eye(2) - jnp.outer(v, v), b["w"]) ** 2)
+
+    np.testing.assert_allclose(jax.jit(jax.grad(found))(0.3), jax.jit(jax.grad(exact))(0.3), rtol=1e-9)
