@@ -18,7 +18,9 @@ def is_concrete(value: Any) -> bool:
 
 
 def check_range(name: str, value: Any, *, low: float, high: float = np.inf) -> None:
-    """ValueError if a hyper-parameter lies outside `[low, high]`; traced values are not checked."""
+    """ValueError if a hyper-parameter lies outside `[low, high]`, TypeError for no number; traced values are not checked."""
+    if is_concrete(value) and not np.issubdtype(np.result_type(np.asarray(value)), np.number):
+        raise TypeError(f"{name} must be a number in [{low}, {high}], got {value!r}")
     if is_concrete(value) and not bool(np.all((np.asarray(value) >= low) & (np.asarray(value) <= high))):
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
 

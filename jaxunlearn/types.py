@@ -49,7 +49,11 @@ class Variables(NamedTuple):
 
 
 class ForgetRequest(NamedTuple):
-    """Rows to forget, in a static number of slots; the request's size lives in the weights."""
+    """Rows to forget, in a static number of slots; the request's size lives in the weights.
+
+    `jaxunlearn.from_indices` sorts them. Random draws go by slot, so rows in another order, or repeated ones between them, are
+    the same request with other draws, as with another key.
+    """
 
     indices: Int[jax.Array, "k"]  # rows of `data.train`
     weights: Float[jax.Array, "k"]  # 1 in a used slot, 0 in a padding slot

@@ -143,7 +143,7 @@ def dimensional_alignment(
 
     def is_forget_step(batch: Batch) -> jax.Array:
         room = batch.num_steps // (forget_steps + recover_steps)
-        if checks.is_concrete(room):
+        if checks.is_concrete(room) and batch.num_steps > 0:
             checks.check_range("num_steps // (forget_steps + recover_steps)", room, low=1)
             checks.check_range("rounds", room if rounds is None else rounds, low=0, high=float(room))
         begun = room if rounds is None else jnp.minimum(rounds, room)

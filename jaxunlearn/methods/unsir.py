@@ -65,14 +65,21 @@ def learn_noise(
     if wrong:
         raise TypeError(f"unsir learns its inputs by gradient descent, so they must be floating-point, got {wrong[0]}")
     split_key, noise_key = jax.random.split(key)
-    named = sampling.draw_forget(sampling.split(data, request, split_key), jnp.int32(0), rows)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), data.train.inputs)
+    named = spread_over_labels(data, request, rows, split_key)
+    # in single precision at least: Adam's and the norm's squares leave the range of float16
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), jnp.promote_types(x.dtype, jnp.float32)), data.train.inputs
+    )
+
+    def narrow(noise):
+        return jax.tree.map(lambda x, rows: x.astype(rows.dtype), noise, data.train.inputs)
+
     start = optax.tree.random_like(noise_key, like, sampler=jax.random.normal)
     optimizer = optax.adam(learning_rate)
 
     def objective(noise):
-        examples = Examples(noise, named.examples.targets)
-        losses = model.loss(model.forward(variables, noise, train=False), examples)
+        examples = Examples(narrow(noise), named.examples.targets)
+        losses = model.loss(model.forward(variables, examples.inputs, train=False), examples)
         return penalty * optax.tree.norm(noise, squared=True) / rows - sampling.masked_mean(losses, named.weights, empty=0)
 
     def step(carried, _):
@@ -81,7 +88,21 @@ def learn_noise(
         return (optax.apply_updates(noise, updates), state), None
 
     (noise, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
-    return named._replace(examples=Examples(noise, named.examples.targets))
+    return named._replace(examples=Examples(narrow(noise), named.examples.targets))
+
+
+def spread_over_labels(data: Data, request: ForgetRequest, rows: int, key: PRNGKeyArray) -> Weighted:
+    """Rows of the forget set, over and over: one of each label, then another one of each that has more, and so on."""
+    split = sampling.split(data, request, key)
+    if data.train.targets.ndim != 1 or not jnp.issubdtype(data.train.targets.dtype, jnp.integer):
+        return sampling.draw_forget(split, jnp.int32(0), rows)
+    place = jnp.arange(split.slots.shape[0], dtype=jnp.int32)  # slots are in random order, unused ones last
+    labels = data.train.targets[sampling.row_numbers(request)[split.slots]]
+    order = jnp.lexsort((labels, place >= split.num_forget))
+    starts = jnp.concatenate([jnp.ones(1, bool), jnp.diff(labels[order]) != 0])
+    turn = place - jax.lax.cummax(jnp.where(starts, place, 0))
+    in_turns = order[jnp.lexsort((order, jnp.where(order < split.num_forget, turn, place.shape[0])))]
+    return sampling.draw_forget(split._replace(slots=split.slots[in_turns]), jnp.int32(0), rows)
 
 
 def with_noise(split: Split, noise: Weighted, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:

@@ -20,7 +20,7 @@ from tests.contract.harness import (
     stamped,
     without_rows,
 )
-from tests.problems import NUM_CLASSES, NUM_ROWS, distance, lane, takes_optimizer, trained
+from tests.problems import NUM_CLASSES, NUM_ROWS, distance, lane, method, takes_optimizer, trained
 
 WITHOUT_KEY = {
     *("amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"),
@@ -71,6 +71,11 @@ def test_single_precision_models_stay_so_where_x64_is_on(case):
         data = data._replace(present=jnp.asarray(data.present, jnp.float64))  # as `training_data` makes it there
         result = jax.eval_shape(make(case.name, model_of(case.name)._replace(init=init)), variables, data, request, key)
     assert {x.dtype for x in jax.tree.leaves(result.variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_run_of_no_steps_is_a_run(case):
+    if takes_optimizer(case.name):
+        jax.eval_shape(method(case.name, model_of(case.name), num_steps=0), *case.ask(0))
 
 
 def test_no_key_is_used_twice(case):

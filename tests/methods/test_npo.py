@@ -38,3 +38,9 @@ def test_each_row_is_damped_by_its_own_likelihood_ratio():
 
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("npo", beta=[0.2, 2.0], retain_weight=[1.0, 0.5])
+
+
+@pytest.mark.parametrize("setting", ["beta", "retain_weight"])
+def test_what_is_no_number_is_named(setting):
+    with pytest.raises(TypeError, match=f"{setting} must be a number in .*, got None"):
+        ju.npo(MODEL, optax.sgd(0.1), **{setting: None})

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.methods.unsir import learn_noise
+from jaxunlearn.methods.unsir import learn_noise, spread_over_labels
 from tests.methods.runs import DATA, KEY, MODEL, REQUEST, ROWS, VARIABLES, answer, descended, one_step, sweep_equals_single_runs
 from tests.problems import distance, lane, linear_regression, method, network, regression_data
 
@@ -23,6 +24,29 @@ def test_noise_reaches_the_optimum_of_its_objective():
     assert sorted(noise.examples.targets.tolist()) == sorted(targets.tolist())
     expected = -noise.examples.targets[:, None] * weights / (8 - jnp.sum(weights**2))
     assert jnp.allclose(noise.examples.inputs, expected, atol=1e-3)
+
+
+def test_rare_labels_have_noise_too():
+    targets = np.zeros(300, np.int32)
+    targets[280:285], targets[285:] = 1, 2
+    data = ju.training_data(np.zeros((300, 4), np.float32), targets)
+    request = lane(ju.from_indices(data, [range(285)]), 0)
+    rows = jax.jit(lambda data, request, key: spread_over_labels(data, request, 16, key))(data, request, KEY)
+    assert np.bincount(rows.examples.targets, minlength=3).tolist() == [11, 5, 0]
+    few = jax.jit(lambda data, request, key: spread_over_labels(data, request, 16, key))(
+        data, lane(ju.from_indices(data, [[3, 4, 281, 282, 283]]), 0), KEY
+    )
+    assert np.bincount(few.slots, minlength=5).min() == 3
+
+
+def test_noise_is_learned_in_single_precision():
+    half = jax.tree.map(lambda x: x.astype(jnp.float16), VARIABLES)
+    data = DATA._replace(train=DATA.train._replace(inputs=DATA.train.inputs.astype(jnp.float16)))
+    noise = jax.jit(lambda *call: learn_noise(MODEL, *call, rows=8, steps=40, learning_rate=0.1, penalty=0.1))
+    learned = noise(half, data, REQUEST, KEY).examples.inputs
+    assert learned.dtype == jnp.float16
+    wide = noise(VARIABLES, DATA, REQUEST, KEY).examples.inputs
+    assert jnp.allclose(learned, wide, atol=0.1)
 
 
 @pytest.mark.parametrize(("share", "phases"), [(0.5, [1, 1, 1, 0, 0, 0]), (2 / 6, [1, 1, 0, 0, 0, 0]), (1.0, [1] * 6)])
