@@ -85,4 +85,4 @@ def descent_to_delete(problem: Problem, *, steps: int, row_norm: Scalar = 1.0) -
         stats |= {name: jnp.asarray(value, jnp.float64) for name, value in more.items()}
         return Result(variables, combine(NOT_CONVERGED=~jnp.isfinite(residual)), stats)
 
-    return in_float64(one_shot(remove, model=problem.model))
+    return in_float64(one_shot(remove, model=problem.model, may_rest=True))

@@ -53,4 +53,4 @@ def influence_removal(problem: Problem, *, solver: Solver = "dense") -> UnlearnF
         stats = removal.report_without_bounds(problem, data, setting, after - setting.kernel)
         return Result(variables, combine(NOT_CONVERGED=~jnp.isfinite(stats["distance_bound"])), stats)
 
-    return in_float64(one_shot(remove, model=problem.model))
+    return in_float64(one_shot(remove, model=problem.model, may_rest=True))

@@ -82,4 +82,4 @@ def newton_removal(problem: Problem, *, steps: int = 2, solver: Solver = "dense"
         stats = removal.report(problem, setting, limits, residual=residual, residual_bound=residual, row_norm=row_norm)
         return Result(variables, combine(NOT_CONVERGED=~jnp.isfinite(stats["distance_bound"])), stats)
 
-    return in_float64(one_shot(remove, model=problem.model))
+    return in_float64(one_shot(remove, model=problem.model, may_rest=True))

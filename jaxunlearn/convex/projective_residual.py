@@ -73,7 +73,7 @@ def projective_residual(problem: Problem) -> UnlearnFn:
         stats = removal.report_without_bounds(problem, data, setting, after - setting.kernel)
         return Result(moved, combine(STALE=stale, NOT_CONVERGED=~jnp.isfinite(stats["distance_bound"])), stats)
 
-    return in_float64(one_shot(remove, model=problem.model, prepare=prepare(problem)))
+    return in_float64(one_shot(remove, model=problem.model, may_rest=True, prepare=prepare(problem)))
 
 
 def _projected(rows: Float[Array, "k d"], direction: Float[Array, "d c"]) -> Float[Array, "d c"]:

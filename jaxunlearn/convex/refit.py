@@ -64,4 +64,4 @@ def refit(problem: Problem, *, solver: Solver = "dense") -> UnlearnFn:
         }
         return Result(variables, combine(NOT_CONVERGED=~converged), stats)
 
-    return in_float64(one_shot(train, model=problem.model, on_empty="train"))
+    return in_float64(one_shot(train, model=problem.model, may_rest=True, on_empty="train"))

@@ -135,7 +135,7 @@ def woodbury_removal(problem: Problem, *, steps: int = 2, measure: bool = True, 
             )
         return Result(variables, combine(NOT_CONVERGED=~jnp.isfinite(stats["distance_bound"])), stats, extra)
 
-    return in_float64(one_shot(remove, model=problem.model, prepare=prepare(problem, capacity=carry)))
+    return in_float64(one_shot(remove, model=problem.model, may_rest=True, prepare=prepare(problem, capacity=carry)))
 
 
 def _factorisation(problem, variables, data, setting, carry) -> tuple[Factorisation, jax.Array]:

@@ -27,7 +27,8 @@ def one_shot(
             it is the gravest one.
         model: whose logits the labels have to fit; None where labels are not read.
         on_empty: what an empty request gets, see `jaxunlearn.Unlearner`.
-        may_rest: weights that stay as they are may be the answer, e.g. as training never saw the rows; no UNCHANGED then.
+        may_rest: weights that stay as they are may be the answer, as training never saw the rows, or as a bound says how good
+            they are; no UNCHANGED then.
         prepare: fills what the update reads in `Data.extra`, for `jaxunlearn.prepare`.
 
     Returns:

@@ -54,9 +54,9 @@ def test_a_train_state_and_a_file_of_rows_are_read(trained, tmp_path, capsys):
     save_variables(tmp_path / "run", {**trained, "opt_state": [{"mu": jnp.ones(3)}], "step": jnp.int32(7)})
     (tmp_path / "ids.txt").write_text("3\n14 15\n")
     arguments = {"checkpoint": tmp_path / "run", "rows_file": tmp_path / "ids.txt", "out": tmp_path / "out"}
-    sigma = {"method": "output_perturbation", "settings": {"sigma": "0"}}  # changes nothing
+    sigma = {"method": "output_perturbation", "settings": {"sigma": "1e-5"}}
     unlearn_checkpoint.main(replace(SMALL, **arguments, **sigma))
-    assert distance(load_variables(tmp_path / "out" / "checkpoint", trained), trained) == 0
+    assert 0 < distance(load_variables(tmp_path / "out" / "checkpoint", trained), trained) < 1e-4
     assert "auditing" in capsys.readouterr().out
 
 

@@ -78,7 +78,7 @@ def test_probes_measure_the_information_of_a_channel():
     options = {"num_values": 2, "probe_steps": 5, "probe_width": 8, "probe_optimizer": optax.adam(0.05)}
     unlearn = ju.iterate(method(model, optax.sgd(0.0), **options), 40, batch_size=1, retain_batch_size=1000)
     request = ju.empty_request()._replace(target=jnp.array([True]))
-    result = ju.check(jax.jit(unlearn)(variables, data, request, KEY))
+    result = ju.check(jax.jit(unlearn)(variables, data, request, KEY), allow=[ju.Status.UNCHANGED])
     assert distance(result.variables, variables) == 0
     # the standard error of the mean of -log p over ten batches of a thousand rows is 0.0066
     assert float(result.stats["attribute_information"][-10:].mean()) == pytest.approx(exact, abs=0.03)
