@@ -1,7 +1,10 @@
 """Eight faked devices, for the tests that need a mesh, and quick compilation: most programs here run once."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
@@ -10,3 +13,14 @@ if version("jaxlib").startswith("0.10."):  # an unknown flag would end the proce
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # no source lines inside compiled programs; errors keep theirs
 gc.set_threshold(50_000)  # tracing makes many small objects that live long
+
+# Workers, and the processes that tests start, share what they compile. It begins empty and is gone afterwards, so that no run
+# sees a program of another one.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    shared = tempfile.mkdtemp(prefix="jaxunlearn-programs-")
+    atexit.register(shutil.rmtree, shared, ignore_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": shared,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
