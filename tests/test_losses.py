@@ -45,6 +45,15 @@ def test_jensen_shannon():
     assert ju.losses.jensen_shannon(certain, certain).tolist() == [0.0]
 
 
+def test_jensen_shannon_has_a_gradient_where_classes_are_ruled_out():
+    ruled_out, others = jnp.array([[1.0, -jnp.inf, 0.5]]), jnp.array([[0.2, 0.1, -jnp.inf]])
+    for first, second in ((ruled_out, others), (others, ruled_out), (ruled_out, ruled_out + 0.1)):
+        slope = jax.grad(lambda x, y=second: jnp.sum(ju.losses.jensen_shannon(x, y)))(first)
+        finite = jnp.maximum(first, -60), jnp.maximum(second, -60)  # as good as ruled out
+        expected = jax.grad(lambda x, y=finite[1]: jnp.sum(ju.losses.jensen_shannon(x, y)))(finite[0])
+        np.testing.assert_allclose(slope, expected, atol=1e-6)
+
+
 def rows_of(count, width=5):
     rows = RNG.normal(size=(count, width))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

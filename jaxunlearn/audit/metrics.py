@@ -74,6 +74,10 @@ METRICS: dict[str, Metric] = {
         "JS divergence", "Jensen-Shannon divergence from the mean retrained prediction on the forget set, nats",
         _divergence, False, True,
     ),
+    "margin_gap": Metric(
+        "margin gap", "gap of the mean margin on the forget set, nats: the most powerful where all rows are off on one side",
+        gap_of("forget_margins"), True, True,
+    ),
     "klom_forget": Metric("KLoM forget", "KLoM of margins on the forget set, nats", _klom("forget_margins"), False, False),
     "klom_retain": Metric("KLoM retain", "KLoM of margins on the retain set, nats", _klom("retain_margins"), False, False),
     "klom_test": Metric("KLoM test", "KLoM of margins on test rows, nats", _klom("test_margins"), False, False),

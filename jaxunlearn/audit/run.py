@@ -155,11 +155,13 @@ def run(
     seen = {kind: jax.device_get(see(said)) for kind, said in answers.items()}
     on_controls = {kind: _on_controls(x) for kind, x in seen.items()} if controls is not None else {}
     judgements, over_rows, controlled, false_positives = {}, {}, {}, {}
+    side = gap_of("forget_margins")
     for place, name in enumerate(chosen):
         metric = METRICS[name]
         tell(f"judging {metric.label}", place)
-        shift = None if metric.signed else gap_of("forget_margins")
-        decide = partial(judge, metric.statistic, shift=shift, alpha=alpha, num_permutations=num_permutations)
+        decide = partial(
+            judge, metric.statistic, shift=None if metric.signed else side, alpha=alpha, num_permutations=num_permutations
+        )
         judging, rating, resampling = (jax.random.fold_in(keys[3], 3 * place + turn) for turn in range(3))
         judgements[name] = decide(seen["unlearned"], seen["retrained"], seen["original"], judging, held_out=seen["held out"])
         over_rows[name] = crossed_bootstrap(

@@ -50,10 +50,14 @@ def jensen_shannon(first_logits: Float[Array, "b c"], second_logits: Float[Array
         0.6931
     """
     p, q = jax.nn.log_softmax(first_logits), jax.nn.log_softmax(second_logits)
-    mixture = jnp.logaddexp(p, q) - jnp.log(2.0).astype(p.dtype)
+    never = jnp.isneginf(p) & jnp.isneginf(q)  # terms of 0, whose derivative would be NaN
+    mixture = jnp.logaddexp(*(jnp.where(never, 0, x) for x in (p, q))) - jnp.log(2.0).astype(p.dtype)
     return (_kl(p, mixture) + _kl(q, mixture)) / 2
 
 
 def _kl(log_p: Float[Array, "b c"], log_q: Float[Array, "b c"]) -> Float[Array, "b"]:
-    terms = jnp.where(jnp.isneginf(log_p), 0, jnp.exp(log_p) * (log_p - log_q))
+    never = jnp.isneginf(log_p)
+    # replaced before they are subtracted: the derivative of inf - inf is NaN even where it is not used
+    log_p, log_q = (jnp.where(never, 0, x) for x in (log_p, log_q))
+    terms = jnp.where(never, 0, jnp.exp(log_p) * (log_p - log_q))
     return jnp.sum(terms, axis=-1)

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxunlearn import checks
-from jaxunlearn.audit.statistics.checks import require_margins
+from jaxunlearn.audit.statistics.checks import require_finite, require_margins
 from jaxunlearn.audit.statistics.ordering import keys_of, values_of
 from jaxunlearn.precision import in_float64
 
@@ -60,11 +60,12 @@ def forgetting_quality(
         delta: as above, in [0, 1].
 
     Returns:
-        `ForgettingQuality`, float32; NaN for examples with a NaN margin. An example that no rule is left for has epsilon 0.
+        `ForgettingQuality`, float32; NaN for examples with a margin that is not finite. An example that no rule is left for has
+        epsilon 0.
 
     Raises:
-        ValueError: margins that are not [models, examples], different examples, fewer than four models, NaN, a delta out of
-            range.
+        ValueError: margins that are not [models, examples], different examples, fewer than four models, margins that are
+            not finite, a delta out of range.
 
     Example:
         >>> retrained, other = jax.random.normal(key, (2, 64, 5))
@@ -73,6 +74,7 @@ def forgetting_quality(
         True
     """
     candidate, compared = require_margins("forgetting_quality", candidate_margins, reference_margins, least=4)
+    require_finite("forgetting_quality", **{"candidate margins": candidate, "reference margins": compared})
     checks.check_range("delta", delta, low=0, high=1)
     by_example = candidate.T.astype(jnp.float64), compared.T.astype(jnp.float64)
     epsilons = jax.lax.map(lambda pair: _epsilon(pair[0], pair[1], delta), by_example, batch_size=BLOCK)
@@ -112,7 +114,7 @@ def _epsilon(candidate: Float[Array, "n"], compared: Float[Array, "m"], delta: f
     ratios = _threshold_ratio(candidate, compared, delta), _interval_ratio(candidate, compared, delta)
     epsilon = jnp.clip(jnp.log(jnp.maximum(*ratios)), 0, CAP)
     epsilon = jnp.where(point | apart, CAP, epsilon)
-    return jnp.where(jnp.isnan(candidate.sum() + compared.sum()), jnp.nan, epsilon)
+    return jnp.where(jnp.isfinite(candidate.sum() + compared.sum()), epsilon, jnp.nan)
 
 
 def _ratio(true: Int[Array, "t"], false: Int[Array, "t"], first: int, second: int, delta: float) -> Float[Array, "t"]:

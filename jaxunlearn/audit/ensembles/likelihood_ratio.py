@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxunlearn.audit.statistics.checks import require_margins, require_models, require_numbers
+from jaxunlearn.audit.statistics.checks import require_finite, require_margins, require_models
 from jaxunlearn.audit.statistics.intervals import Interval, t_interval
 from jaxunlearn.checks import is_concrete
 
 LEAST_SPREAD = 1e-6  # of a Gaussian: margins that all models agree on
 Variance = Literal["each", "pooled"]
+Score = Literal["online", "tail", "density"]
 
 
 def lira(
@@ -24,26 +25,29 @@ def lira(
     shadow_margins: Float[Array, "m e"],
     members: Bool[Array, "m e"],
     *,
-    offline: bool = False,
+    score: Score = "online",
     variance: Variance = "each",
 ) -> Float[Array, "... e"]:
     """Likelihood ratio of having seen a row against not having seen it.
 
         online:  log N(phi; mu_in, s_in) - log N(phi; mu_out, s_out)
-        offline: P[Z <= phi],  Z ~ N(mu_out, s_out)
+        tail:    -log P[Z > phi],  Z ~ N(mu_out, s_out)    (offline, the paper's)
+        density: -log N(phi; mu_out, s_out)                (offline, the published code's; high on both sides of mu_out)
 
     Args:
         target_margins: of attacked models on e rows; leading axes are kept.
         shadow_margins: of m other models that were trained on random halves of the rows.
         members: which of them saw which row.
-        offline: use only the models that did not see a row.
-        variance: `each` row its own; `pooled` over rows, for fewer than about 64 shadow models.
+        score: as above; `tail` and `density` use only the models that did not see a row.
+        variance: unbiased, of `each` row by itself, or `pooled` within rows, for fewer than about 64 shadow models. The
+            published code's fixed variance is that of all margins about one mean, differences between rows included.
 
     Returns:
-        Scores of the shape of `target_margins`, higher for members; online in nats, offline in [0, 1].
+        Scores of the shape of `target_margins`, in nats, higher for members.
 
     Raises:
-        ValueError: shapes that do not fit, NaN, or a row with fewer than two models on a side that is needed.
+        ValueError: shapes that do not fit, margins that are not finite, or a row with fewer than two models on a side that is
+            needed.
 
     References:
         Carlini, Chien, Nasr, Song, Terzis, Tramer: Membership inference attacks from first principles, 2022, arXiv 2112.03570.
@@ -61,14 +65,18 @@ def lira(
         )
     if variance not in ("each", "pooled"):
         raise ValueError(f"lira: variance must be 'each' or 'pooled', got {variance!r}")
-    require_numbers("lira", **{"target margins": target, "shadow margins": shadows})
+    if score not in ("online", "tail", "density"):
+        raise ValueError(f"lira: score must be 'online', 'tail' or 'density', got {score!r}")
+    require_finite("lira", **{"target margins": target, "shadow margins": shadows})
     if is_concrete(members):
         counts = np.asarray(members).sum(axis=0)
-        scarce = np.minimum(counts, len(members) - counts) if not offline else len(members) - counts
+        scarce = np.minimum(counts, len(members) - counts) if score == "online" else len(members) - counts
         require_models("lira", int(scarce.min()), 2)
     unseen = _gaussian(shadows, ~members, variance)
-    if offline:
-        return jax.scipy.stats.norm.cdf(target, *unseen)
+    if score == "tail":  # as a logarithm: the probability itself is 1 for all confident members
+        return -jax.scipy.stats.norm.logsf(target, *unseen)
+    if score == "density":
+        return -jax.scipy.stats.norm.logpdf(target, *unseen)
     seen = _gaussian(shadows, members, variance)
     return jax.scipy.stats.norm.logpdf(target, *seen) - jax.scipy.stats.norm.logpdf(target, *unseen)
 
@@ -112,8 +120,8 @@ def u_lira(
         `ULira`. The interval takes examples as independent and models as fixed.
 
     Raises:
-        ValueError: margins that are not [models, examples], different examples, fewer than four models, NaN, an unknown
-            `variance`.
+        ValueError: margins that are not [models, examples], different examples, fewer than four models, margins that are
+            not finite, an unknown `variance`.
 
     References:
         Hayes, Shumailov, Triantafillou, Khalifa, Papernot: Inexact unlearning needs more careful evaluations to avoid a
@@ -125,6 +133,7 @@ def u_lira(
         True
     """
     candidate, compared = require_margins("u_lira", candidate_margins, reference_margins, least=4)
+    require_finite("u_lira", **{"candidate margins": candidate, "reference margins": compared})
     if variance not in ("each", "pooled"):
         raise ValueError(f"u_lira: variance must be 'each' or 'pooled', got {variance!r}")
     halves = [(x[: x.shape[0] // 2], x[x.shape[0] // 2 :]) for x in (candidate, compared)]
@@ -140,7 +149,7 @@ def u_lira(
     reference_scores = jnp.concatenate([early_reference, late_reference])
 
     def votes(scores: Array) -> Array:
-        return jnp.mean(jnp.where(scores == 0.5, 0.5, scores > 0.5), axis=0)
+        return jnp.mean(jnp.where(jnp.isnan(scores), scores, jnp.where(scores == 0.5, 0.5, scores > 0.5)), axis=0)
 
     by_example = (votes(candidate_scores) + 1 - votes(reference_scores)) / 2
     return ULira(t_interval(by_example), by_example, candidate_scores, reference_scores)

@@ -44,7 +44,7 @@ def rmia(
         gamma: about 1 or more; how many times the ratio of a population row has to be exceeded.
 
     Returns:
-        Float[e], scores in [0, 1], higher for members.
+        Float[e], scores in [0, 1], higher for members; NaN for rows to which neither target nor references give probability.
 
     Raises:
         ValueError: shapes that do not fit, no reference model, values that are not probabilities, or with `members` a row
@@ -74,8 +74,12 @@ def rmia(
     check_range("a", a, low=0, high=1)
     mean = _offline(references.mean(axis=0), a) if members is None else _online(references, members)
     ratio = target / mean
-    population = ascending(population_target / _offline(population_references.mean(axis=0), a))
-    return jnp.searchsorted(population, ratio / gamma, side="left") / population.size
+    population = population_target / _offline(population_references.mean(axis=0), a)
+    # 0 / 0, a row that no model gives any probability to, compares with nothing
+    known = ~jnp.isnan(population)
+    below = jnp.searchsorted(ascending(jnp.where(known, population, jnp.inf)), ratio / gamma, side="left")
+    score = below / jnp.sum(known)
+    return jnp.where(jnp.isnan(ratio), jnp.nan, score)
 
 
 def _offline(mean: Float[Array, "..."], a: ArrayLike) -> Float[Array, "..."]:

@@ -164,7 +164,13 @@ def _checked(x: Array, y: Array, weights: Array | None, *, least: int) -> tuple[
     if rows < least:
         raise ValueError(f"expected at least {least} rows, got {rows}")
     w = _ones(x, weights)
-    return _blanked(x, w), _blanked(y, w), w
+    return _scaled(_blanked(x, w)), _scaled(_blanked(y, w)), w
+
+
+def _scaled(z: Array) -> Array:
+    """Features with a largest entry of 1, which changes no ratio here: their fourth powers leave the range of float32."""
+    largest = jnp.max(jnp.abs(z))
+    return z / jnp.where(largest > 0, largest, 1)
 
 
 def _ones(z: Array, weights: Array | None) -> Array:

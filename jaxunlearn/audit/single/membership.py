@@ -39,11 +39,21 @@ class Roc(NamedTuple):
     thresholds: Float[Array, "p"]
 
 
+class AtFpr(NamedTuple):
+    """What `tpr_at_fpr` returns; its first three entries are an `Interval` of the true-positive rate."""
+
+    estimate: Float[Array, ""]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    threshold: Float[Array, ""]  # members at or above it are found; inf where none is
+    fpr: Float[Array, ""]  # share of non-members at or above it, at most the one asked for
+
+
 class MembershipInference(NamedTuple):
     """What `loss_attack` returns."""
 
     auc: Interval
-    tpr: Interval  # true-positive rate at the false-positive rate asked for
+    tpr: AtFpr  # true-positive rate at the false-positive rate asked for
     num_members: Float[Array, ""]
     num_nonmembers: Float[Array, ""]
 
@@ -91,7 +101,7 @@ def tpr_at_fpr(
     nonmember_weights: Float[Array, "m"],
     fpr: Scalar = 0.01,
     level: float = 0.95,
-) -> Interval:
+) -> AtFpr:
     """Largest true-positive rate of a threshold whose false-positive rate is at most `fpr`.
 
     A member is found if the share of non-members that score as high or higher is at most `fpr`. Ties are never split. With
@@ -103,9 +113,9 @@ def tpr_at_fpr(
         level: confidence level of the interval.
 
     Returns:
-        Interval by Clopper and Pearson, with the members as trials: weights are to be 0 and 1. The threshold counts as
-        fixed; that it was chosen on the non-members at hand is not in the interval. Without a member the estimate is NaN
-        and the limits are 0 and 1; without a non-member or with a NaN score all three are NaN.
+        `AtFpr`, with an interval by Clopper and Pearson, the members as trials: weights are to be 0 and 1. The threshold counts
+        as fixed; that it was chosen on the non-members at hand is not in the interval. Without a member the estimate is NaN
+        and the limits are 0 and 1; without a non-member or with a NaN score all are NaN.
 
     Raises:
         ValueError: `fpr` outside [0, 1], a level outside (0, 1), scores and weights of different shapes.
@@ -116,16 +126,21 @@ def tpr_at_fpr(
 
     Example:
         >>> scores = jnp.array([3.0, 1.0]), jnp.ones(2), jnp.array([2.0, 0.0]), jnp.ones(2)
-        >>> float(jaxunlearn.audit.tpr_at_fpr(*scores).estimate)
-        0.5
+        >>> found = jaxunlearn.audit.tpr_at_fpr(*scores)
+        >>> float(found.estimate), float(found.threshold), float(found.fpr)
+        (0.5, 3.0, 0.0)
     """
     checks.check_range("fpr", fpr, low=0, high=1)
     members, nonmembers = _select(member_scores, member_weights), _select(nonmember_scores, nonmember_weights)
     rate = _share_from(nonmembers, nonmember_weights, members)
     rounding = 4 * jnp.finfo(rate.dtype).eps
-    found = jnp.sum(jnp.where(rate <= fpr * (1 + rounding), member_weights, 0))
+    is_found = (rate <= fpr * (1 + rounding)) & (member_weights > 0)
     defined = _all_known(members, nonmembers) & jnp.any(nonmember_weights > 0)
-    return clopper_pearson(jnp.where(defined, found, jnp.nan), jnp.sum(member_weights), level)
+    found = jnp.where(defined, jnp.sum(jnp.where(is_found, member_weights, 0)), jnp.nan)
+    threshold = jnp.min(jnp.where(is_found, members, jnp.inf))
+    reached = jnp.max(jnp.where(is_found, rate, 0))
+    interval = clopper_pearson(found, jnp.sum(member_weights), level)
+    return AtFpr(*interval, *(jnp.where(defined, x, jnp.nan) for x in (threshold, reached)))
 
 
 def roc_curve(

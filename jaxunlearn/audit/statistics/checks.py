@@ -28,13 +28,25 @@ def require_numbers(metric: str, **arrays: ArrayLike) -> None:
             raise ValueError(f"{metric}: {name} hold NaN; leave out the models or examples that diverged, and say so")
 
 
+def require_finite(metric: str, **arrays: ArrayLike) -> None:
+    """ValueError if a concrete array holds NaN or an infinite value."""
+    require_numbers(metric, **arrays)
+    for name, values in arrays.items():
+        if is_concrete(values) and not np.all(np.isfinite(np.asarray(values))):
+            raise ValueError(
+                f"{metric}: {name} hold infinite values, of which no mean or variance can be taken: clip them to what the "
+                "logits can resolve, or leave those rows out, and say so"
+            )
+
+
 def require_disjoint(metric: str, *, members: Examples, nonmembers: Examples) -> None:
-    """ValueError if a concrete non-member is a member as well: the same inputs and targets, byte for byte."""
+    """ValueError if a concrete non-member is a member as well: the same inputs and targets, by value, whatever their dtypes."""
     leaves = jax.tree.leaves((members, nonmembers))
     if not all(is_concrete(x) for x in leaves):
         return
-    known = {row: place for place, row in enumerate(_row_bytes(members))}
-    shared = [(known[row], place) for place, row in enumerate(_row_bytes(nonmembers)) if row in known]
+    dtypes = [_common(*pair) for pair in zip(*map(jax.tree.leaves, (members, nonmembers)), strict=True)]
+    known = {row: place for place, row in enumerate(_row_bytes(members, dtypes))}
+    shared = [(known[row], place) for place, row in enumerate(_row_bytes(nonmembers, dtypes)) if row in known]
     if shared:
         pairs = ", ".join(f"{member} and {other}" for member, other in shared[:3])
         raise ValueError(
@@ -43,8 +55,17 @@ def require_disjoint(metric: str, *, members: Examples, nonmembers: Examples) ->
         )
 
 
-def _row_bytes(examples: Examples) -> list[bytes]:
-    columns = [np.asarray(x) for x in jax.tree.leaves(examples)]
+def _common(first: ArrayLike, second: ArrayLike) -> np.dtype:
+    """What both are compared in: the narrower of two floating-point dtypes, to which the other side may have been rounded."""
+    dtypes = [np.asarray(x).dtype for x in (first, second)]
+    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    if len(floating) == 2:
+        return min(floating, key=lambda dtype: jnp.finfo(dtype).bits)
+    return np.dtype(np.float64 if floating else np.int64)
+
+
+def _row_bytes(examples: Examples, dtypes: list) -> list[bytes]:
+    columns = [np.asarray(x).astype(dtype) + dtype.type(0) for x, dtype in zip(jax.tree.leaves(examples), dtypes, strict=True)]
     return [b"".join(row) for row in zip(*([x.tobytes() for x in column] for column in columns), strict=True)]
 
 

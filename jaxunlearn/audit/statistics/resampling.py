@@ -4,6 +4,7 @@ All draws are index sets into one pool of models, so that a statistic is compile
 themselves: several statistics of as many models share them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from scipy import stats
 
 from jaxunlearn import tree
 from jaxunlearn.audit.statistics.intervals import Interval
@@ -33,7 +35,9 @@ def bootstrap(
     """The statistic with a bootstrap interval over both sets of models; examples are fixed.
 
     Resampling makes ties, which metrics of distributions take for distance. Only the spread of the resamples is used
-    therefore: the limits are as far from the value as the quantiles of the resamples are from their mean, on the other side.
+    therefore: the limits are as far from the value as the quantiles of the resamples are from their mean, on the other side,
+    widened for few models by `sqrt(n / (n - 1))` (resamples vary less than models do) and by Student's quantile over the normal
+    one, n the smaller number of models.
 
     Args:
         statistic, candidate, reference: as in `judge`.
@@ -185,11 +189,13 @@ def central(draws: Float[Array, "b"], level: float = 0.95) -> Interval:
 
 
 def spread_around(value: Float[Array, ""], around: Float[Array, "b"], models: int, level: float = 0.95) -> Interval:
-    """A value with the spread of its resamples; no limits for a single model."""
+    """A value with the spread of its resamples, widened for few models as `bootstrap` says; no limits for a single one."""
     if models < 2:
         return Interval(value, jnp.full_like(value, jnp.nan), jnp.full_like(value, jnp.nan))
     mean, low, high = central(around, level)
-    return Interval(value, value - (high - mean), value + (mean - low))
+    quantile = (1 + level) / 2
+    wider = math.sqrt(models / (models - 1)) * float(stats.t.ppf(quantile, models - 1) / stats.norm.ppf(quantile))
+    return Interval(value, value - wider * (high - mean), value + wider * (mean - low))
 
 
 def count_models(models: Models) -> int:

@@ -35,12 +35,14 @@ class Verdict(IntEnum):
     INSIDE = 0
     UNDER = 1
     OVER = 2
+    MIXED = 3
 
 
 MESSAGES = {
     Verdict.INSIDE: "inside the floor: this metric does not tell it from retrained models, with this many models",
     Verdict.UNDER: "under-unlearned: off the floor, on the side of the original",
     Verdict.OVER: "over-unlearned: off the floor, on the side away from the original (Streisand effect)",
+    Verdict.MIXED: "off the floor, but on no side: some rows are left and others driven out, or only the spread differs",
 }
 
 
@@ -52,6 +54,7 @@ class Judgement(NamedTuple):
     ceiling: Float[Array, ""]  # original against reference
     sign: Float[Array, ""]  # 1 on the side of the original, -1 on the other
     p_value: Float[Array, ""]
+    side_p_value: Float[Array, ""]  # of the shift, whose side is told from chance below alpha; NaN without a shift
     verdict: Int[Array, ""]  # a `Verdict`
 
 
@@ -80,7 +83,8 @@ def judge(
         key: one typed key, for permutations and resamples.
         held_out: further retrained models, at least n, so that the floor is that of ensembles of n and m models. Without them
             it is that of halves of the reference.
-        shift: a signed statistic that says on which side of the reference the candidate lies, compared with the original.
+        shift: a signed statistic that says on which side of the reference the candidate lies, compared with the original. Where
+            it is within what random labels give there is no side, and the verdict is MIXED.
             Without it `statistic` itself is signed, a gap for instance, and both its tails count.
         alpha: level of the test, in (0, 1); the false-positive rate is at most that.
         num_permutations: how many random labels.
@@ -130,12 +134,18 @@ def judge(
     side = (value, ceiling) if shift is None else (shift(candidate, reference), shift(original, reference))
     sign = jnp.sign(side[0]) * jnp.sign(side[1])
     verdict = jnp.where(sign >= 0, int(Verdict.UNDER), int(Verdict.OVER))
+    side_p_value = jnp.full_like(p_value, jnp.nan)
+    if shift is not None:
+        shifts = evaluate(shift, [candidate, reference], [draws["value"], draws["permuted"]])
+        side_p_value = _p_value(shifts[0][0], shifts[1], two_sided=True)
+        verdict = jnp.where(side_p_value <= alpha, verdict, int(Verdict.MIXED))
     return Judgement(
         value=spread_around(value, values["resampled"], min(size, rest)),
         floor=floor,
         ceiling=ceiling,
         sign=sign,
         p_value=p_value,
+        side_p_value=side_p_value,
         verdict=jnp.where(jnp.isnan(p_value), -1, jnp.where(p_value > alpha, int(Verdict.INSIDE), verdict)),
     )
 

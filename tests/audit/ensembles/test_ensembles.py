@@ -1,5 +1,7 @@
 """Metrics that compare ensembles of models: closed forms, slow twins, floors, leaks of known size."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -120,8 +122,40 @@ def test_lira_is_the_ratio_of_the_fitted_gaussians():
     unseen = [norm(shadows[~members[:, e], e].mean(), shadows[~members[:, e], e].std(ddof=1)) for e in range(3)]
     online = [[seen[e].logpdf(row[e]) - unseen[e].logpdf(row[e]) for e in range(3)] for row in target]
     np.testing.assert_allclose(ju.audit.lira(target, shadows, members), online, rtol=1e-3, atol=1e-4)
-    offline = [[unseen[e].cdf(row[e]) for e in range(3)] for row in target]
-    np.testing.assert_allclose(ju.audit.lira(target, shadows, members, offline=True), offline, rtol=1e-4)
+    tail = [[-unseen[e].logsf(row[e]) for e in range(3)] for row in target]
+    np.testing.assert_allclose(ju.audit.lira(target, shadows, members, score="tail"), tail, rtol=1e-3)
+    density = [[-unseen[e].logpdf(row[e]) for e in range(3)] for row in target]
+    np.testing.assert_allclose(ju.audit.lira(target, shadows, members, score="density"), density, rtol=1e-3)
+
+
+def test_confident_members_keep_different_offline_scores():
+    shadows, members = gaussians(20, 200), np.zeros((20, 200), bool)
+    target = np.linspace(8, 30, 200).astype(np.float32)
+    scores = jax.jit(partial(ju.audit.lira, score="tail"))(target, shadows, members)
+    unseen = ju.audit.lira(gaussians(1, 200, seed=1)[0], shadows, members, score="tail")
+    assert len(np.unique(scores)) == 200
+    assert float(ju.audit.tpr_at_fpr(scores, np.ones(200), unseen, np.ones(200), 0.01).estimate) == 1
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_margins_are_refused_and_stay_unknown_where_traced(value):
+    margins, other = pair(16, 5)
+    margins[3, 2] = value
+    for metric in (ju.audit.u_lira, ju.audit.forgetting_quality):
+        with pytest.raises(ValueError, match="candidate margins hold infinite values"):
+            metric(margins, other)
+    with pytest.raises(ValueError, match="shadow margins hold infinite values"):
+        ju.audit.lira(np.zeros(5), margins, np.arange(16)[:, None] % 2 == np.zeros(5))
+    assert np.isnan(u_lira(margins, other).by_example).tolist() == [False, False, True, False, False]
+    assert np.isnan(quality(margins, other).epsilons).tolist() == [False, False, True, False, False]
+
+
+def test_rmia_of_rows_that_no_model_gives_any_probability():
+    target, references = np.array([0.0, 0.5], np.float32), np.array([[0.0, 0.5], [0.0, 0.25]], np.float32)
+    population, others = np.array([0.5, 0.0, 0.2], np.float32), np.array([[0.6, 0.0, 0.1], [0.6, 0.0, 0.3]], np.float32)
+    found = ju.audit.rmia(target, references, population, others, a=1.0)
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1], 1.0)  # above both that are known
 
 
 def test_pooled_variance_is_the_mean_within_rows():

@@ -1,5 +1,7 @@
 """Similarities of features against their definitions and known values."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -136,3 +138,11 @@ def test_bad_input_is_refused():
         audit.dimensional_alignment_score(X, Y)
     with pytest.raises(ValueError, match="energy"):
         audit.dimensional_alignment_score(X, X, energy=1.5)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_features_of_any_scale_have_the_same_similarity(scale):
+    z, y = np.random.default_rng(0).normal(size=(2, 50, 8)).astype(np.float32)
+    for measure in (partial(linear_cka, debiased=False), linear_cka, procrustes_similarity):
+        np.testing.assert_allclose(measure(np.float32(scale) * z, y), measure(z, y), rtol=1e-4)
+        np.testing.assert_allclose(measure(np.float32(scale) * z, np.float32(scale) * z), 1, rtol=1e-5)

@@ -82,7 +82,10 @@ def test_tpr_equals_a_search_over_thresholds(seed, fpr):
     np.testing.assert_allclose(found.estimate, tpr_by_thresholds(scores, fpr), rtol=1e-6)
     trials = scores.member_weights.sum()
     expected = clopper_pearson(round(float(found.estimate) * trials), trials)
-    np.testing.assert_allclose(np.stack(found), np.stack(expected), rtol=1e-5)
+    np.testing.assert_allclose(np.stack(found[:3]), np.stack(expected), rtol=1e-5)
+    at_least = [np.sum(w[s >= found.threshold]) / np.sum(w) for s, w in (scores[:2], scores[2:])]
+    np.testing.assert_allclose(at_least, [found.estimate, found.fpr], rtol=1e-5, atol=1e-7)
+    assert found.fpr <= fpr + 1e-6
 
 
 def test_tpr_at_rates_that_are_met_exactly():

@@ -125,3 +125,37 @@ def test_levels_that_cannot_be_reached_say_what_is_needed():
         ju.audit.floor_of(gap, models(0, 3), KEY)
     with pytest.raises(ValueError, match="alpha is a level"):
         ju.audit.judge(gap, models(0), models(0), models(0), KEY, alpha=1.5)
+
+
+def test_rows_off_on_both_sides_are_on_none():
+    """Two rows are left and two driven out by as much: which side the mean lies on is a coin toss, and said to be one."""
+
+    def row_distance(candidate, reference):
+        return jnp.sum(jnp.abs(jnp.mean(candidate, axis=0) - jnp.mean(reference, axis=0)))
+
+    judge = jax.jit(partial(ju.audit.judge, row_distance, shift=gap))
+    rng = np.random.default_rng(0)
+    off = np.array([2.0, 2.0, -2.0, -2.0], np.float32)
+    found = []
+    for place in range(20):
+        draws = rng.normal(size=(4, 20, 4)).astype(np.float32)
+        found.append(judge(draws[0] + off, draws[1], draws[2] + 3, jax.random.key(place)))
+    verdicts = np.array([int(x.verdict) for x in found])
+    assert np.sum(verdicts == ju.audit.Verdict.MIXED) >= 17
+    assert all(float(x.p_value) <= 0.05 for x in found)
+    told = judge(draws[0] + 2, draws[1], draws[2] + 3, KEY)
+    assert int(told.verdict) == ju.audit.Verdict.UNDER
+    assert float(told.side_p_value) <= 0.05
+
+
+@pytest.mark.parametrize(("few", "many"), [(3, 39), (5, 39), (5, 5), (39, 39)])
+def test_bootstrap_intervals_cover(few, many):
+    repeats = 600
+    draws = np.random.default_rng(few * many).normal(size=(repeats, few + many)).astype(np.float32)
+
+    def covers(values, key):
+        found = ju.audit.bootstrap(gap, values[:few], values[few:], key)
+        return (found.low <= 0) & (found.high >= 0)
+
+    covered = jax.jit(jax.vmap(covers))(draws, jax.random.split(KEY, repeats)).mean()
+    assert 0.95 - 2 * np.sqrt(0.05 * 0.95 / repeats) <= covered
