@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
 from jaxunlearn.tree import differences, leading_axis, path_of
-from jaxunlearn.types import Data, ForgetRequest, Unlearner, Variables
+from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Outputs, Unlearner, Variables
 
 
 def is_concrete(value: Any) -> bool:
@@ -57,6 +57,40 @@ def check_key(key: PRNGKeyArray) -> None:
         raise ValueError(f"expected one key, got an array of shape {jnp.shape(key)}; batched() takes one key per request")
     if str(jax.random.key_impl(key)) in ("rbg", "unsafe_rbg"):
         raise TypeError("rbg keys draw differently under vmap, so requests would not be reproducible; use threefry keys")
+
+
+def require_classes(method: str, logits: Any) -> None:
+    """ValueError unless logits are [b, c] of at least two classes."""
+    if jnp.ndim(logits) != 2 or jnp.shape(logits)[1] < 2:
+        raise ValueError(
+            f"{method} compares classes, so it needs logits [b, c] with c of at least 2, got shape {jnp.shape(logits)}; for "
+            "one logit z of two classes let forward return jnp.stack([jnp.zeros_like(z), z], axis=1)"
+        )
+
+
+def check_model(model: Model, variables: Variables, examples: Examples) -> Outputs:
+    """The form of a model's outputs for one row; TypeError unless `forward` and `loss` are what `Model` says."""
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), examples)
+    try:
+        outputs = jax.eval_shape(lambda v, x: model.forward(v, x, train=False), variables, row.inputs)
+    except TypeError as error:
+        error.add_note(
+            "Model.forward is called as forward(variables, inputs, train=..., key=...) and returns jaxunlearn.Outputs"
+        )
+        raise
+    if not isinstance(outputs, Outputs):
+        raise TypeError(f"Model.forward must return jaxunlearn.Outputs(logits, features, state), got {type(outputs).__name__}")
+    try:
+        losses = jax.eval_shape(model.loss, outputs, row)
+    except (TypeError, AttributeError) as error:
+        error.add_note(
+            "Model.loss is called as loss(outputs, examples), with outputs.logits and examples.targets, and returns one value "
+            "per row"
+        )
+        raise
+    if getattr(losses, "shape", None) != (1,):
+        raise ValueError(f"model.loss must return one value per row, shape (1,) of one row, got {losses}; leave out the mean")
+    return outputs
 
 
 def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> None:

@@ -52,6 +52,13 @@ def class_labels(targets: Any) -> Int[Array, "n"]:
     return targets
 
 
+def class_logits(logits: Float[Array, "... 1"], targets: Any) -> Float[Array, "... c"]:
+    """Logits of classes: `[0, z]` for one logit z per row, [b] or [b, 1], of labels 0 and 1; others as they are."""
+    if jnp.ndim(logits) == jnp.ndim(targets):
+        logits = logits[..., None]
+    return logits if logits.shape[-1] > 1 else jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+
+
 def sum_rows(
     function: Callable[[Any, Float[Array, "b"]], PyTree],
     examples: PyTree,

@@ -113,6 +113,8 @@ def _listed(lists: Iterable[Any], what: str) -> list[Any]:
     lists = list(lists)
     if not lists:
         raise ValueError(f"no {what}: expected at least one request")
+    if sets := sorted({type(item).__name__ for item in lists if isinstance(item, set | frozenset | dict)}):
+        raise ValueError(f"expected lists of {what}, got a {sets[0]}; pass sorted(...) of it")
     if any(np.isscalar(item) or getattr(item, "ndim", 1) == 0 for item in lists):
         raise ValueError(f"expected a list of requests, each a list of {what}; one request is written [[3, 5]]")
     return lists
@@ -200,6 +202,9 @@ def from_groups(data: Data, groups: Any, chosen: Iterable[Sequence[Any]], *, cap
     groups = np.asarray(groups)
     if groups.shape != present.shape:
         raise ValueError(f"groups must name the group of each of the {len(present)} rows, got shape {groups.shape}")
+    nameless = np.flatnonzero([group is None or group != group for group in groups.tolist()])  # NaN differs from itself
+    if nameless.size:
+        raise ValueError(f"groups names no group for rows {_some(nameless)} (None or NaN); give each of them one of its own")
     return _stack(_rows_of(groups, present, np.unique(groups[present]), _listed(chosen, "groups"), "groups"), capacity)
 
 

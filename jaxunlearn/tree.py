@@ -20,7 +20,8 @@ def leading_axis(tree: PyTree, what: str) -> int:
         jax.tree_util.keystr(path): np.shape(leaf)[0] if np.ndim(leaf) else -1 for path, leaf in jax.tree.leaves_with_path(tree)
     }
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
-        raise ValueError(f"every array of {what} needs the same leading axis (its rows), got {lengths}")
+        hint = "; lists are trees of numbers here, so pass numpy.asarray(...) of them" if -1 in lengths.values() else ""
+        raise ValueError(f"every array of {what} needs the same leading axis (its rows), got {lengths}{hint}")
     return next(iter(lengths.values()))
 
 

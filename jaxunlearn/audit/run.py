@@ -24,6 +24,7 @@ from jaxunlearn.audit.statistics.checks import require_disjoint, require_models,
 from jaxunlearn.audit.statistics.intervals import Interval
 from jaxunlearn.audit.statistics.resampling import Statistic, crossed_bootstrap
 from jaxunlearn.audit.statistics.verdict import Judgement, false_positive_rate, judge
+from jaxunlearn.evaluation import class_logits
 from jaxunlearn.loop.preparation import preparation_of
 from jaxunlearn.status import Status
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Result, UnlearnFn, Variables
@@ -127,6 +128,8 @@ def run(
     require_models("run", num_models, _least(alpha))
     held = num_models if num_held_out is None else num_held_out
     require_models("run (held out)", held, num_models)
+    if jnp.ndim(request.indices) != 1:
+        raise ValueError(f"run audits one request, got indices {jnp.shape(request.indices)}; call it for each one of them")
     rows = _rows(data, request, test, max_rows)
     if controls is not None:
         rows["control"] = controls
@@ -238,7 +241,7 @@ def _answers(made: Ensemble, rows: dict[str, Examples]) -> dict[str, Answers]:
     def of(name: str) -> Answers:
         logits: Any = np.asarray(made.logits[name])
         targets: Any = np.broadcast_to(np.asarray(rows[name].targets), logits.shape[:2])
-        return Answers(logits, targets)
+        return Answers(class_logits(logits, targets), targets)
 
     return {name: of(name) for name in made.logits}
 

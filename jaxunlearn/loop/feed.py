@@ -115,7 +115,7 @@ def feed(
     batch: Any = None
     for step in range(first, num_steps):
         try:
-            batch = source(step) if callable(source) else next(source)
+            batch = _checked(source(step) if callable(source) else next(source))
         except StopIteration:
             raise ValueError(f"the source ended after {step} of {num_steps} steps; repeat it or lower num_steps") from None
         state, stats = step_once(state, context, batch, jnp.int32(step), step_keys(loop_key, step)[2])
@@ -137,13 +137,22 @@ def feed(
     return Result(final, code, {**stats, "steps": jnp.int32(num_steps), "moved": moved})
 
 
+def _checked(batch: Any) -> Batch:
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            "a source gives jaxunlearn.Batch(forget, retain), each a Weighted(examples, weights, slots), "
+            f"got {type(batch).__name__}"
+        )
+    return batch
+
+
 def _first_batch(source: Any) -> Any:
     """The batch a source begins with; the source stays where it is."""
     if callable(source):
-        return source(0)
+        return _checked(source(0))
     position = source.get_state()
     try:
-        return next(source)
+        return _checked(next(source))
     except StopIteration:
         raise ValueError("the source holds no batch") from None
     finally:

@@ -140,7 +140,7 @@ def iterate(
     may_freeze = stop is not None or active_steps is not None
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
-        data, request = begin(variables, data, request, key)
+        data, request = begin(variables, data, request, key, unlearner.model)
         init_key, split_key, loop_key = jax.random.split(key, 3)
         context, state = unlearner.init(variables, data, request, init_key)
         view = View(data, request) if unlearner.view is None else unlearner.view(variables, data, request, context)

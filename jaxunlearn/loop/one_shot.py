@@ -47,7 +47,7 @@ def one_shot(
     """
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
-        data, request = begin(variables, data, request, key)
+        data, request = begin(variables, data, request, key, model)
         return finish(on_empty, variables, data, request, update(variables, data, request, key), model, may_rest)
 
     return prepared_by(unlearn, prepare)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxunlearn import checks
 from jaxunlearn.types import Scalar
 
 
@@ -19,6 +20,9 @@ def kl_divergence(
     Returns:
         Float[b], nats times T^2.
 
+    Raises:
+        ValueError: logits that are not [b, c] of at least two classes.
+
     References:
         Hinton, Vinyals, Dean: Distilling the knowledge in a neural network, 2015, arXiv 1503.02531.
 
@@ -27,6 +31,7 @@ def kl_divergence(
         >>> jaxunlearn.losses.kl_divergence(logits, logits, temperature=2.0).shape
         (60,)
     """
+    checks.require_classes("kl_divergence", student_logits)
     teacher = jax.nn.log_softmax(teacher_logits / temperature)
     student = jax.nn.log_softmax(student_logits / temperature)
     return temperature**2 * _kl(teacher, student)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from jaxunlearn import checks, passes, sampling
 from jaxunlearn.card import Method
+from jaxunlearn.evaluation import class_labels
 from jaxunlearn.loop.descend import descend
 from jaxunlearn.passes import BatchNormPolicy
 from jaxunlearn.types import Model, Scalar, Unlearner
@@ -65,7 +66,8 @@ def random_label(
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_loss`, `relabelled_loss` Float[].
 
     Raises:
-        ValueError: `alpha` outside [0, 1]; at trace time, a request that names more classes than there are logits.
+        ValueError: `alpha` outside [0, 1]; at trace time, a request that names more classes than there are logits, logits
+            or targets that are no classes.
 
     Example:
         >>> unlearn = jaxunlearn.iterate(jaxunlearn.random_label(model, optax.sgd(0.1)), num_steps=10, batch_size=8)
@@ -77,9 +79,10 @@ def random_label(
         label_key, target = context
         pass_key, step_key = jax.random.split(key)
         retain, forget, moved = passes.both_passes(model, variables, batch, pass_key, bn=bn)
+        checks.require_classes("random_label", forget.outputs.logits)
         excluded = sampling.forgotten_classes(target, forget.outputs.logits.shape[-1])
         examples = batch.forget.examples
-        labels = wrong_labels(step_key if redraw else label_key, batch.forget.slots, examples.targets, excluded)
+        labels = wrong_labels(step_key if redraw else label_key, batch.forget.slots, class_labels(examples.targets), excluded)
         relabelled = forget.mean(model.loss(forget.outputs, examples._replace(targets=labels)))
         loss = alpha * (retain.loss + passes.penalty(model, variables.params)) + (1 - alpha) * relabelled
         return loss, (moved.state, {"retain_loss": retain.loss, "relabelled_loss": relabelled})

@@ -39,3 +39,30 @@ def test_masks_have_exactly_their_share_and_ties_are_taken_in_order():
     assert not any(jnp.any(x) for x in jax.tree.leaves(saliency_mask(gradient, 0.0)))
     with pytest.raises(ValueError, match="fraction must lie in"):
         saliency_mask(gradient, 1.5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.adamw(0.1), optax.lion(0.1, weight_decay=0.1), optax.adam(0.1), optax.sgd(0.1, momentum=0.9, nesterov=True)],
+    ids=["adamw", "lion", "adam", "nesterov"],
+)
+@pytest.mark.parametrize("how", ["keep", "restrict"])
+def test_what_is_held_stays_to_the_bit_under_any_optimizer(how, optimizer):
+    params = {"body": jnp.arange(1.0, 7).reshape(2, 3), "head": jnp.array([0.5, -3.0])}
+    if how == "keep":
+        mask = {"body": jnp.array([[1.0, 0, 0], [0, 1, 0]]), "head": jnp.array([0.0, 1.0])}
+        held = optax.chain(optimizer, ju.transforms.keep(mask))
+    else:
+        mask, held = {"body": jnp.zeros((2, 3)), "head": jnp.ones(2)}, ju.transforms.restrict(optimizer, "head")
+
+    def step(carried, key):
+        params, state = carried
+        gradient = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
+        updates, state = held.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (after, _), _ = jax.jit(lambda start: jax.lax.scan(step, start, jax.random.split(jax.random.key(0), 5)))(
+        (params, held.init(params))
+    )
+    for before, now, moves in zip(*map(jax.tree.leaves, (params, after, mask)), strict=True):
+        np.testing.assert_array_equal(np.asarray(before == now), np.asarray(moves) == 0)

@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxunlearn.evaluation import evaluate, map_rows
+from jaxunlearn import checks
+from jaxunlearn.evaluation import class_logits, evaluate, map_rows
 from jaxunlearn.sampling import forget_rows, masked_mean, retain_weights, row_numbers
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Variables
 
@@ -30,7 +32,7 @@ def accuracy(logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Flo
     """`sum(w [argmax_j logits_j = y]) / sum(w)`: the share of rows whose largest logit is that of their label.
 
     Args:
-        logits: of b rows; equal logits count for the lowest class.
+        logits: of b rows; equal logits count for the lowest class. One logit per row, [b] or [b, 1], is that of class 1 of two.
         targets: their labels.
         weights: rows of weight 0 may hold anything, NaN included.
 
@@ -55,12 +57,16 @@ def accuracy(logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Flo
 
 
 def _is_classification(logits, targets) -> bool:
-    if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.integer):
+    if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.integer) or jnp.ndim(targets) != 1:
         return False
-    return jnp.ndim(logits) == 2 and jnp.shape(targets) == jnp.shape(logits)[:1]
+    one_logit = jnp.shape(logits) in (jnp.shape(targets), (*jnp.shape(targets), 1))
+    if one_logit and checks.is_concrete(targets) and not np.isin(np.asarray(targets), (0, 1)).all():
+        return False  # counts, not classes
+    return one_logit or (jnp.ndim(logits) == 2 and jnp.shape(targets) == jnp.shape(logits)[:1])
 
 
 def _correct(logits: Float[Array, "b c"], targets: Int[Array, "b"]) -> Float[Array, "b"]:
+    logits = class_logits(logits, targets)
     hit = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), jnp.nan, hit)
 
@@ -88,7 +94,8 @@ def performance(
         chunk: rows that go through the model together; `None` takes all.
 
     Returns:
-        Performance. An empty set gives NaN. `accuracy` is None unless logits are [b, c] and targets integers [b].
+        Performance. An empty set gives NaN. `accuracy` is None unless targets are integers [b] and logits [b, c], or one per
+        row and the targets 0 and 1.
 
     Raises:
         ValueError: stacked requests, a loss that is not one value per row, leading axes that differ, a bad chunk.
