@@ -353,7 +353,7 @@ def test_another_model_or_data_set_changes_nothing(book, toy, about):
     with pytest.raises(ValueError, match=r"carries \['moments', 'notes'\]"):
         book.apply(lambda v, d, r, k: unlearn(v, toy[1], r, k), toy[0], toy[1]._replace(extra={}), KEY)
     with pytest.raises(ju.UnlearningError, match="NOT_CONVERGED"):
-        book.apply(lambda *a: unlearn(*a)._replace(status=np.int32(4)), *toy, KEY)
+        book.apply(lambda *a: unlearn(*a)._replace(status=np.int32(ju.Status.NOT_CONVERGED)), *toy, KEY)
     for change, message in [
         ({"model_fingerprint": "another"}, "record 0 of .* belongs to another model"),
         ({"data_fingerprint": "another"}, "record 0 of .* belongs to another data set"),
