@@ -28,7 +28,9 @@ IDS = ["ada", "bob", "ada", "cyd", "dan", "eve"]  # two rows are Ada's
 ROWS = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
 TARGETS = np.array([0.5, -1.0, 2.0, 0.25, 1.5, -0.5], np.float32)
 SALT = b"sixteen bytes and more"
-OURS = tuple(f"jaxunlearn.service.{name}" for name in ("journal", "archive", "register", "ledger"))  # what writes to disk
+OURS = tuple(
+    f"jaxunlearn.service.{name}" for name in ("journal", "archive", "register", "ledger", "intents")
+)  # what writes to disk
 
 
 def moments(rows, targets):

@@ -25,8 +25,10 @@ from jaxunlearn.certificates.neel import neel_steps as neel_steps
 from jaxunlearn.certificates.objective_perturbation import ObjectivePerturbation as ObjectivePerturbation
 from jaxunlearn.certificates.objective_perturbation import removal_budget as removal_budget
 from jaxunlearn.certificates.publish import Release as Release
-from jaxunlearn.certificates.publish import ReleaseError as ReleaseError
 from jaxunlearn.certificates.publish import load_release as load_release
 from jaxunlearn.certificates.publish import publish as publish
 from jaxunlearn.certificates.sekhari import Sekhari as Sekhari
 from jaxunlearn.certificates.sekhari import sekhari_sensitivity as sekhari_sensitivity
+from jaxunlearn.service.errors import BudgetError as BudgetError
+from jaxunlearn.service.errors import ReleaseError as ReleaseError
+from jaxunlearn.service.intents import retract as retract

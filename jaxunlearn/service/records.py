@@ -1,10 +1,12 @@
 """What the records of a ledger's journal amount to: its state, rebuilt record by record."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxunlearn.service.journal import LedgerError, Record
+from jaxunlearn.service.errors import LedgerError
+from jaxunlearn.service.journal import Record
 
 
 class Application(NamedTuple):
@@ -30,6 +32,8 @@ class State(NamedTuple):
     applications: tuple[Application, ...] = ()
     certificate: dict[str, Any] | None = None  # of the newest application
     releases: tuple[dict[str, Any], ...] = ()
+    retracted: Mapping[int, str] = MappingProxyType({})  # numbers of releases, and why
+    budget: tuple[float, float] | None = None  # the most epsilon and delta that all releases may cost together
     purging: int = -1  # application whose release allowed the last purge
     purged: int = -1  # the same, once its files are gone
 
@@ -37,6 +41,13 @@ class State(NamedTuple):
     def pending(self) -> tuple[str, ...]:
         """Hashed ids still to be removed, oldest first."""
         return tuple(name for submission in self.submissions for name in submission)
+
+    @property
+    def superseded(self) -> tuple[int, ...]:
+        """Releases of earlier applications that were not retracted: models trained on rows that were removed since."""
+        newest = self.applications[-1].record if self.applications else -1
+        current = {release["number"] for release in self.releases if release["application"] == newest}
+        return tuple(sorted({release["number"] for release in self.releases} - current - self.retracted.keys()))
 
     @property
     def spent(self) -> float:
@@ -111,6 +122,15 @@ def follow(state: State, record: Record) -> State:
         )
     if record.kind == "repaired":
         return state
+    if record.kind == "retracted":
+        if body["number"] in state.retracted:
+            raise LedgerError("it retracts a release again")
+        return state._replace(retracted=MappingProxyType({**state.retracted, body["number"]: body["reason"]}))
+    if record.kind == "budgeted":
+        budget = (body["epsilon"], body["delta"])
+        if state.budget and (budget[0] > state.budget[0] or budget[1] > state.budget[1]):
+            raise LedgerError("it raises the budget, which may only shrink")
+        return state._replace(budget=budget)
     if body["application"] != newest:
         raise LedgerError(f"it is about application {body['application']}, the newest one is {newest}")
     if record.kind == "certified":
