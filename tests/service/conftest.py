@@ -1,5 +1,7 @@
 """The small ledger of `tests.crashes`, open for writing."""
 
+import gc
+
 import pytest
 
 from jaxunlearn.service.ledger import Ledger
@@ -20,3 +22,10 @@ def toy():
 def book(tmp_path, about):
     with Ledger.create(tmp_path / "ledger", IDS, salt=SALT, **about) as opened:
         yield opened
+
+
+@pytest.fixture
+def leftovers():
+    """Collects coroutines that orbax leaves behind when it fails, while their warnings are still ignored."""
+    yield
+    gc.collect()
