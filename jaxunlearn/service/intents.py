@@ -63,6 +63,11 @@ def read(directory: Path, key: bytes | None) -> list[Intent]:
     return intents
 
 
+def count(directory: Path) -> int:
+    """How many releases were promised."""
+    return len(list((directory / "private").glob("release-*.json")))
+
+
 def write(directory: Path, intent: Intent, key: bytes | None) -> None:
     """Write or replace an intent durably."""
     fields = intent._asdict()

@@ -152,7 +152,8 @@ class Ledger(Register):
             with self._writing:  # the checkpoint has the number of the record that follows
                 self._make_ready()
                 saved = archive.save(self.directory / "checkpoints", self._last.number + 1, result, self._salt)
-                self._append("applied", ids=list(ids), spent=spent, data=left, **saved)
+                promised = intents.count(self._releases)
+                self._append("applied", ids=list(ids), spent=spent, data=left, releases=promised, **saved)
             self._clean()
             variables = result.variables
             data = _without(data, gone)._replace(extra={**data.extra, **result.extra})
@@ -255,7 +256,7 @@ class Ledger(Register):
         if self.state.retracted:
             intents.retract_all(self._releases, self.state.retracted, self._key)  # if a crash came in between
         intents.require_recorded(self._releases, self.state.releases, self._key)
-        options = {"key": key, "seal_key": self._key, "budget": self.state.budget}
+        options = {"key": key, "seal_key": self._key, "budget": self.state.privacy_budget}
         release = publish(Result(weights, code), certificate, self._releases, **options)
         body = {name: getattr(release, name) for name in ("number", "epsilon", "delta", "noise_key", "sha256")}
         known = [each for each in self.state.releases if each["number"] == release.number]
@@ -268,10 +269,10 @@ class Ledger(Register):
 
     @in_turn
     def declare_budget(self, epsilon: float, delta: float) -> None:
-        """Limit what all releases may cost together, for good: `publish` refuses what would exceed it. It may only shrink.
+        """Limit the privacy budget of all releases together, for good: `publish` refuses what would exceed it.
 
-        Releases that were made already count, retracted and interrupted ones included. Whom the sum protects:
-        `jaxunlearn.certificates.publish`.
+        It may only shrink. Releases that were made already count, retracted and interrupted ones included. Whom the sum
+        protects: `jaxunlearn.certificates.publish`. It is not what `spend` of `apply` adds up.
 
         Args:
             epsilon: at least 0, of all releases together.
@@ -284,7 +285,7 @@ class Ledger(Register):
         epsilon, delta = float(epsilon), float(delta)
         if not (0 <= epsilon < math.inf and 0 <= delta <= 1):
             raise ValueError(f"expected a finite epsilon of at least 0 and a delta in [0, 1], got ({epsilon}, {delta})")
-        if self.state.budget != (epsilon, delta):
+        if self.state.privacy_budget != (epsilon, delta):
             self._append("budgeted", epsilon=epsilon, delta=delta)
 
     @in_turn

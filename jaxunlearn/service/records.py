@@ -18,6 +18,7 @@ class Application(NamedTuple):
     digests: dict[str, str]  # of the parts of its checkpoint
     stats: dict[str, list]  # dtype and shape of each statistic
     carried: dict[str, str]  # names in Result.extra, and how each was made; empty words where it has no stamp
+    releases: int  # that were promised before it, from models trained on its rows
 
 
 class State(NamedTuple):
@@ -33,7 +34,7 @@ class State(NamedTuple):
     certificate: dict[str, Any] | None = None  # of the newest application
     releases: tuple[dict[str, Any], ...] = ()
     retracted: Mapping[int, str] = MappingProxyType({})  # numbers of releases, and why
-    budget: tuple[float, float] | None = None  # the most epsilon and delta that all releases may cost together
+    privacy_budget: tuple[float, float] | None = None  # the epsilon and delta that all releases may cost together
     purging: int = -1  # application whose release allowed the last purge
     purged: int = -1  # the same, once its files are gone
 
@@ -44,14 +45,16 @@ class State(NamedTuple):
 
     @property
     def superseded(self) -> tuple[int, ...]:
-        """Releases of earlier applications that were not retracted: models trained on rows that were removed since."""
-        newest = self.applications[-1].record if self.applications else -1
-        current = {release["number"] for release in self.releases if release["application"] == newest}
-        return tuple(sorted({release["number"] for release in self.releases} - current - self.retracted.keys()))
+        """Releases from before the newest application that were not retracted: models trained on rows removed since."""
+        if not self.applications:
+            return ()
+        newest = self.applications[-1]
+        current = {release["number"] for release in self.releases if release["application"] == newest.record}
+        return tuple(sorted(set(range(1, newest.releases + 1)) - current - self.retracted.keys()))
 
     @property
     def spent(self) -> float:
-        """Budget that all applications took together."""
+        """Budget that all applications took together, see `spend` of `Ledger.apply`."""
         return math.fsum(application.spent for application in self.applications)
 
     @property
@@ -127,10 +130,10 @@ def follow(state: State, record: Record) -> State:
             raise LedgerError("it retracts a release again")
         return state._replace(retracted=MappingProxyType({**state.retracted, body["number"]: body["reason"]}))
     if record.kind == "budgeted":
-        budget = (body["epsilon"], body["delta"])
-        if state.budget and (budget[0] > state.budget[0] or budget[1] > state.budget[1]):
-            raise LedgerError("it raises the budget, which may only shrink")
-        return state._replace(budget=budget)
+        budget, known = (body["epsilon"], body["delta"]), state.privacy_budget
+        if known and (budget[0] > known[0] or budget[1] > known[1]):
+            raise LedgerError("it raises the privacy budget, which may only shrink")
+        return state._replace(privacy_budget=budget)
     if body["application"] != newest:
         raise LedgerError(f"it is about application {body['application']}, the newest one is {newest}")
     if record.kind == "certified":

@@ -37,8 +37,8 @@ def table(directory: str | Path, *, key: Key | None = None) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.append(f"{len(state.pending)} ids pending, {len(state.removed)} removed, budget spent {state.spent:.6g}")
-    if state.budget:
-        lines.append("all releases together may cost ({:.6g}, {:.6g})".format(*state.budget))
+    if state.privacy_budget:
+        lines.append("all releases together may cost ({:.6g}, {:.6g})".format(*state.privacy_budget))
     if state.superseded:
         numbers = ", ".join(map(str, state.superseded))
         lines.append(

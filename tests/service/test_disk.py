@@ -112,11 +112,11 @@ def test_a_small_disk_that_fills_up(mount, toy, about):
         assert not list((book.directory / "checkpoints").iterdir())
         with pytest.raises(LedgerError, match=r"journal\.jsonl could not be written \(no space left on device\)"):
             shrink(book)  # the journal has room in its last page
-        spent = book.state.budget
+        declared = book.state.privacy_budget
         assert remount("size=4m")
         book.submit(["eve"])
         np.testing.assert_allclose(kernel(book.apply(unlearn, *toy, KEY)), retrained(0, 2, 5), rtol=1e-12)
-        assert book.state.budget == spent
+        assert book.state.privacy_budget == declared
     with reopen(book, about) as again:
         assert again.state == book.state
 

@@ -107,6 +107,25 @@ def test_a_promise_that_was_never_kept_is_retracted_with_its_seed(book, toy, mon
     assert release(book, toy, "bob").total_epsilon == 2.0
 
 
+def test_a_release_that_was_never_recorded_is_not_forgotten(book, toy, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    book.submit(["ada"])
+    book.apply(unlearn, *toy, KEY)
+    certificate = book.certify(certify, *toy)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            book.publish(publish, certificate, toy[0])
+    assert book.state.releases == ()
+    assert len(list((book.directory / "releases" / "public").iterdir())) == 1
+    assert release(book, toy, "bob").number == 2
+    assert book.state.superseded == (1,)
+    book.retract(1, WHY)
+    assert book.state.superseded == ()
+
+
 def test_a_directory_without_a_ledger_retracts_too(book, toy, tmp_path):
     book.submit(["ada"])
     result = book.apply(unlearn, *toy, KEY)
@@ -158,13 +177,13 @@ def test_a_budget_only_shrinks(book):
     book.declare_budget(1.0, 1e-5)
     assert book.head == head
     for more in ((2.0, 1e-5), (0.5, 1e-4)):
-        with pytest.raises(LedgerError, match="raises the budget, which may only shrink"):
+        with pytest.raises(LedgerError, match="raises the privacy budget, which may only shrink"):
             book.declare_budget(*more)
     book.declare_budget(0.5, 0)
     for strange in ((np.inf, 0), (-1, 0), (1, 2), (np.nan, 0)):
         with pytest.raises(ValueError, match="expected a finite epsilon"):
             book.declare_budget(*strange)
-    assert book.state.budget == (0.5, 0.0)
+    assert book.state.privacy_budget == (0.5, 0.0)
 
 
 def test_publish_alone_takes_a_budget(book, toy, tmp_path):

@@ -70,7 +70,7 @@ def test_records_of_two_threads_after_the_same_one_are_both_kept(book, toy, abou
     first, second, third = lines(book)
     beside = record(second, "submitted", ids=[name("bob"), name("cyd")])
     twin = record(second, "submitted", ids=[name("bob")])
-    applied = record(second, "applied", ids=[name("ada")], spent=0.0, data="x", digests={}, stats={}, carried={})
+    applied = record(second, "applied", ids=[name("ada")], spent=0.0, data="x", digests={}, stats={}, carried={}, releases=0)
     behind = record(third, "submitted", ids=[name("dan")])
     leave(book, first, second, beside, third, twin, applied, behind, behind)
     with pytest.raises(LedgerError, match=r"record 3 .* does not follow the record before it: .*jaxunlearn\.service\.repair"):
