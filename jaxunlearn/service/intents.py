@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxunlearn import modes
 from jaxunlearn.service import journal, seals
 from jaxunlearn.service.errors import ReleaseError, explained
 from jaxunlearn.service.lock import locked
@@ -24,10 +25,14 @@ class Intent(NamedTuple):
 
     version: int
     number: int  # 1, 2, ... in its directory
+    time: str  # UTC
+    library: str
     salt: str
     input: str  # salted hash of the weights before the noise and of what the certificate promises
     certificate: dict[str, Any]
+    assumptions: list[dict[str, str]]  # as the manifest shows them
     noise_key: Literal["os", "caller"]
+    signer: str  # public key; empty if the release is not to be signed
     seed: str  # empty once the release is complete or retracted
     release: str  # hash of the released file, empty until then
     retracted: str  # why its file is gone for good, empty while it may be handed out
@@ -44,11 +49,13 @@ def read(directory: Path, key: bytes | None) -> list[Intent]:
     Raises:
         ReleaseError: one is torn, tampered with, sealed with another key, of another version, or gone.
     """
+    if (directory / "private").is_dir():  # there is none before the first release
+        modes.require_private(directory / "private")
     intents: list[Intent] = []
     for number, path in enumerate(sorted((directory / "private").glob("release-*.json")), start=1):
         try:
-            fields = json.loads(path.read_bytes())
-        except ValueError as error:
+            fields = json.loads(modes.read_private(path))
+        except (ValueError, RecursionError) as error:
             raise ReleaseError(f"{path} was tampered with: it is no JSON; restore it from a backup") from error
         if not isinstance(fields, dict) or fields.get("version") != VERSION:
             raise ReleaseError(f"{path} has another version than {VERSION}, or none: use the library that wrote it")
@@ -142,7 +149,8 @@ def retract_all(directory: Path, reasons: Mapping[int, str], key: bytes | None) 
 def remove_file(directory: Path, number: int) -> None:
     """Delete the file of a release durably, if it is there."""
     path = directory / "public" / name_of(number, "npz")
-    found = [each for each in (path, path.with_name(f"{path.name}.new")) if each.exists()]
+    files = [path.with_suffix(suffix) for suffix in (".npz", ".json", ".sig")]
+    found = [each for each in (*files, *(file.with_name(f"{file.name}.new") for file in files)) if os.path.lexists(each)]
     with explained(path):
         for each in found:
             os.unlink(each)
