@@ -6,6 +6,7 @@ checkpoints/000002/carried   statistics, and what the method carries on (`Result
 
 import os
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,17 @@ def clean(directory: Path, kept: Mapping[int, Collection[str]]) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or a folder durably."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+    for left in reversed(range(20)):
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.exists():
+                os.unlink(path)
+            break
+        except OSError:  # threads of a save that was interrupted may still be at it
+            if not left:
+                raise
+            time.sleep(0.1)
     journal.sync_directory(path.parent)
 
 

@@ -40,8 +40,15 @@ def save_variables(path: str | Path, variables: PyTree) -> None:
         raise FileExistsError(f"{path} exists and is not overwritten: choose another path, or remove it first")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, variables)
-    except Exception as error:  # orbax has no type for it: a full disk is a ValueError there
+            try:
+                checkpointer.save(path, variables)
+                checkpointer.wait_until_finished()
+            except BaseException:
+                checkpointer.close()  # an interrupted save goes on in other threads: wait for their end
+                raise
+    except (OSError, ValueError) as error:  # orbax has no type for it: a full disk is a ValueError there
+        if isinstance(error, TimeoutError):
+            raise
         raise CheckpointError(unwritten(path, error)) from error
 
 
@@ -96,6 +103,7 @@ def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tr
             return checkpointer.restore(path, args=args)
 
 
+_OF_ORBAX = (OSError, ValueError, LookupError, TypeError, AttributeError)  # whatever meets damaged bytes first
 _MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")  # files that a checkpoint of orbax has
 
 
@@ -103,11 +111,21 @@ def _damaged(path: Path, why: str) -> str:
     return f"the checkpoint at {path} is damaged ({why}): restore it from a backup, or write it again"
 
 
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an interrupt is behind an error; orbax wraps them."""
+    while error is not None and isinstance(error, Exception):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of many types: whatever met the damaged bytes first
+    except Exception as error:
+        met = type(error) is Exception or isinstance(error, _OF_ORBAX)
+        if not met or isinstance(error, TimeoutError) or _interrupted(error):
+            raise
         raise CheckpointError(_damaged(path, str(error).partition("\n")[0][:200])) from error
 
 

@@ -34,14 +34,14 @@ class BudgetError(RuntimeError):
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Say what could not be written, why, and what to do; errors about a file that is missing or there stay what they are.
+    """Say what could not be written, why, and what to do; files that are missing or there, and timeouts, stay what they are.
 
     Raises:
         LedgerError: in place of any other OSError.
     """
     try:
         yield
-    except (FileNotFoundError, FileExistsError):
+    except (FileNotFoundError, FileExistsError, TimeoutError):  # the last one is how alarms interrupt
         raise
     except OSError as error:
         raise LedgerError(unwritten(path, error)) from error

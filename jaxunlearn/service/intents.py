@@ -53,8 +53,10 @@ def read(directory: Path, key: bytes | None) -> list[Intent]:
         modes.require_private(directory / "private")
     intents: list[Intent] = []
     for number, path in enumerate(sorted((directory / "private").glob("release-*.json")), start=1):
+        content = modes.read_private(path)
         try:
-            fields = json.loads(modes.read_private(path))
+            fields = json.loads(content)
+            form = journal.canonical(fields)
         except (ValueError, RecursionError) as error:
             raise ReleaseError(f"{path} was tampered with: it is no JSON; restore it from a backup") from error
         if not isinstance(fields, dict) or fields.get("version") != VERSION:
@@ -64,6 +66,8 @@ def read(directory: Path, key: bytes | None) -> list[Intent]:
             raise ReleaseError(f"{path} was tampered with: expected the fields {Intent._fields}, got {tuple(sorted(fields))}")
         if fault := seals.fault(journal.canonical(fields), carried, key):
             raise ReleaseError(f"{path} {fault}")
+        if content != form:
+            raise ReleaseError(f"{path} was tampered with: it is not in the form that was sealed; restore it from a backup")
         intents.append(Intent(**fields))
         if intents[-1].number != number:
             raise ReleaseError(f"{path} is release {intents[-1].number} where release {number} is expected: one is gone")

@@ -155,9 +155,13 @@ def parse(line: bytes, name: str, key: bytes | None) -> Record:
     if set(fields) != set(Record._fields):
         raise LedgerError(f"{name} was tampered with: expected the fields {Record._fields}, got {tuple(sorted(fields))}")
     record = Record(**fields)
-    if fault := seals.fault(_content(record), record.hash, key):
+    try:
+        content, form = _content(record), canonical(fields)
+    except ValueError as error:
+        raise LedgerError(f"{name} was tampered with: it holds a number that is not finite") from error
+    if fault := seals.fault(content, record.hash, key):
         raise LedgerError(f"{name} {fault}")
-    if line != canonical(fields):
+    if line != form:
         raise LedgerError(f"{name} was tampered with: it is not in the form that was sealed")
     return record
 

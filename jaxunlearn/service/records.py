@@ -1,8 +1,7 @@
 """What the records of a ledger's journal amount to: its state, rebuilt record by record."""
 
 import math
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jaxunlearn.service.errors import LedgerError
@@ -33,7 +32,7 @@ class State(NamedTuple):
     applications: tuple[Application, ...] = ()
     certificate: dict[str, Any] | None = None  # of the newest application
     releases: tuple[dict[str, Any], ...] = ()
-    retracted: Mapping[int, str] = MappingProxyType({})  # numbers of releases, and why
+    retractions: tuple[tuple[int, str], ...] = ()  # numbers of releases, and why
     privacy_budget: tuple[float, float] | None = None  # the epsilon and delta that all releases may cost together
     purging: int = -1  # application whose release allowed the last purge
     purged: int = -1  # the same, once its files are gone
@@ -42,6 +41,11 @@ class State(NamedTuple):
     def pending(self) -> tuple[str, ...]:
         """Hashed ids still to be removed, oldest first."""
         return tuple(name for submission in self.submissions for name in submission)
+
+    @property
+    def retracted(self) -> dict[int, str]:
+        """Numbers of the releases that were retracted, and why."""
+        return dict(self.retractions)
 
     @property
     def superseded(self) -> tuple[int, ...]:
@@ -128,7 +132,7 @@ def follow(state: State, record: Record) -> State:
     if record.kind == "retracted":
         if body["number"] in state.retracted:
             raise LedgerError("it retracts a release again")
-        return state._replace(retracted=MappingProxyType({**state.retracted, body["number"]: body["reason"]}))
+        return state._replace(retractions=(*state.retractions, (body["number"], body["reason"])))
     if record.kind == "budgeted":
         budget, known = (body["epsilon"], body["delta"]), state.privacy_budget
         if known and (budget[0] > known[0] or budget[1] > known[1]):

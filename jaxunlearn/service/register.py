@@ -301,7 +301,10 @@ def _stored_salt(directory: Path) -> bytes:
     path = directory / "salt"
     if not path.exists():
         raise LedgerError(f"{path} is not there: pass the salt that the ledger was created with")
-    return bytes.fromhex(path.read_text())
+    try:
+        return bytes.fromhex(path.read_text())
+    except ValueError as error:
+        raise LedgerError(f"{path} is damaged: restore it from a backup, or pass the salt if you noted it") from error
 
 
 def _other_spelling(name: str) -> str:

@@ -1,6 +1,7 @@
 """The small ledger of `tests.crashes`, open for writing."""
 
 import gc
+import time
 
 import pytest
 
@@ -26,6 +27,7 @@ def book(tmp_path, about):
 
 @pytest.fixture
 def leftovers():
-    """Collects coroutines that orbax leaves behind when it fails, while their warnings are still ignored."""
+    """Collects coroutines and threads that orbax leaves behind when it fails, while their warnings are still ignored."""
     yield
+    time.sleep(0.1)
     gc.collect()

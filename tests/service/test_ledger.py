@@ -15,9 +15,9 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import certificates, convex, slots
 from jaxunlearn.certificates.publish import load_release, publish
-from jaxunlearn.service import archive, journal, ledger, show
+from jaxunlearn.service import archive, intents, journal, ledger, show
 from jaxunlearn.service.checkpoint import save_variables
-from jaxunlearn.service.errors import LedgerError
+from jaxunlearn.service.errors import LedgerError, ReleaseError
 from jaxunlearn.service.ledger import Ledger, data_fingerprint
 from jaxunlearn.status import combine
 from tests import crashes
@@ -115,6 +115,9 @@ def test_the_salt_is_kept_apart(tmp_path, about):
         assert book.submit(["5", np.int64(6)]) == 2
     with Ledger.open(tmp_path, ["5", 6], **about) as book:
         assert book.submit(["5", 6]) == 0
+    (tmp_path / "salt").write_text("no hexadecimal digits")
+    with pytest.raises(LedgerError, match="salt is damaged: restore it from a backup"):
+        Ledger.open(tmp_path, ["5", 6], **about)
     os.unlink(tmp_path / "salt")
     with pytest.raises(LedgerError, match="pass the salt"):
         Ledger.open(tmp_path, [5, 6], **about)
@@ -371,6 +374,46 @@ def test_tampering_is_found_and_nothing_is_skipped(book, about, change, message)
     with pytest.raises(LedgerError, match=message):
         reopen(book, about, recover=True)
     assert contents(book.directory) == before
+
+
+def spoilt(content, draws):
+    """Some bytes changed, lost, doubled or moved."""
+    first, last = sorted(draws.integers(0, len(content), 2))
+    piece, kind = content[first:last], draws.integers(6)
+    if kind == 0:
+        return content[:first] + bytes([draws.integers(256)]) + content[first + 1 :]
+    if kind == 1:
+        return content[:first] + content[last:]
+    if kind == 2:
+        return content[:last] + piece + content[last:]
+    if kind == 3:
+        return content[last:] + content[:last]
+    if kind == 4:
+        return content[:first] + b"NaN" + content[first:]
+    return content[:first] + bytes(draws.integers(0, 256, 3, np.uint8)) + content[first:]
+
+
+def test_whatever_happens_to_the_files_is_refused_in_our_words(book, toy, tmp_path):
+    book.submit(["ada"])
+    book.apply(unlearn, *toy, KEY)
+    book.publish(publish, book.certify(certify, *toy), toy[0])
+    book.close()
+    releases, draws = book.directory / "releases", np.random.default_rng(0)
+    path, promise = book.directory / "journal.jsonl", releases / "private" / "release-000001.json"
+    good, kept = path.read_bytes(), promise.read_bytes()
+    for _ in range(400):
+        path.write_bytes(spoilt(good, draws))
+        try:
+            found = journal.read(path)
+        except LedgerError:
+            continue
+        whole = good.startswith(b"".join(map(journal.line_of, found.records)))  # an end that is lost is not noticed
+        assert whole, found
+    for _ in range(400):
+        promise.write_bytes(spoilt(kept, draws))
+        if promise.read_bytes() != kept:
+            with pytest.raises(ReleaseError, match=r"release-000001\.json (was tampered with|has another version)"):
+                intents.read(releases, None)
 
 
 def test_a_tampered_checkpoint_is_found(book, toy):
