@@ -59,8 +59,7 @@ from jaxunlearn.types import UnlearnFn as UnlearnFn
 from jaxunlearn.types import Variables as Variables
 from jaxunlearn.types import View as View
 from jaxunlearn.types import Weighted as Weighted
-
-__version__ = "0.1.0"
+from jaxunlearn.version import __version__ as __version__
 
 # imported when they are first used: not every program needs them, and import time is counted
 _ON_FIRST_USE = {

@@ -28,7 +28,9 @@ IDS = ["ada", "bob", "ada", "cyd", "dan", "eve"]  # two rows are Ada's
 ROWS = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
 TARGETS = np.array([0.5, -1.0, 2.0, 0.25, 1.5, -0.5], np.float32)
 SALT = b"sixteen bytes and more"
-OURS = tuple(f"jaxunlearn.service.{name}" for name in ("journal", "archive", "register", "ledger"))  # what writes to disk
+OURS = tuple(
+    f"jaxunlearn.service.{name}" for name in ("journal", "archive", "register", "ledger", "intents")
+)  # what writes to disk
 
 
 def moments(rows, targets):
@@ -125,7 +127,13 @@ def purge(ledger):
     ledger.purge()
 
 
-STEPS = {"create": create, "submit": submit, "apply": apply, "release": release, "purge": purge}
+@step
+def retract(ledger):
+    ledger.declare_budget(0.75, 1e-5)
+    ledger.retract(1, "asked for")
+
+
+STEPS = {"create": create, "submit": submit, "apply": apply, "release": release, "purge": purge, "retract": retract}
 
 
 def outcome(directory):
@@ -137,7 +145,13 @@ def outcome(directory):
         if each.kind != "repaired"
     ]
     checkpoints = sorted(str(path.relative_to(directory)) for path in directory.glob("checkpoints/*/*"))
-    shape = {"records": about, "checkpoints": len(checkpoints), "parts": [Path(path).name for path in checkpoints]}
+    public = len(list(directory.glob("releases/public/*")))
+    shape = {
+        "public": public,
+        "records": about,
+        "checkpoints": len(checkpoints),
+        "parts": [Path(path).name for path in checkpoints],
+    }
     sealed = [each.body["sha256"] for each in records if each.kind == "released"]
     files = [journal.hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.glob("releases/public/*.npz")]
     seeds = [json.loads(path.read_text())["seed"] for path in directory.glob("releases/private/*.json")]

@@ -27,7 +27,7 @@ from tests.problems import blobs, headed, held_out, lane, network
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
-    {"types", "tree"},
+    {"types", "tree", "version", "modes"},
     {"checks", "slots", "status", "card", "sampling", "losses", "likelihoods"},
     {"passes", "evaluation", "precision", "requests", "transforms"},
     {"loop", "batching", "curvature", "service"},
@@ -37,6 +37,7 @@ FLOORS = [
     {"__init__"},
 ]
 EXTRAS = ("flax", "torch", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")
+EXTRAS += ("cryptography",)
 LINES, LINES_OF_A_METHOD = 400, 150
 LONG_METHODS: dict[str, str] = {}  # name: why it must be longer
 

@@ -18,6 +18,10 @@ from jaxunlearn.certificates.certificate import Certificate as Certificate
 from jaxunlearn.certificates.certificate import Mechanism as Mechanism
 from jaxunlearn.certificates.certify import certify as certify
 from jaxunlearn.certificates.delete_then_noise import DeleteThenNoise as DeleteThenNoise
+from jaxunlearn.certificates.manifest import Manifest as Manifest
+from jaxunlearn.certificates.manifest import Verification as Verification
+from jaxunlearn.certificates.manifest import verify as verify
+from jaxunlearn.certificates.manifest import verify_all as verify_all
 from jaxunlearn.certificates.neel import Neel as Neel
 from jaxunlearn.certificates.neel import neel_scale as neel_scale
 from jaxunlearn.certificates.neel import neel_sensitivity as neel_sensitivity
@@ -25,8 +29,12 @@ from jaxunlearn.certificates.neel import neel_steps as neel_steps
 from jaxunlearn.certificates.objective_perturbation import ObjectivePerturbation as ObjectivePerturbation
 from jaxunlearn.certificates.objective_perturbation import removal_budget as removal_budget
 from jaxunlearn.certificates.publish import Release as Release
-from jaxunlearn.certificates.publish import ReleaseError as ReleaseError
 from jaxunlearn.certificates.publish import load_release as load_release
 from jaxunlearn.certificates.publish import publish as publish
+from jaxunlearn.certificates.recheck import Recheck as Recheck
+from jaxunlearn.certificates.recheck import recheck as recheck
 from jaxunlearn.certificates.sekhari import Sekhari as Sekhari
 from jaxunlearn.certificates.sekhari import sekhari_sensitivity as sekhari_sensitivity
+from jaxunlearn.service.errors import BudgetError as BudgetError
+from jaxunlearn.service.errors import ReleaseError as ReleaseError
+from jaxunlearn.service.intents import retract as retract

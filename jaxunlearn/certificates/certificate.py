@@ -1,8 +1,18 @@
-"""What a certificate says, and what every mechanism of certification has in common."""
+"""What a certificate says, how it is written down, and what every mechanism of certification has in common."""
 
-from typing import NamedTuple, Protocol
+import json
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
+
+from jaxunlearn.certificates import strict
+
+FORMAT, VERSION = "jaxunlearn certificate", 1
+NUMBERS = ("epsilon", "delta", "sensitivity", "noise_scale", "budget_left", "residual", "distance")
+
+# checked: by the library, on rows and weights; declared: by the user, and believed; assumed: neither, it limits what is said
+Source: TypeAlias = Literal["checked", "declared", "assumed"]
+SOURCES: tuple[str, ...] = get_args(Source)
 
 
 class Assumption(NamedTuple):
@@ -10,7 +20,8 @@ class Assumption(NamedTuple):
 
     name: str
     holds: bool
-    detail: str  # what was found, and what to do where it does not hold
+    detail: str  # what was found, and what to do where it does not hold; goes out with a release unless it was checked
+    source: Source = "checked"  # who says that it holds
 
 
 class Subject(NamedTuple):
@@ -20,6 +31,7 @@ class Subject(NamedTuple):
     retained_rows: str  # inputs and targets, in their order
     secret: str  # of an objective perturbation; empty if there is none
     problem: str  # e.g. "softmax with 10 outputs, l2 0.01"
+    request: str = ""  # the numbers of the rows that had to go
 
 
 class Certificate(NamedTuple):
@@ -41,6 +53,91 @@ class Certificate(NamedTuple):
     residual: float  # norm of the retained objective's gradient at the weights, rounding included
     distance: float  # to the optimum on the retain set, at most
     subject: Subject
+
+    def to_json(self) -> str:
+        """The certificate as JSON, with all digits; `from_json` gives it back.
+
+        The text has the fields of the certificate, and
+
+            format    "jaxunlearn certificate"
+            version   1; whatever is added, removed or changes its meaning gets the next number
+
+        Numbers that are not finite are the words "inf", "-inf" and "nan". It is for auditors, not for the public: what was
+        measured depends on the rows, and digests confirm a guess of weights or requests. `publish` writes what may be public.
+
+        Returns:
+            ASCII text, its fields in the order in which they are declared.
+
+        Example:
+            >>> from jaxunlearn.certificates.certificate import Certificate, Subject
+            >>> subject = Subject("0" * 64, "1" * 64, "", "logistic with 1 outputs, l2 0.05", "2" * 64)
+            >>> one = Certificate(1.0, 1e-5, 1e-3, 3.7e-3, 9e-4, True, (), "DeleteThenNoise", 1e-9, 1e-8, subject)
+            >>> Certificate.from_json(one.to_json()) == one
+            True
+        """
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            **{name: strict.plain(getattr(self, name)) for name in NUMBERS},
+            "valid": bool(self.valid),
+            "assumptions": [{**each._asdict(), "holds": bool(each.holds)} for each in self.assumptions],
+            "mechanism": self.mechanism,
+            "subject": self.subject._asdict(),
+        }
+        return json.dumps(body, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Certificate":
+        """Read what `to_json` wrote.
+
+        Nothing says that the text is genuine: `recheck` compares it with weights, rows and request.
+
+        Args:
+            text: JSON.
+
+        Returns:
+            The certificate.
+
+        Raises:
+            ValueError: no JSON, another format or version, a field that is missing, unknown or twice there, a value of another
+                type or out of range, or a certificate that calls itself valid against its assumptions. The message names it.
+            TypeError: neither text nor bytes.
+
+        Example:
+            >>> from jaxunlearn.certificates.certificate import Certificate
+            >>> Certificate.from_json('{"epsilon": 1.0}')
+            Traceback (most recent call last):
+            ValueError: the certificate has no format 'jaxunlearn certificate' of version 1: got None of version None
+        """
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"expected the text of a certificate, got {type(text).__name__}")
+        value = strict.versioned(strict.parse(text, "the certificate"), FORMAT, VERSION, cls._fields, "the certificate")
+        numbers = {name: strict.number(value[name], name, words=True) for name in NUMBERS}
+        strict.budget(numbers["epsilon"], numbers["delta"], "the certificate")
+        assumptions = tuple(map(_assumption, strict.items(value["assumptions"], "assumptions")))
+        valid = strict.truth(value["valid"], "valid")
+        failed = [each.name for each in assumptions if not each.holds]
+        if valid == bool(failed):
+            raise ValueError(f"the certificate says valid={valid}, but the assumptions that failed are {failed}")
+        mechanism = strict.text(value["mechanism"], "mechanism")
+        return cls(**numbers, valid=valid, assumptions=assumptions, mechanism=mechanism, subject=_subject(value["subject"]))
+
+
+def _assumption(value: Any) -> Assumption:
+    value = strict.fields(value, Assumption._fields, "an assumption")
+    return Assumption(
+        strict.text(value["name"], "name of an assumption"),
+        strict.truth(value["holds"], "holds"),
+        strict.text(value["detail"], "detail", empty=True),
+        strict.one_of(value["source"], SOURCES, "source"),
+    )
+
+
+def _subject(value: Any) -> Subject:
+    value = strict.fields(value, Subject._fields, "subject")
+    digests = {name: strict.digest(value[name], name) for name in ("weights", "retained_rows", "request")}
+    secret = strict.digest(value["secret"], "secret", empty=True)
+    return Subject(**digests, secret=secret, problem=strict.text(value["problem"], "problem"))
 
 
 class Evidence(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import checks, tree
-from jaxunlearn.certificates.certificate import Assumption, Certificate, Evidence, Mechanism
+from jaxunlearn.certificates.certificate import Assumption, Certificate, Evidence, Mechanism, Source
 from jaxunlearn.certificates.delete_then_noise import DeleteThenNoise
 from jaxunlearn.certificates.evidence import collect
 from jaxunlearn.convex.problems import Problem
@@ -108,6 +108,7 @@ def certify(
             "one observed release",
             True,
             "speaks of one release, to somebody who did not see the model before; add further ones with compose",
+            "assumed",
         ),
     ]
     return Certificate(
@@ -125,8 +126,8 @@ def certify(
     )
 
 
-def _holds(name: str, holds: bool, found: str, remedy: str) -> Assumption:
-    return Assumption(name, bool(holds), found if holds else f"{found}: {remedy}")
+def _holds(name: str, holds: bool, found: str, remedy: str, source: Source = "checked") -> Assumption:
+    return Assumption(name, bool(holds), found if holds else f"{found}: {remedy}", source)
 
 
 def _require_types(result: Any, data: Any, request: Any, problem: Any, mechanism: Any) -> None:
@@ -205,10 +206,11 @@ def _requested(evidence: Evidence) -> Assumption:
 def _extractor(extractor: Any) -> Assumption:
     known = isinstance(extractor, str) and extractor in EXTRACTORS
     remedy = f"say one of {', '.join(map(repr, EXTRACTORS))}; features learned from forgotten rows keep them"
-    return _holds("extractor", known, "not declared" if extractor is None else f"declared as {extractor!r}", remedy)
+    found = "not declared" if extractor is None else f"declared as {extractor!r}"
+    return _holds("extractor", known, found, remedy, "declared")
 
 
 def _not_adaptive(adaptive: Any) -> Assumption:
     found = "not declared" if adaptive is None else f"declared adaptive={adaptive!r}"
     remedy = "adaptive=False says that no request depended on a release; nothing else is covered"
-    return _holds("requests not adaptive", isinstance(adaptive, bool | np.bool_) and not adaptive, found, remedy)
+    return _holds("requests not adaptive", isinstance(adaptive, bool | np.bool_) and not adaptive, found, remedy, "declared")

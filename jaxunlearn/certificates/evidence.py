@@ -66,7 +66,8 @@ def collect(
         + 2 * float(np.linalg.norm(linear))
     )
     secret = PERTURBATION.find(data)
-    named, unknown = _named(request, retained.size)
+    used = np.unique(np.asarray(request.indices)[np.asarray(request.weights) > 0])
+    named = int(((used >= 0) & (used < retained.size)).sum())  # present or not
     evidence = Evidence(
         residual=float(np.linalg.norm(gradient)),
         rounding=float(rounding) * (1 + 1e-6),
@@ -74,7 +75,7 @@ def collect(
         row_norm=float(longest),
         num_retain=count,
         num_forget=max(named, int(stats.get("num_forget", 0))),
-        num_unknown=unknown,
+        num_unknown=used.size - named,
         num_params=int(np.size(kernel)),
         secret=None if secret is None else np.asarray(secret, np.float64),
         stats=stats,
@@ -84,6 +85,7 @@ def collect(
         retained_rows=tree.content_digest(jax.tree.map(lambda x: np.asarray(x)[retained], data.train)),
         secret="" if secret is None else tree.content_digest(secret),
         problem=f"{problem.name} with {c} outputs, l2 {problem.l2!r}",
+        request=tree.content_digest(used.astype(np.int64)),
     )
     return evidence, subject
 
@@ -103,10 +105,3 @@ def _look(problem: Problem) -> Any:
         return total + problem.l2 * jnp.sum(retained) * kernel + linear, *sums, row_norm_of(Data(rows, retained))
 
     return look
-
-
-def _named(request: ForgetRequest, num_rows: int) -> tuple[int, int]:
-    """How many rows a request names, present or not, and how many of its indices name none."""
-    used = np.unique(np.asarray(request.indices)[np.asarray(request.weights) > 0])
-    known = (used >= 0) & (used < num_rows)
-    return int(known.sum()), int((~known).sum())

@@ -60,6 +60,7 @@ class Neel(NamedTuple):
             contraction, steps, stats["lipschitz"], stats["strong_convexity"], rows
         )
         assumptions = [
+            Assumption("history of the descent", True, "steps are as the method says, the update is as declared", "declared"),
             Assumption(
                 "size of the request",
                 evidence.num_forget <= self.largest_request,

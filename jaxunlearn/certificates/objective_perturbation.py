@@ -60,6 +60,7 @@ class ObjectivePerturbation(NamedTuple):
         used = self.spent + max(bound, residual + evidence.rounding)
         left = budget - used
         assumptions = (
+            Assumption("history of the secret", True, "sigma and what was spent before are as declared", "declared"),
             _secret(entries, evidence.num_params, self.sigma),
             Assumption(
                 "residual within its bound",

@@ -10,11 +10,29 @@ the same bits when it is asked again, and adds up epsilon and delta over release
 number, which Box and Muller's method makes normal. A caller's key serves experiments that must be repeated; whoever knows it
 can subtract the noise, and the release says so (`noise_key="caller"`).
 
-**Where it is kept.** `directory/public/` holds the released weights and nothing else; that is what may be handed out.
-`directory/private/` holds one intent per release: a salted hash of the weights before the noise, the certificate, and the seed
-until the release is complete; then the seed is deleted, since the released bits are enough to repeat them. Files have mode
-0600, directories 0700. Do not hand out or back up `private/`: a seed in there gives the noise away, and salt and hash let
-somebody who can compute the weights confirm a guess. Deleting a file does not wipe a disk.
+**Where it is kept.** `directory/public/` holds the released weights, their manifests and signatures, see
+`jaxunlearn.certificates.manifest`; that is what may be handed out.
+`directory/private/` holds one intent per release (`jaxunlearn.service.intents`): a salted hash of the weights before the noise,
+the certificate, and the seed until the release is complete; then the seed is deleted, since the released bits are enough to
+repeat them. Files have mode 0600, directories 0700, and private ones that others may read are refused. Do not hand out or back
+up `private/`: a seed in there gives the noise away, and salt and hash let somebody who can compute the weights confirm a guess.
+Deleting a file does not wipe a disk.
+
+**Whom the total protects.** `total_epsilon` adds up all releases of the directory, and holds for people whose rows were removed
+before the first of them. Whoever was removed after a release was part of its training: that release is a model trained on
+them, its noise was not made for them, and no epsilon bounds what it tells. Retract it (`retract`, `Ledger.retract`): its file
+goes, its cost stays, and what somebody has downloaded cannot be called back.
+
+**A hard budget.** `publish(..., budget=(epsilon, delta))` refuses what would bring the total above it, before anything is
+written; a ledger remembers its budget (`Ledger.declare_budget`).
+
+**A key.** Intents carry a hash. Whoever may write in `private/` could write another epsilon and the hash to it, unless a
+`seal_key` is in use, which is kept elsewhere.
+
+**Signatures.** With a `signing_key` every manifest is signed with Ed25519. Keys are PEM files, such as `openssl` makes:
+
+    openssl genpkey -algorithm ed25519 -out release.pem && chmod 600 release.pem     # stays with whoever publishes
+    openssl pkey -in release.pem -pubout -out release.pub                            # goes to everybody, by another way
 
 **What it does not do.** Floating-point noise is not exactly Gaussian: its low-order bits can tell more than the bound, by an
 amount of the order of float64 rounding. Two directories do not know of each other.
@@ -24,6 +42,7 @@ import hashlib
 import io
 import json
 import secrets
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,46 +52,49 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import checks, status, tree
+from jaxunlearn.certificates import documents, manifest, signing
 from jaxunlearn.certificates.accounting import Privacy, compose
 from jaxunlearn.certificates.certificate import Certificate
+from jaxunlearn.service import intents as promises
 from jaxunlearn.service import journal
+from jaxunlearn.service.errors import BudgetError, ReleaseError
+from jaxunlearn.service.intents import Intent, name_of
+from jaxunlearn.service.lock import locked
+from jaxunlearn.service.seals import Key, key_of
 from jaxunlearn.types import Result, Variables
-
-VERSION = 1
-
-
-class ReleaseError(RuntimeError):
-    """What is in a directory of releases is torn, tampered with, gone or of another version."""
+from jaxunlearn.version import __version__
 
 
 class Release(NamedTuple):
-    """Weights that may be handed out, and their privacy budget."""
+    """Weights that may be handed out, and their privacy budget.
+
+    The totals hold for people removed before release 1 of the directory, and for nobody who was removed later: earlier
+    releases are models trained on them, see `jaxunlearn.certificates.publish`.
+    """
 
     number: int  # 1, 2, ... in its directory
     variables: Variables
     epsilon: float  # of this release alone
     delta: float
-    total_epsilon: float  # of all releases from the directory so far, interrupted ones included
+    total_epsilon: float  # of all releases from the directory so far, interrupted and retracted ones included
     total_delta: float
     noise_key: Literal["os", "caller"]
     path: Path
     sha256: str  # of the file
+    manifest: Path
+    signer: str  # public key that the manifest names; empty if it is unsigned
 
 
-class _Intent(NamedTuple):
-    """What is promised before anything is released."""
-
-    version: int
-    number: int
-    salt: str
-    input: str  # salted hash of the weights before the noise and of what the certificate promises
-    certificate: dict[str, Any]
-    noise_key: Literal["os", "caller"]
-    seed: str  # empty once the release is complete
-    release: str  # hash of the released file, empty until then
-
-
-def publish(result: Result, certificate: Certificate, directory: str | Path, *, key: PRNGKeyArray | None = None) -> Release:
+def publish(
+    result: Result,
+    certificate: Certificate,
+    directory: str | Path,
+    *,
+    key: PRNGKeyArray | None = None,
+    seal_key: Key | None = None,
+    budget: tuple[float, float] | None = None,
+    signing_key: str | Path | None = None,
+) -> Release:
     """Add the certificate's noise and write the weights to `directory/public`; the same bits for the same weights, ever after.
 
     Host only. Interrupted at any point, it is completed with the same bits by the next call with the same result. The budget of
@@ -86,6 +108,11 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
         directory: of all releases that one observer may see; made if absent.
         key: a typed key instead of entropy of the operating system, for experiments. Different weights get different noise
             from the same key.
+        seal_key: at least 16 secret bytes, or the path of a file outside of the directory that holds them, which seal the
+            intents; the same one for every release from a directory.
+        budget: (epsilon, delta) that all releases from the directory may cost together; None for no limit.
+        signing_key: PEM file of mode 0600 with an Ed25519 key, not encrypted; signs the manifest, see `verify`. A release that
+            was promised with a signature, or without one, stays like that: asked again, publish needs the same key.
 
     Returns:
         A `Release`, read back from the file. float64 weights stay float64 although float64 may be off: do not calculate with
@@ -93,10 +120,15 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
 
     Raises:
         ValueError: a void certificate (the failed assumptions are named), one of other weights, or one whose values are out of
-            range; several results at once; model state; params that are not float32 or float64.
+            range; several results at once; model state; params that are not float32 or float64; a file without a usable key.
         TypeError: inside `jit` or `vmap`.
         UnlearningError: the result's status is not ok.
-        ReleaseError, LedgerError: the directory was tampered with, a released file is gone, or somebody else publishes there.
+        BudgetError: the release would cost more than is left of the budget. Nothing was written.
+        ReleaseError, LedgerError: the directory was tampered with or sealed with another key, a released file is gone, these
+            weights were released and retracted, or promised with other declarations or another signer, somebody else
+            publishes there, or the disk is full or read-only.
+        PermissionError: a private file, or the signing key, may be read by others.
+        ImportError: a signing key is given, and the extra `sign` is not installed.
 
     References:
         Dwork, Roth: The algorithmic foundations of differential privacy, 2014 (composition). Mironov: On significance of the
@@ -117,29 +149,66 @@ def publish(result: Result, certificate: Certificate, directory: str | Path, *, 
         (1, 1.0, 'os')
     """
     weights = _require_publishable(result, certificate, key)
-    directory = Path(directory)
-    public, private = directory / "public", directory / "private"
-    for folder in (public, private):
-        journal.make_directory(folder)
+    signer = None if signing_key is None else signing.read_private_key(signing_key)
+    signed_by = "" if signer is None else signing.name_of(signer.public_key())
     identity = tree.content_digest([weights, _promise(certificate)])
-    with journal.locked(directory / "lock"):
-        intents = [_completed(intent, public, private) for intent in _read_intents(private)]
+    draft = _intend(1, identity, certificate, key, signed_by)
+    manifest.read(manifest.write(documents.manifest_of([draft._replace(release="0" * 64)])), "the manifest of this certificate")
+    directory = Path(directory)
+    secret = key_of(seal_key, directory)
+    limit = None if budget is None else compose(budget)
+    for folder in (directory / "public", directory / "private"):
+        journal.make_directory(folder)
+    with locked(directory / "lock"):
+        intents = [promises.completed(directory, intent, secret) for intent in promises.read(directory, secret)]
         intent = next((known for known in intents if known.input == _salted(identity, known.salt)), None)
         if intent is None:
-            intent = _intend(len(intents) + 1, identity, certificate, key)
-            _write_intent(private, intent)
+            intent = draft._replace(number=len(intents) + 1)
+            _require_within(limit, intents, intent)
+            promises.write(directory, intent, secret)
             intents.append(intent)
-        path = public / _name(intent.number, "npz")
+        _require_same(intent, certificate, signed_by)
+        path = directory / "public" / name_of(intent.number, "npz")
+        if intent.retracted:
+            raise ReleaseError(
+                f"these weights were release {intent.number}, which was retracted ({intent.retracted}), and it is not written "
+                "again; another certificate makes another release of them, which costs its own epsilon"
+            )
         if not intent.release:
             noisy = _add_noise(weights, certificate.noise_scale, bytes.fromhex(intent.seed))
             journal.write(path, _npz(noisy, _about(intent, intents[: intent.number])))
-            intent = _completed(intent, public, private)
+            intent = intents[intent.number - 1] = promises.completed(directory, intent, secret)
+        documents.document(intents, directory / "public")
+        if signer is not None:
+            documents.sign(intent, directory / "public", signer)
         variables = load_release(path, result.variables)
         epsilon, delta = _together(intents)
     own = intent.certificate
     return Release(
-        intent.number, variables, own["epsilon"], own["delta"], epsilon, delta, intent.noise_key, path, intent.release
+        intent.number,
+        variables,
+        own["epsilon"],
+        own["delta"],
+        epsilon,
+        delta,
+        intent.noise_key,
+        path,
+        intent.release,
+        directory / "public" / name_of(intent.number, "json"),
+        intent.signer,
     )
+
+
+def _require_within(limit: Privacy | None, intents: list[Intent], intent: Intent) -> None:
+    if limit is None:
+        return
+    before, after = _together(intents), _together([*intents, intent])
+    if after.epsilon > limit.epsilon or after.delta > limit.delta:
+        own = intent.certificate
+        raise BudgetError(
+            f"this release costs ({own['epsilon']:g}, {own['delta']:g}) on top of ({before.epsilon:g}, {before.delta:g}), and "
+            f"the budget is ({limit.epsilon:g}, {limit.delta:g}), so nothing was released: certify with less, or stop here"
+        )
 
 
 def load_release(path: str | Path, like: Variables) -> Variables:
@@ -216,13 +285,49 @@ def _require_publishable(result: Result, certificate: Certificate, key: PRNGKeyA
     return weights
 
 
-def _intend(number: int, identity: str, certificate: Certificate, key: PRNGKeyArray | None) -> _Intent:
-    if key is None:
-        source, seed = "os", secrets.token_hex(32)
-    else:
-        source, seed = "caller", tree.content_digest([key, identity])
+def _intend(number: int, identity: str, certificate: Certificate, key: PRNGKeyArray | None, signer: str) -> Intent:
     salt = secrets.token_hex(32)
-    return _Intent(VERSION, number, salt, _salted(identity, salt), _promise(certificate), source, seed, "")
+    return Intent(
+        version=promises.VERSION,
+        number=number,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        library=__version__,
+        salt=salt,
+        input=_salted(identity, salt),
+        certificate=_promise(certificate),
+        assumptions=_shown(certificate),
+        noise_key="os" if key is None else "caller",
+        signer=signer,
+        seed=secrets.token_hex(32) if key is None else tree.content_digest([key, identity]),
+        release="",
+        retracted="",
+    )
+
+
+def _require_same(intent: Intent, certificate: Certificate, signer: str) -> None:
+    """A release stays what it was promised to be."""
+    given = _shown(certificate)
+    if given != intent.assumptions:
+        changed = {
+            each["name"] for each in (*given, *intent.assumptions) if each not in given or each not in intent.assumptions
+        }
+        raise ReleaseError(
+            f"release {intent.number} of these weights was promised with other declarations, which differ in "
+            f"{', '.join(sorted(changed)) or 'their order'}: declare the same"
+        )
+    if signer != intent.signer:
+        raise ReleaseError(
+            f"release {intent.number} was promised {_signed(intent.signer)}, and is asked for {_signed(signer)}: pass the same "
+            "signing_key, or none"
+        )
+
+
+def _shown(certificate: Certificate) -> list[dict[str, str]]:
+    return [each._asdict() for each in manifest.public_conditions(certificate.assumptions)]
+
+
+def _signed(signer: str) -> str:
+    return f"with a signature by {signer}" if signer else "without a signature"
 
 
 def _promise(certificate: Certificate) -> dict[str, Any]:
@@ -252,11 +357,11 @@ def _standard_normal(seed: bytes, count: int) -> np.ndarray:
     return np.concatenate([radius * np.cos(2 * np.pi * second), radius * np.sin(2 * np.pi * second)])[:count]
 
 
-def _about(intent: _Intent, until: list[_Intent]) -> dict[str, Any]:
+def _about(intent: Intent, until: list[Intent]) -> dict[str, Any]:
     epsilon, delta = _together(until)
     return {
         "number": intent.number,
-        "mechanism": intent.certificate["mechanism"].split("(")[0],  # its options may be computed from the data
+        "mechanism": documents.mechanism_of(intent),
         **{name: intent.certificate[name] for name in ("epsilon", "delta", "noise_scale")},
         "total_epsilon": epsilon,
         "total_delta": delta,
@@ -270,51 +375,5 @@ def _npz(weights: dict[str, np.ndarray], about: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _together(intents: list[_Intent]) -> Privacy:
+def _together(intents: list[Intent]) -> Privacy:
     return compose(*((intent.certificate["epsilon"], intent.certificate["delta"]) for intent in intents))
-
-
-def _completed(intent: _Intent, public: Path, private: Path) -> _Intent:
-    """The intent as its released file says; files are replaced at once, so one that is there is whole."""
-    path = public / _name(intent.number, "npz")
-    if not path.exists():
-        if intent.release:
-            raise ReleaseError(
-                f"{path} was released and is gone: put it back; other noise for the same weights would be one more release"
-            )
-        return intent
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not intent.release:
-        intent = intent._replace(seed="", release=found)
-        _write_intent(private, intent)
-    elif found != intent.release:
-        raise ReleaseError(f"{path} is not the file that was released: put that one back")
-    return intent
-
-
-def _name(number: int, suffix: str) -> str:
-    return f"release-{number:06d}.{suffix}"
-
-
-def _write_intent(private: Path, intent: _Intent) -> None:
-    content = journal.canonical(intent._asdict())
-    sealed = {**intent._asdict(), "hash": hashlib.sha256(content).hexdigest()}
-    journal.write(private / _name(intent.number, "json"), journal.canonical(sealed))
-
-
-def _read_intents(private: Path) -> list[_Intent]:
-    intents = []
-    for number, path in enumerate(sorted(private.glob("release-*.json")), start=1):
-        try:
-            fields = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ReleaseError(f"{path} was tampered with: it is no JSON") from error
-        if not isinstance(fields, dict) or fields.get("version") != VERSION:
-            raise ReleaseError(f"{path} has another version than {VERSION}, or none: use the library that wrote it")
-        seal = fields.pop("hash", None)
-        if hashlib.sha256(journal.canonical(fields)).hexdigest() != seal or set(fields) != set(_Intent._fields):
-            raise ReleaseError(f"{path} was tampered with: its content does not have the hash that it carries")
-        intents.append(_Intent(**fields))
-        if intents[-1].number != number:
-            raise ReleaseError(f"{path} is release {intents[-1].number} where release {number} is expected: one is gone")
-    return intents

@@ -56,7 +56,8 @@ class Sekhari(NamedTuple):
             f"at most {evidence.distance:.3g} from the retrained optimum, theorem {sensitivity:.3g}",
         )
         scale = float(gaussian_scale(sensitivity, epsilon, delta)) if known else math.inf
-        return Assessment(sensitivity, scale, sensitivity - evidence.distance, (half, near))
+        constants = Assumption("constants of the loss", True, "lipschitz and hessian_lipschitz are as declared", "declared")
+        return Assessment(sensitivity, scale, sensitivity - evidence.distance, (constants, half, near))
 
 
 def sekhari_sensitivity(lipschitz: float, hessian_lipschitz: float, l2: float, num_rows: float, num_forget: float) -> float:

@@ -6,6 +6,7 @@ checkpoints/000002/carried   statistics, and what the method carries on (`Result
 
 import os
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from jaxtyping import PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.service import checkpoint, journal
+from jaxunlearn.service.errors import CheckpointError, LedgerError, explained
 from jaxunlearn.service.fingerprints import keyed
-from jaxunlearn.service.journal import LedgerError
 from jaxunlearn.service.records import Application
 from jaxunlearn.slots import Made
 from jaxunlearn.types import Data, Result, Variables
@@ -29,16 +30,23 @@ def save(directory: Path, record: int, result: Result, salt: bytes) -> dict[str,
 
     Returns:
         What the journal's record of it says: keyed digests of the parts, the form of the statistics, what is carried on.
+
+    Raises:
+        LedgerError: the system refuses, e.g. because the disk is full. What was begun is deleted.
     """
     parts: dict[str, PyTree] = {"weights": {"variables": result.variables, "status": result.status}}
     if result.stats or result.extra:
         parts["carried"] = {"stats": dict(result.stats), "extra": dict(result.extra)}
     folder = _folder(directory, record)
     journal.make_directory(folder)
-    with jax.enable_x64(True):
-        for name, part in parts.items():
-            checkpoint.save_variables(folder / name, part)
-    journal.sync_tree(folder)
+    try:
+        with jax.enable_x64(True), explained(folder):
+            for name, part in parts.items():
+                checkpoint.save_variables(folder / name, part)
+            journal.sync_tree(folder)
+    except CheckpointError as error:
+        shutil.rmtree(folder)
+        raise LedgerError(f"{error}; nothing was applied") from error
     return {
         "digests": {name: keyed(salt, tree.content_digest(part)) for name, part in parts.items()},
         "stats": {name: [str(np.asarray(x).dtype), list(np.shape(x))] for name, x in result.stats.items()},
@@ -50,7 +58,7 @@ def load_weights(directory: Path, application: Application, like: Variables, sal
     """Weights and status after an application, in the tree of `like`.
 
     Raises:
-        LedgerError: the checkpoint was tampered with.
+        LedgerError: the checkpoint was tampered with, is damaged or is gone.
         ValueError: it holds the weights of another model.
     """
     found = _load(directory, application, "weights", {"variables": like, "status": jax.ShapeDtypeStruct((), jnp.int32)}, salt)
@@ -61,7 +69,7 @@ def load_carried(directory: Path, application: Application, data: Data, salt: by
     """Statistics of an application, and what its method carries on, in the form of what `data.extra` holds.
 
     Raises:
-        LedgerError: the checkpoint was tampered with.
+        LedgerError: the checkpoint was tampered with, is damaged or is gone.
         ValueError: `data.extra` lacks what is carried on, or holds values that were made in another way.
     """
     if "carried" not in application.digests:
@@ -92,16 +100,28 @@ def clean(directory: Path, kept: Mapping[int, Collection[str]]) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or a folder durably."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+    for left in reversed(range(20)):
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.exists():
+                os.unlink(path)
+            break
+        except OSError:  # threads of a save that was interrupted may still be at it
+            if not left:
+                raise
+            time.sleep(0.1)
     journal.sync_directory(path.parent)
 
 
 def _load(directory: Path, application: Application, part: str, like: PyTree, salt: bytes) -> Any:
-    with jax.enable_x64(True):
-        found = checkpoint.load_variables(_folder(directory, application.record) / part, like)
+    try:
+        with jax.enable_x64(True):
+            found = checkpoint.load_variables(_folder(directory, application.record) / part, like)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise LedgerError(
+            f"the checkpoint of record {application.record} ({part}) cannot be read, so put it back from a backup: {error}"
+        ) from error
     if keyed(salt, tree.content_digest(found)) != application.digests[part]:
         raise LedgerError(f"the checkpoint of record {application.record} ({part}) was tampered with")
     return found

@@ -1,6 +1,8 @@
 """Durable weights, and durable progress for `jaxunlearn.feed`, through orbax (extra `checkpoint`)."""
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +12,7 @@ from jaxtyping import PyTree
 
 from jaxunlearn import checks
 from jaxunlearn import tree as trees
+from jaxunlearn.service.errors import CheckpointError, unwritten
 
 Tree = TypeVar("Tree")
 
@@ -24,6 +27,7 @@ def save_variables(path: str | Path, variables: PyTree) -> None:
 
     Raises:
         FileExistsError: there is something at `path` already. It is left as it is.
+        CheckpointError: the system refuses, e.g. because the disk is full.
 
     Example:
         >>> import tempfile
@@ -34,8 +38,18 @@ def save_variables(path: str | Path, variables: PyTree) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten: choose another path, or remove it first")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, variables)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            try:
+                checkpointer.save(path, variables)
+                checkpointer.wait_until_finished()
+            except BaseException:
+                checkpointer.close()  # an interrupted save goes on in other threads: wait for their end
+                raise
+    except (OSError, ValueError) as error:  # orbax has no type for it: a full disk is a ValueError there
+        if isinstance(error, TimeoutError):
+            raise
+        raise CheckpointError(unwritten(path, error)) from error
 
 
 def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tree:
@@ -52,6 +66,8 @@ def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tr
 
     Raises:
         FileNotFoundError: there is no checkpoint at `path`.
+        CheckpointError: the checkpoint is damaged. A few changed bytes inside of an array are not noticed: orbax keeps no
+            checksum of them. A ledger does.
         ValueError: the checkpoint has other leaves, shapes or dtypes than `like`; it names them.
 
     Example:
@@ -72,15 +88,45 @@ def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tr
         lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=getattr(x, "sharding", None) or here), like
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata
+        with _readable(path):
+            saved = checkpointer.metadata(path).item_metadata
         if saved is None:
+            if any((path / name).exists() for name in _MARKS):
+                raise CheckpointError(_damaged(path, "its metadata cannot be read"))
             inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in path.glob(f"{depth}/_METADATA"))
             advice = f"; give one of the checkpoints inside: {', '.join(inside[:5])}" if inside else ""
             raise FileNotFoundError(f"{path} is not a checkpoint that orbax wrote{advice}")
         _require_form(path, _form(target), _form(saved.tree), partial)
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=partial)
-        return checkpointer.restore(path, args=args)
+        with _readable(path):
+            return checkpointer.restore(path, args=args)
+
+
+_OF_ORBAX = (OSError, ValueError, LookupError, TypeError, AttributeError)  # whatever meets damaged bytes first
+_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")  # files that a checkpoint of orbax has
+
+
+def _damaged(path: Path, why: str) -> str:
+    return f"the checkpoint at {path} is damaged ({why}): restore it from a backup, or write it again"
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an interrupt is behind an error; orbax wraps them."""
+    while error is not None and isinstance(error, Exception):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        met = type(error) is Exception or isinstance(error, _OF_ORBAX)
+        if not met or isinstance(error, TimeoutError) or _interrupted(error):
+            raise
+        raise CheckpointError(_damaged(path, str(error).partition("\n")[0][:200])) from error
 
 
 def _form(values: PyTree) -> dict[str, str]:
@@ -149,18 +195,22 @@ class Directory:
 
         Raises:
             ValueError: the checkpoint belongs to another run. It is left as it is.
+            CheckpointError: the checkpoint is damaged; without its folder, the run resumes from the one before.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
         args = self._ocp.args
-        about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))["about"]
+        folder = Path(self._manager.directory) / str(step)
+        with _readable(folder):
+            about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))["about"]
         if about["run"] != run:
             raise ValueError(
                 f"the checkpoint at step {step} in {self._manager.directory} was written for another method, key, request, "
                 "model or version of jax; continue with those, or choose another directory"
             )
-        found = self._manager.restore(step, args=args.Composite(tree=args.StandardRestore(like)))
+        with _readable(folder):
+            found = self._manager.restore(step, args=args.Composite(tree=args.StandardRestore(like)))
         source = about["source"]
         return step, found["tree"], base64.b64decode(source["bytes"]) if "bytes" in source else source["json"]
 

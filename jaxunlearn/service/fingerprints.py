@@ -2,8 +2,9 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+import json
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -45,8 +46,8 @@ def data_fingerprint(data: Data, record_ids: Sequence[RecordId]) -> str:
         64 hexadecimal digits.
 
     Raises:
-        ValueError: another number of ids than of rows.
-        TypeError: ids that are neither strings nor integers.
+        ValueError: another number of ids than of rows, or an id that is empty or no valid text.
+        TypeError: ids that are neither strings nor integers, or that have no order.
 
     Example:
         >>> len(jaxunlearn.ledger.data_fingerprint(data, range(60)))
@@ -78,17 +79,43 @@ def digest_of_rows(digests: dict[int, bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()
 
 
-def names_of(record_ids: Iterable[RecordId]) -> list[str]:
-    """Record ids as text.
+def names_of(record_ids: Sequence[RecordId]) -> list[str]:
+    """Ids of rows, one each and in their order, as text that differs wherever the ids do: 1 and "1" are two people.
 
     Raises:
-        TypeError: ids that are neither strings nor integers.
+        TypeError: ids that are neither strings nor integers, or that have no order.
+        ValueError: an id that is empty or no valid text.
     """
+    if isinstance(record_ids, str | Set):
+        raise TypeError(f"expected a list with the id of every row, in their order, got a {type(record_ids).__name__}")
+    return _names(record_ids)
+
+
+def names_in(record_ids: RecordId | Iterable[RecordId]) -> list[str]:
+    """Ids of a request, or a single one, each named once, as `names_of` names them.
+
+    Raises:
+        TypeError, ValueError: as `names_of`; order does not matter here.
+    """
+    alone = isinstance(record_ids, str | int | np.integer)
+    return list(dict.fromkeys(_names([record_ids] if alone else record_ids)))
+
+
+def _names(record_ids: Any) -> list[str]:
+    if isinstance(record_ids, Mapping | bytes | bytearray) or not isinstance(record_ids, Iterable):
+        raise TypeError(f"expected a list of record ids, got a {type(record_ids).__name__}; of a dict pass list(keys)")
     record_ids = list(record_ids)
-    strange = [each for each in record_ids if isinstance(each, bool) or not isinstance(each, str | int | np.integer)]
-    if strange:
-        raise TypeError(f"record ids are strings or integers, got {strange[0]!r}; use ids that stay, not row numbers")
-    return [str(each) for each in record_ids]
+    for each in record_ids:
+        if isinstance(each, bool) or not isinstance(each, str | int | np.integer):
+            raise TypeError(f"record ids are strings or integers, got {each!r}; use ids that stay, not row numbers")
+        if isinstance(each, str) and not each:
+            raise ValueError("a record id is empty: rows without an id would all count as one person; give each its own")
+        if isinstance(each, str) and any("\ud800" <= letter <= "\udfff" for letter in each):
+            raise ValueError(
+                f"the record id {each!r} is no valid text: a lone surrogate stands for a byte that was not decoded; read "
+                "the ids with their own encoding"
+            )
+    return [json.dumps(each if isinstance(each, str) else int(each), ensure_ascii=False) for each in record_ids]
 
 
 def keyed(salt: bytes, text: str) -> str:

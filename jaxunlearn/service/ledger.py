@@ -8,6 +8,7 @@ record is written last. Killed at any point, a ledger that is opened again has l
 its budget to the last digit; the caller repeats the steps that it did not see return.
 
     journal.jsonl   the audit trail: keyed hashes and numbers of certificates, never an id, a row or a weight
+    set-aside/      what a crash left of records that never counted
     salt            the key of those hashes; keep it from whoever may see the journal, or pass `salt` and keep it elsewhere
     checkpoints/    un-noised weights after each application; what the method carries on, of the newest
     releases/       see `jaxunlearn.certificates.publish`: only releases/public may be handed out
@@ -20,19 +21,23 @@ others may not change.
 **Purge.** Once a release without the removed rows is out, `purge` deletes the checkpoints of weights that were trained on
 them, and factorisations and statistics computed from them. The newest un-noised weights stay, since later requests start
 from them: they were moved to the optimum without the rows, up to the distance that the certificate's noise covers. The
-journal stays. Without its salt it confirms nothing about anybody.
+journal stays. Without its salt it confirms nothing about anybody. Releases stay as well, until they are retracted: those from
+before a removal are models trained on the removed rows (`state.superseded`, `Ledger.retract`).
 
 **What a ledger does not do.** It deletes its own files, once. It does not reach the caller's data set, the original weights,
 the secret of an objective perturbation, backups, snapshots and copy-on-write blocks of a file system, swap, or cells of a
-solid-state disk that its controller has moved; encrypt the volume and drop the key where that matters. It does not defend
-against somebody who may write in its directory: they can replace the whole journal unless `head` was noted elsewhere. One
-writer at a time, on a local POSIX file system.
+solid-state disk that its controller has moved; encrypt the volume and drop the key where that matters. Somebody who may write
+in its directory can replace the whole journal, unless `key` seals it; with the key, they can still take its end or all of it
+back to an earlier day, unless `head` was noted elsewhere. One process writes at a time, with as many threads as it likes, on a
+local POSIX file system.
 
-`python -m jaxunlearn.service.show DIRECTORY` prints the journal as a table.
+`python -m jaxunlearn.service.show DIRECTORY` prints the journal as a table, `python -m jaxunlearn.service.repair DIRECTORY`
+mends one that does not open.
 """
 
 import math
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,15 +46,17 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import checks, requests, status
-from jaxunlearn.service import archive
+from jaxunlearn.service import archive, intents
+from jaxunlearn.service.errors import BudgetError as BudgetError
+from jaxunlearn.service.errors import LedgerError as LedgerError
+from jaxunlearn.service.errors import ReleaseError
 from jaxunlearn.service.fingerprints import data_fingerprint as data_fingerprint
 from jaxunlearn.service.fingerprints import digest_of_rows, keyed, row_digests
 from jaxunlearn.service.fingerprints import fingerprint as fingerprint
-from jaxunlearn.service.journal import LedgerError as LedgerError
 from jaxunlearn.service.records import Application, plain_certificate
 from jaxunlearn.service.records import State as State
 from jaxunlearn.service.records import replay as replay
-from jaxunlearn.service.register import Mode, Register
+from jaxunlearn.service.register import Mode, Register, in_turn
 from jaxunlearn.service.show import table as table
 from jaxunlearn.status import Status
 from jaxunlearn.types import Data, ForgetRequest, Result, UnlearnFn, Variables
@@ -74,6 +81,7 @@ class Ledger(Register):
     With a convex problem, `certify`, `publish` and `purge` follow, see `jaxunlearn.certificates`.
     """
 
+    @in_turn
     def apply(
         self,
         unlearn: UnlearnFn,
@@ -140,14 +148,18 @@ class Ledger(Register):
             for row in gone:
                 del digests[row]
             spent = _spent(result, spend)
-            saved = archive.save(self.directory / "checkpoints", self._last.number + 1, result, self._salt)
             left = keyed(self._salt, digest_of_rows(digests))
-            self._append("applied", ids=list(ids), spent=spent, data=left, **saved)
+            with self._writing:  # the checkpoint has the number of the record that follows
+                self._make_ready()
+                saved = archive.save(self.directory / "checkpoints", self._last.number + 1, result, self._salt)
+                promised = intents.count(self._releases)
+                self._append("applied", ids=list(ids), spent=spent, data=left, releases=promised, **saved)
             self._clean()
             variables = result.variables
             data = _without(data, gone)._replace(extra={**data.extra, **result.extra})
         return self.result(variables, data) if result is None else result
 
+    @in_turn
     def load(self, variables: Variables, data: Data) -> tuple[Variables, Data]:
         """The current un-noised weights, and the data as the next request meets it: `present` cleared, `extra` carried on.
 
@@ -173,6 +185,7 @@ class Ledger(Register):
         extra = self._carried(newest, data)[1] if newest.record != self.state.purging else {}
         return self._weights(variables)[0], data._replace(extra={**data.extra, **extra})
 
+    @in_turn
     def result(self, variables: Variables, data: Data) -> Result:
         """The newest result as it was applied.
 
@@ -188,6 +201,7 @@ class Ledger(Register):
             raise LedgerError(f"the statistics of application {newest.record} were purged; its certificate is in the journal")
         return Result(weights, code, *self._carried(newest, data))
 
+    @in_turn
     def certify(self, certify: Callable[..., Any], variables: Variables, data: Data, **options: Any) -> Any:
         """Certify the newest application and record the certificate, void ones included.
 
@@ -214,13 +228,15 @@ class Ledger(Register):
             self._append("certified", application=self._newest().record, certificate=found)
         return certificate
 
+    @in_turn
     def publish(
         self, publish: Callable[..., Any], certificate: Any, variables: Variables, *, key: PRNGKeyArray | None = None
     ) -> Any:
         """Release the newest weights with the certificate's noise; asked again, the same bits.
 
         Args:
-            publish: `(result, certificate, directory, *, key) -> Release`, see `jaxunlearn.certificates.publish`.
+            publish: `(result, certificate, directory, *, key, seal_key, budget) -> Release`, see
+                `jaxunlearn.certificates.publish`.
             certificate: what `certify` returned last.
             variables: as for `load`.
             key: see `jaxunlearn.certificates.publish`.
@@ -230,12 +246,18 @@ class Ledger(Register):
 
         Raises:
             LedgerError: the certificate is not that of the newest application, or the release is not the one recorded.
+            ReleaseError: what is in the folder of releases is not what was recorded, or these weights were retracted.
+            BudgetError: the release would cost more than is left of the declared budget. Nothing was released.
         """
         newest = self._newest()
         if self.state.certificate != plain_certificate(certificate):
             raise LedgerError(f"this is not the recorded certificate of application {newest.record}: certify it first")
         weights, code = self._weights(variables)
-        release = publish(Result(weights, code), certificate, self.directory / "releases", key=key)
+        if self.state.retracted:
+            intents.retract_all(self._releases, self.state.retracted, self._key)  # if a crash came in between
+        intents.require_recorded(self._releases, self.state.releases, self._key)
+        options = {"key": key, "seal_key": self._key, "budget": self.state.privacy_budget}
+        release = publish(Result(weights, code), certificate, self._releases, **options)
         body = {name: getattr(release, name) for name in ("number", "epsilon", "delta", "noise_key", "sha256")}
         known = [each for each in self.state.releases if each["number"] == release.number]
         if any(each[name] != value for each in known for name, value in body.items()):
@@ -245,10 +267,55 @@ class Ledger(Register):
             self._append("released", application=newest.record, **body, **totals)
         return release
 
+    @in_turn
+    def declare_budget(self, epsilon: float, delta: float) -> None:
+        """Limit the privacy budget of all releases together, for good: `publish` refuses what would exceed it.
+
+        It may only shrink. Releases that were made already count, retracted and interrupted ones included. Whom the sum
+        protects: `jaxunlearn.certificates.publish`. It is not what `spend` of `apply` adds up.
+
+        Args:
+            epsilon: at least 0, of all releases together.
+            delta: in [0, 1].
+
+        Raises:
+            ValueError: a value out of range.
+            LedgerError: more than was declared before.
+        """
+        epsilon, delta = float(epsilon), float(delta)
+        if not (0 <= epsilon < math.inf and 0 <= delta <= 1):
+            raise ValueError(f"expected a finite epsilon of at least 0 and a delta in [0, 1], got ({epsilon}, {delta})")
+        if self.state.privacy_budget != (epsilon, delta):
+            self._append("budgeted", epsilon=epsilon, delta=delta)
+
+    @in_turn
+    def retract(self, release: int, reason: str) -> None:
+        """Take a release back: its file is deleted and never written again, and later releases do not need it.
+
+        Releases that were made before somebody was removed are models trained on them (`state.superseded`); `purge` leaves them
+        in `public/`, since only the caller knows who uses them. What they cost stays counted.
+
+        Args:
+            release: its number.
+            reason: for the journal; no names in it.
+
+        Raises:
+            ReleaseError: no such release, or the folder of releases was tampered with.
+            ValueError: no reason.
+        """
+        intents.require_reason(reason)
+        if release not in {each.number for each in intents.read(self._releases, self._key)}:
+            raise ReleaseError(f"{self._releases} has no release {release} to retract")
+        if release not in self.state.retracted:
+            self._append("retracted", number=int(release), reason=reason)
+        intents.retract_all(self._releases, self.state.retracted, self._key)
+
+    @in_turn
     def purge(self) -> None:
         """Delete all un-noised weights, factorisations and statistics that were computed from removed rows.
 
-        The newest weights and the journal stay. What a method carries on has to be prepared anew for the next request.
+        The newest weights and the journal stay. What a method carries on has to be prepared anew for the next request. Earlier
+        releases stay, too, and were trained on the removed rows: `retract` each of `state.superseded`.
 
         Raises:
             LedgerError: the newest application was not published yet.
@@ -260,6 +327,15 @@ class Ledger(Register):
             self._append("purging", application=newest.record)
         self._clean()
 
+    def _clean(self) -> None:
+        super()._clean()
+        for number in self.state.retracted:
+            intents.remove_file(self._releases, number)
+
+    @property
+    def _releases(self) -> Path:
+        return self.directory / "releases"
+
     def _newest(self) -> Application:
         if not self.state.applications:
             raise LedgerError("nothing was applied yet: submit requests and apply them first")
@@ -267,7 +343,6 @@ class Ledger(Register):
 
     def _check(self, variables: Variables, data: Data) -> dict[int, bytes]:
         """Digests of the rows that are left; LedgerError unless model and rows are the ones that the ledger knows."""
-        self._require_open()
         gone = self._removed_rows()
         digests = {row: each for row, each in row_digests(data, self._names).items() if row not in gone}
         if keyed(self._salt, digest_of_rows(digests)) != self.state.data:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from jaxunlearn.service.journal import LedgerError, Record
+from jaxunlearn.service.errors import LedgerError
+from jaxunlearn.service.journal import Record
 
 
 class Application(NamedTuple):
@@ -16,6 +17,7 @@ class Application(NamedTuple):
     digests: dict[str, str]  # of the parts of its checkpoint
     stats: dict[str, list]  # dtype and shape of each statistic
     carried: dict[str, str]  # names in Result.extra, and how each was made; empty words where it has no stamp
+    releases: int  # that were promised before it, from models trained on its rows
 
 
 class State(NamedTuple):
@@ -30,6 +32,8 @@ class State(NamedTuple):
     applications: tuple[Application, ...] = ()
     certificate: dict[str, Any] | None = None  # of the newest application
     releases: tuple[dict[str, Any], ...] = ()
+    retractions: tuple[tuple[int, str], ...] = ()  # numbers of releases, and why
+    privacy_budget: tuple[float, float] | None = None  # the epsilon and delta that all releases may cost together
     purging: int = -1  # application whose release allowed the last purge
     purged: int = -1  # the same, once its files are gone
 
@@ -39,8 +43,22 @@ class State(NamedTuple):
         return tuple(name for submission in self.submissions for name in submission)
 
     @property
+    def retracted(self) -> dict[int, str]:
+        """Numbers of the releases that were retracted, and why."""
+        return dict(self.retractions)
+
+    @property
+    def superseded(self) -> tuple[int, ...]:
+        """Releases from before the newest application that were not retracted: models trained on rows removed since."""
+        if not self.applications:
+            return ()
+        newest = self.applications[-1]
+        current = {release["number"] for release in self.releases if release["application"] == newest.record}
+        return tuple(sorted(set(range(1, newest.releases + 1)) - current - self.retracted.keys()))
+
+    @property
     def spent(self) -> float:
-        """Budget that all applications took together."""
+        """Budget that all applications took together, see `spend` of `Ledger.apply`."""
         return math.fsum(application.spent for application in self.applications)
 
     @property
@@ -111,6 +129,15 @@ def follow(state: State, record: Record) -> State:
         )
     if record.kind == "repaired":
         return state
+    if record.kind == "retracted":
+        if body["number"] in state.retracted:
+            raise LedgerError("it retracts a release again")
+        return state._replace(retractions=(*state.retractions, (body["number"], body["reason"])))
+    if record.kind == "budgeted":
+        budget, known = (body["epsilon"], body["delta"]), state.privacy_budget
+        if known and (budget[0] > known[0] or budget[1] > known[1]):
+            raise LedgerError("it raises the privacy budget, which may only shrink")
+        return state._replace(privacy_budget=budget)
     if body["application"] != newest:
         raise LedgerError(f"it is about application {body['application']}, the newest one is {newest}")
     if record.kind == "certified":

@@ -2,31 +2,55 @@
 
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeAlias, TypeVar
 
 from jaxunlearn.service import archive, journal
-from jaxunlearn.service.fingerprints import RecordId, keyed, names_of
-from jaxunlearn.service.journal import LedgerError, Record
+from jaxunlearn.service.errors import LedgerError
+from jaxunlearn.service.fingerprints import RecordId, keyed, names_in, names_of
+from jaxunlearn.service.journal import Journal, Record
+from jaxunlearn.service.lock import Lock
 from jaxunlearn.service.records import State, follow, replay
+from jaxunlearn.service.seals import Key, key_of
 
 Mode: TypeAlias = Literal["merge", "stream"]
 LEAST_SALT = 16  # bytes
+Options = ParamSpec("Options")
+Answer = TypeVar("Answer")
+
+
+def in_turn(step: Callable[Concatenate[Any, Options], Answer]) -> Callable[Concatenate[Any, Options], Answer]:
+    """One step of a ledger at a time; requests are taken meanwhile."""
+
+    @wraps(step)
+    def run(self: "Register", /, *arguments: Options.args, **options: Options.kwargs) -> Answer:
+        self._require_owner()  # a fork copies locks as they are, held by threads that it does not have
+        with self._turn:
+            self._make_ready()
+            return step(self, *arguments, **options)
+
+    return run
 
 
 class Register:
-    """What `jaxunlearn.ledger.Ledger` is before anything is applied."""
+    """What `jaxunlearn.ledger.Ledger` is before anything is applied. Threads may share it; processes may not."""
 
-    def __init__(self, directory: Path, names: list[str], salt: bytes, records: tuple[Record, ...], lock: int):
+    def __init__(self, directory: Path, names: list[str], salt: bytes, key: bytes | None, found: Journal, lock: Lock):
         self.directory = directory
+        self._path = directory / "journal.jsonl"
         self._names = names
         self._salt = salt
-        self._state = replay(records)
-        self._last = records[-1]
-        self._lock = lock  # file descriptor; closing it gives the lock back
+        self._key = key
+        self._take(found)
+        self._attempted: Record | None = None  # what is being written; stays if an exception came in between
+        self._lock = lock
+        self._owner = os.getpid()
+        self._turn = threading.RLock()  # held by a whole step, taken before the other one
+        self._writing = threading.RLock()  # held from a look at the state to the record that follows from it
 
     @classmethod
     def create(
@@ -37,6 +61,7 @@ class Register:
         model_fingerprint: str,
         data_fingerprint: str,
         salt: bytes | None = None,
+        key: Key | None = None,
     ) -> Self:
         """Start a ledger.
 
@@ -46,20 +71,25 @@ class Register:
             model_fingerprint: `fingerprint(variables)` of the trained model.
             data_fingerprint: `data_fingerprint(data, record_ids)`.
             salt: at least 16 secret bytes that the caller keeps; by default they are drawn and kept in the directory.
+            key: at least 16 secret bytes, or the path of a file outside of the directory that holds them. Every record of the
+                journal and of a release is then sealed with it, so that who may write there but has no key can forge none.
 
         Raises:
             FileExistsError: there is a ledger already.
-            ValueError, TypeError: ids that are neither strings nor integers, a salt that is too short.
-            LedgerError: somebody else is writing there.
+            FileNotFoundError: there is no file with the key.
+            ValueError, TypeError: ids that are neither strings nor integers, empty or no valid text; a salt or a key that is
+                too short.
+            LedgerError: somebody else is writing there, or the system does not let us.
         """
         names, directory = names_of(record_ids), Path(directory)
+        secret = key_of(key, directory)
         if salt is not None and len(salt) < LEAST_SALT:
             raise ValueError(f"a salt has at least {LEAST_SALT} bytes, got {len(salt)}: draw it with secrets.token_bytes(32)")
         journal.make_directory(directory)
         path = directory / "journal.jsonl"
         with ExitStack() as on_error:
-            lock = journal.lock(directory / "lock")
-            on_error.callback(os.close, lock)
+            lock = Lock(directory / "lock")
+            on_error.callback(lock.release)
             if path.exists():
                 raise FileExistsError(f"{directory} holds a ledger: open it, or choose another directory")
             if salt is None:
@@ -67,10 +97,10 @@ class Register:
                 journal.write(directory / "salt", salt.hex().encode())
             data = keyed(salt, data_fingerprint)
             sealed = {"model": keyed(salt, model_fingerprint), "original": data, "data": data, "salt": keyed(salt, "salt")}
-            first = journal.following(None, "created", sealed)
+            first = journal.following(None, "created", sealed, secret)
             journal.make_directory(directory / "checkpoints")
             journal.write(path, journal.line_of(first))
-            ledger = cls(directory, names, salt, (first,), lock)
+            ledger = cls(directory, names, salt, secret, Journal((first,), b""), lock)
             on_error.pop_all()
         return ledger
 
@@ -83,30 +113,33 @@ class Register:
         model_fingerprint: str,
         data_fingerprint: str,
         salt: bytes | None = None,
+        key: Key | None = None,
         head: str | None = None,
         recover: bool = False,
     ) -> Self:
         """Open a ledger for writing. Every record is checked, and files that no record speaks of are deleted.
 
         Args:
-            directory, model_fingerprint, data_fingerprint, salt: as given to `create`; both fingerprints are the first ones.
+            directory, model_fingerprint, data_fingerprint, salt, key: as given to `create`; both fingerprints are the first
+                ones.
             record_ids: the id of every training row as the data set is now.
             head: `ledger.head` as noted after an earlier session, to find out whether records were cut off since.
-            recover: cut off a last record that a crash tore, and write down that this was done.
+            recover: set a last record aside that a crash tore, and write down that this was done. It was never acknowledged.
 
         Raises:
-            FileNotFoundError: no ledger there.
-            LedgerError: torn, tampered, foreign or of another version, naming the record; or somebody else is writing. Nothing
-                was changed then.
+            FileNotFoundError: no ledger there, or no file with the key.
+            LedgerError: torn, tampered, foreign, sealed with another key or of another version, naming the record; or somebody
+                else is writing. Nothing was changed then.
         """
         names, directory = names_of(record_ids), Path(directory)
+        secret = key_of(key, directory)
         path = directory / "journal.jsonl"
         if not path.exists():
             raise FileNotFoundError(f"{directory} holds no ledger: make one with Ledger.create")
         with ExitStack() as on_error:
-            lock = journal.lock(directory / "lock")
-            on_error.callback(os.close, lock)
-            found = journal.read(path)
+            lock = Lock(directory / "lock")
+            on_error.callback(lock.release)
+            found = journal.read(path, secret)
             state = replay(found.records)
             salt = _stored_salt(directory) if salt is None else salt
             for what, given, known in (
@@ -118,22 +151,24 @@ class Register:
                     raise LedgerError(f"record 0 of {path} belongs to another {what}: open the ledger of this one")
             if head is not None and head not in [record.hash for record in found.records]:
                 raise LedgerError(f"record {len(found.records) - 1} of {path} is the last one, but the noted head is missing")
-            records = found.records
             if found.torn:
                 if not recover:
                     told = journal.torn_message(path, found)
-                    raise LedgerError(f"{told}; open(..., recover=True) cuts it off and records that")
-                records = (*records, journal.repair(path, found))
-            ledger = cls(directory, names, salt, records, lock)
+                    raise LedgerError(f"{told}; open(..., recover=True) sets it aside and records that")
+                found = journal.repair(path, found, secret)
+            ledger = cls(directory, names, salt, secret, found, lock)
             ledger._clean()
             on_error.pop_all()
         return ledger
 
     def close(self) -> None:
-        """Let others write. A closed ledger does nothing more."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Let others write, once a step that another thread is in has ended. A closed ledger does nothing more.
+
+        A ledger that is dropped is closed, too; in a fork, `close` does nothing.
+        """
+        if os.getpid() == self._owner:
+            with self._turn, self._writing:
+                self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -154,27 +189,35 @@ class Register:
     def submit(self, record_ids: Iterable[RecordId]) -> int:
         """Record a request to forget all rows of some ids, durably. Ids that were submitted before count once.
 
+        Once it returns, the request is on disk. Interrupted, it may or may not be: submit it again.
+
         Args:
-            record_ids: of the rows, as given to `create`.
+            record_ids: of the rows, as given to `create`: 1 and "1" are two ids, and so are two spellings of one letter.
 
         Returns:
             How many ids are new.
 
         Raises:
-            ValueError: no id, or ids that no row has. Nothing is recorded then.
+            ValueError: no id, ids that no row has, or that are empty or no valid text. Nothing is recorded then.
             TypeError: ids that are neither strings nor integers.
+            LedgerError: the disk is full or read-only, or somebody else wrote to the journal.
         """
-        names = list(dict.fromkeys(names_of([record_ids] if isinstance(record_ids, str) else record_ids)))
+        names = names_in(record_ids)
         if not names:
             raise ValueError("a request names at least one record id")
         hashed = {keyed(self._salt, name): name for name in names}
-        known = self.state.removed | set(self.state.pending)
-        new = [name for name in hashed if name not in known]
-        strangers = [hashed[name] for name in new if name not in self._rows]
-        if strangers:
-            raise ValueError(f"no row has the record ids {', '.join(strangers[:5])}; nothing was submitted")
-        if new:
-            self._append("submitted", ids=new)
+        self._require_owner()
+        with self._writing:
+            self._make_ready()
+            known = self.state.removed | set(self.state.pending)
+            new = [name for name in hashed if name not in known]
+            strangers = [hashed[name] for name in new if name not in self._rows]
+            if strangers:
+                other = [name for name in strangers if _other_spelling(name) in self._names]
+                hint = '; 1 and "1" are two ids, pass them as given to create' if other else ""
+                raise ValueError(f"no row has the record ids {', '.join(strangers[:5])}; nothing was submitted{hint}")
+            if new:
+                self._append("submitted", ids=new)
         return len(new)
 
     def plan(self, mode: Mode = "merge") -> list[tuple[str, ...]]:
@@ -202,24 +245,54 @@ class Register:
         return {keyed(self._salt, name): each for name, each in rows.items()}
 
     def _append(self, kind: str, **body: Any) -> None:
-        self._require_open()
-        record = journal.following(self._last, kind, body)
-        state = follow(self.state, record)
-        journal.append(self.directory / "journal.jsonl", record)
-        self._last, self._state = record, state
+        with self._writing:
+            self._make_ready()
+            record = journal.following(self._last, kind, body, self._key)
+            state = follow(self._state, record)
+            self._attempted = record
+            self._size = journal.append(self._path, record, self._size)
+            self._last, self._state = record, state
+            self._attempted = None
 
-    def _require_open(self) -> None:
-        if self._lock < 0:
-            raise LedgerError("this ledger was closed: open it again")
+    def _take(self, found: Journal) -> None:
+        self._size, self._last, self._state = found.size, found.records[-1], replay(found.records)
+
+    def _make_ready(self) -> None:
+        """Refuse what may not write, and after an exception in the middle of a record believe the disk."""
+        self._require_owner()
+        with self._writing:
+            if not self._lock.held:
+                raise LedgerError("this ledger was closed: open it again")
+            if self._attempted is None:
+                return
+            found = journal.read(self._path, self._key)
+            kept = [record.hash for record in found.records[: self._last.number + 1]]
+            later = found.records[self._last.number + 1 :]
+            if kept[-1:] != [self._last.hash] or any(
+                each.hash != self._attempted.hash and each.kind != "repaired" for each in later
+            ):
+                raise LedgerError(f"{self._path} was changed by somebody else: close this ledger, and open it again")
+            if found.torn:
+                found = journal.repair(self._path, found, self._key)
+            journal.sync(self._path)  # a record that counts from here on must be on disk
+            self._take(found)
+            self._attempted = None
+
+    def _require_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise LedgerError(
+                f"process {self._owner} opened this ledger, and process {os.getpid()} is a fork of it: close it there and open "
+                "it here, or send the requests there"
+            )
 
     def _clean(self) -> None:
         """Delete what no record speaks of and what a purge has to take, and finish that purge."""
-        self._require_open()
         applications, purging = self.state.applications, self.state.purging
         kept = {each.record: {"weights"} for each in applications if each.record >= purging}
         if applications and applications[-1].record != purging:
             kept[applications[-1].record].add("carried")  # what the next request starts from
-        archive.clean(self.directory / "checkpoints", kept)
+        with self._writing:
+            archive.clean(self.directory / "checkpoints", kept)
         if self.state.purged != self.state.purging:
             self._append("purged", application=self.state.purging)
 
@@ -228,4 +301,12 @@ def _stored_salt(directory: Path) -> bytes:
     path = directory / "salt"
     if not path.exists():
         raise LedgerError(f"{path} is not there: pass the salt that the ledger was created with")
-    return bytes.fromhex(path.read_text())
+    try:
+        return bytes.fromhex(path.read_text())
+    except ValueError as error:
+        raise LedgerError(f"{path} is damaged: restore it from a backup, or pass the salt if you noted it") from error
+
+
+def _other_spelling(name: str) -> str:
+    """The integer as text, or the text as an integer; see `names_of`."""
+    return name[1:-1] if name.startswith('"') else f'"{name}"'

@@ -41,7 +41,7 @@ def test_a_removal_is_certified_and_the_distance_is_true():
 @pytest.mark.parametrize(
     ("changes", "name", "reason"),
     [
-        ({"status": np.int32(1)}, "status ok", "EMPTY_REQUEST"),
+        ({"status": np.int32(ju.Status.EMPTY_REQUEST)}, "status ok", "EMPTY_REQUEST"),
         ({"status": np.int32(ju.Status.NOT_CONVERGED)}, "status ok", "NOT_CONVERGED"),
         ({"dtype": np.float32}, "float64", "float32"),
         ({"kernel": np.full((3, 1), np.nan)}, "finite values", "kernel"),

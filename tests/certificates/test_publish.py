@@ -15,7 +15,8 @@ from jaxunlearn import certificates, tree
 from jaxunlearn.certificates.certificate import Assumption, Certificate, Subject
 from jaxunlearn.certificates.publish import ReleaseError, _standard_normal, load_release
 from jaxunlearn.service import journal
-from jaxunlearn.service.journal import LedgerError
+from jaxunlearn.service.errors import LedgerError
+from jaxunlearn.service.lock import locked
 
 KEY = jax.random.key(0)
 KERNEL = np.arange(6.0).reshape(3, 2) + np.pi
@@ -200,7 +201,7 @@ def test_files_hold_neither_the_weights_nor_the_noise(tmp_path):
         assert not any(number.tobytes() in found or repr(float(number)).encode() in found for number in secret.ravel())
     unsalted = tree.content_digest({"params/head/kernel": KERNEL})
     assert unsalted.encode() not in found
-    assert [path.name for path in (tmp_path / "public").iterdir()] == ["release-000001.npz"]
+    assert sorted(path.name for path in (tmp_path / "public").iterdir()) == ["release-000001.json", "release-000001.npz"]
     assert intents(tmp_path)[0]["release"] == hashlib.sha256(release.path.read_bytes()).hexdigest()
     for path in tmp_path.rglob("*"):
         assert path.stat().st_mode & 0o77 == 0
@@ -275,7 +276,7 @@ def edit(path, old, new):
             lambda d: (d / "private/release-000001.json").write_bytes(b"nonsense"),
             "000001.json was tampered with: it is no JSON",
         ),
-        (lambda d: edit(d / "private/release-000001.json", b'"version":1', b'"version":2'), "has another version than 1"),
+        (lambda d: edit(d / "private/release-000001.json", b'"version":2', b'"version":3'), "has another version than 2"),
         (lambda d: os.unlink(d / "private/release-000001.json"), "is release 2 where release 1 is expected"),
         (lambda d: os.unlink(d / "public/release-000001.npz"), "was released and is gone: put it back"),
         (lambda d: edit(d / "public/release-000001.npz", b"PK", b"KP"), "is not the file that was released"),
@@ -293,6 +294,6 @@ def test_a_spoilt_directory_is_refused(tmp_path, spoil, message):
 
 
 def test_one_publisher_at_a_time(tmp_path):
-    with journal.locked(tmp_path / "lock"), pytest.raises(LedgerError, match="takes one writer at a time"):
+    with locked(tmp_path / "lock"), pytest.raises(LedgerError, match="takes one writer at a time"):
         publish(result_of(), CERTIFICATE, tmp_path)
     assert publish(result_of(), CERTIFICATE, tmp_path).number == 1

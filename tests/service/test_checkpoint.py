@@ -1,5 +1,7 @@
 """Weights on disk."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.service.checkpoint import load_variables, save_variables
+from jaxunlearn.service.checkpoint import Directory, load_variables, save_variables
+from jaxunlearn.service.errors import CheckpointError
 from tests.problems import distance, network
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax, when it fails
 RICH = ju.Variables(
     {
         "layers": [{"kernel": jnp.arange(6.0).reshape(2, 3)}, {"kernel": jnp.ones(2, jnp.bfloat16)}],
@@ -98,3 +102,53 @@ def test_missing_checkpoints_are_told(saved, tmp_path):
 def test_another_form_is_refused(saved, change, message):
     with pytest.raises(ValueError, match=r"holds the weights of another model: " + message):
         load_variables(saved, RICH._replace(params=change(RICH.params)))
+
+
+def damaged(saved, target, name, content):
+    shutil.copytree(saved, target)
+    (path,) = target.glob(name)
+    path.write_bytes(content)
+    return target
+
+
+@pytest.mark.usefixtures("leftovers")
+@pytest.mark.parametrize("name", ["_METADATA", "_sharding", "manifest.ocdbt", "array_metadatas/process_0"])
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff\xfe{"])
+def test_damaged_metadata_is_told(saved, tmp_path, name, content):
+    path = damaged(saved, tmp_path / "copy", name, content)
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint at .*copy is damaged \(.*\): restore it from a backup, or write"
+    ):
+        load_variables(path, RICH)
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 8 bytes: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
+    with pytest.raises(CheckpointError, match=r"here could not be written \(no space left on device\): free some space, then"):
+        save_variables(tmp_path / "here", RICH)
+
+
+@pytest.mark.usefixtures("leftovers")
+def test_damaged_progress_is_told(tmp_path):
+    progress = Directory(tmp_path / "run", every=1)
+    progress.save(1, {"w": jnp.ones(2)}, None, "run")
+    (path,) = (tmp_path / "run" / "1" / "about").glob("metadata")
+    path.write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=r"the checkpoint at .*run/1 is damaged"):
+        Directory(tmp_path / "run", every=1).restore({"w": jnp.zeros(2)}, "run")
+
+
+def test_an_interrupt_is_no_damage(saved, monkeypatch):
+    def interrupted(*arguments, **options):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise Exception("Encountered error while reading array index") from error
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", interrupted)
+    with pytest.raises(Exception, match=r"^Encountered error") as told:
+        load_variables(saved, RICH)
+    assert not isinstance(told.value, CheckpointError)

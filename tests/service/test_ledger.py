@@ -10,69 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import certificates, convex, slots
 from jaxunlearn.certificates.publish import load_release, publish
-from jaxunlearn.service import archive, journal, ledger, show
+from jaxunlearn.service import archive, intents, journal, ledger, show
 from jaxunlearn.service.checkpoint import save_variables
-from jaxunlearn.service.journal import LedgerError
+from jaxunlearn.service.errors import LedgerError, ReleaseError
 from jaxunlearn.service.ledger import Ledger, data_fingerprint
 from jaxunlearn.status import combine
 from tests import crashes
-from tests.crashes import IDS, ROWS, SALT, TARGETS, certify, identity, problem, retrained, unlearn
+from tests.crashes import IDS, ROWS, SALT, TARGETS, certify, retrained, unlearn
 from tests.problems import network
+from tests.service.books import KEY, contents, everything_on_disk, kernel, kernel_of, reopen
 
-KEY = jax.random.key(0)
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def about():
-    return identity()
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return problem()
-
-
-@pytest.fixture
-def book(tmp_path, about):
-    with Ledger.create(tmp_path / "ledger", IDS, salt=SALT, **about) as opened:
-        yield opened
-
-
-def reopen(book, about, **options):
-    book.close()
-    return Ledger.open(book.directory, options.pop("record_ids", IDS), **{"salt": SALT, **about, **options})
-
-
-def kernel_of(variables):
-    return np.asarray(variables.params["kernel"])
-
-
-def kernel(result):
-    return kernel_of(result.variables)
-
-
-def contents(directory):
-    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
-
-
-def everything_on_disk(directory):
-    """Bytes of all files, and of all arrays in checkpoints, which are compressed."""
-    found = list(contents(directory).values())
-    for path in directory.rglob("_METADATA"):
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            as_numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(path.parent).item_metadata.tree
-            )
-            saved = checkpointer.restore(path.parent, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        found += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(saved)]
-    return b"\n".join(found)
 
 
 # what is remembered
@@ -159,9 +112,12 @@ def test_neither_ids_nor_rows_nor_weights_are_in_the_journal(book, toy):
 
 def test_the_salt_is_kept_apart(tmp_path, about):
     with Ledger.create(tmp_path, ["5", 6], **about) as book:
-        assert book.submit([5, np.int64(6)]) == 2
-    with Ledger.open(tmp_path, [5, "6"], **about) as book:
-        assert book.submit(["5", "6"]) == 0
+        assert book.submit(["5", np.int64(6)]) == 2
+    with Ledger.open(tmp_path, ["5", 6], **about) as book:
+        assert book.submit(["5", 6]) == 0
+    (tmp_path / "salt").write_text("no hexadecimal digits")
+    with pytest.raises(LedgerError, match="salt is damaged: restore it from a backup"):
+        Ledger.open(tmp_path, ["5", 6], **about)
     os.unlink(tmp_path / "salt")
     with pytest.raises(LedgerError, match="pass the salt"):
         Ledger.open(tmp_path, [5, 6], **about)
@@ -307,7 +263,7 @@ def test_what_was_prepared_at_other_weights_is_not_used(book, toy):
 
 def test_bad_requests_change_nothing(book, toy):
     for ids, message in [
-        (["ada", "zoe"], "no row has the record ids zoe; nothing was submitted"),
+        (["ada", "zoe"], 'no row has the record ids "zoe"; nothing was submitted'),
         ([], "at least one record id"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -382,7 +338,7 @@ def test_one_writer_at_a_time(book, about):
 
 def forged(line, **changes):
     record = journal.Record(**{**json.loads(line), **changes, "hash": ""})
-    return journal.line_of(record._replace(hash=journal._seal(record)))
+    return journal.line_of(journal.sealed(record, None))
 
 
 @pytest.mark.parametrize(
@@ -420,6 +376,46 @@ def test_tampering_is_found_and_nothing_is_skipped(book, about, change, message)
     assert contents(book.directory) == before
 
 
+def spoilt(content, draws):
+    """Some bytes changed, lost, doubled or moved."""
+    first, last = sorted(draws.integers(0, len(content), 2))
+    piece, kind = content[first:last], draws.integers(6)
+    if kind == 0:
+        return content[:first] + bytes([draws.integers(256)]) + content[first + 1 :]
+    if kind == 1:
+        return content[:first] + content[last:]
+    if kind == 2:
+        return content[:last] + piece + content[last:]
+    if kind == 3:
+        return content[last:] + content[:last]
+    if kind == 4:
+        return content[:first] + b"NaN" + content[first:]
+    return content[:first] + bytes(draws.integers(0, 256, 3, np.uint8)) + content[first:]
+
+
+def test_whatever_happens_to_the_files_is_refused_in_our_words(book, toy, tmp_path):
+    book.submit(["ada"])
+    book.apply(unlearn, *toy, KEY)
+    book.publish(publish, book.certify(certify, *toy), toy[0])
+    book.close()
+    releases, draws = book.directory / "releases", np.random.default_rng(0)
+    path, promise = book.directory / "journal.jsonl", releases / "private" / "release-000001.json"
+    good, kept = path.read_bytes(), promise.read_bytes()
+    for _ in range(400):
+        path.write_bytes(spoilt(good, draws))
+        try:
+            found = journal.read(path)
+        except LedgerError:
+            continue
+        whole = good.startswith(b"".join(map(journal.line_of, found.records)))  # an end that is lost is not noticed
+        assert whole, found
+    for _ in range(400):
+        promise.write_bytes(spoilt(kept, draws))
+        if promise.read_bytes() != kept:
+            with pytest.raises(ReleaseError, match=r"release-000001\.json (was tampered with|has another version)"):
+                intents.read(releases, None)
+
+
 def test_a_tampered_checkpoint_is_found(book, toy):
     book.submit(["ada"])
     book.apply(unlearn, *toy, KEY)
@@ -443,9 +439,11 @@ def test_a_torn_record_is_told_and_cut_off_only_on_demand(book, about):
         reopen(book, about)
     assert contents(book.directory) == before
     assert "record 2" in ledger.table(book.directory).splitlines()[-1]
+    torn = path.read_bytes().splitlines()[-1]
     with reopen(book, about, recover=True) as again:
         assert len(again.state.pending) == 1
     assert [record.kind for record in journal.read(path).records] == ["created", "submitted", "repaired"]
+    assert [each.read_bytes() for each in (book.directory / "set-aside").iterdir()] == [torn]
 
 
 def test_a_failed_write_leaves_the_journal_as_it_was(book, monkeypatch):
@@ -456,7 +454,9 @@ def test_a_failed_write_leaves_the_journal_as_it_was(book, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(
+            LedgerError, match=r"journal\.jsonl could not be written \(no space left on device\): free some space"
+        ):
             book.submit(["ada"])
     assert contents(book.directory) == before
     assert book.submit(["ada"]) == 1
