@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import modes, tree
 from jaxunlearn.service import checkpoint, journal
 from jaxunlearn.service.errors import CheckpointError, LedgerError, explained
 from jaxunlearn.service.fingerprints import keyed
@@ -43,6 +43,7 @@ def save(directory: Path, record: int, result: Result, salt: bytes) -> dict[str,
         with jax.enable_x64(True), explained(folder):
             for name, part in parts.items():
                 checkpoint.save_variables(folder / name, part)
+            modes.make_private(folder)  # weights before the noise: the files themselves, not their folder alone
             journal.sync_tree(folder)
     except CheckpointError as error:
         shutil.rmtree(folder)
@@ -115,9 +116,11 @@ def remove(path: Path) -> None:
 
 
 def _load(directory: Path, application: Application, part: str, like: PyTree, salt: bytes) -> Any:
+    folder = _folder(directory, application.record) / part
     try:
+        modes.require_private(folder)
         with jax.enable_x64(True):
-            found = checkpoint.load_variables(_folder(directory, application.record) / part, like)
+            found = checkpoint.load_variables(folder, like)
     except (CheckpointError, FileNotFoundError) as error:
         raise LedgerError(
             f"the checkpoint of record {application.record} ({part}) cannot be read, so put it back from a backup: {error}"

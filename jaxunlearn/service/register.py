@@ -9,6 +9,7 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeAlias, TypeVar
 
+from jaxunlearn import modes
 from jaxunlearn.service import archive, journal
 from jaxunlearn.service.errors import LedgerError
 from jaxunlearn.service.fingerprints import RecordId, keyed, names_in, names_of
@@ -302,7 +303,7 @@ def _stored_salt(directory: Path) -> bytes:
     if not path.exists():
         raise LedgerError(f"{path} is not there: pass the salt that the ledger was created with")
     try:
-        return bytes.fromhex(path.read_text())
+        return bytes.fromhex(modes.read_private(path).decode())
     except ValueError as error:
         raise LedgerError(f"{path} is damaged: restore it from a backup, or pass the salt if you noted it") from error
 

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn import certificates, convex, slots
+from jaxunlearn import certificates, convex, modes, slots
 from jaxunlearn.certificates.publish import load_release, publish
 from jaxunlearn.service import archive, intents, journal, ledger, show
 from jaxunlearn.service.checkpoint import save_variables
@@ -115,6 +115,10 @@ def test_the_salt_is_kept_apart(tmp_path, about):
         assert book.submit(["5", np.int64(6)]) == 2
     with Ledger.open(tmp_path, ["5", 6], **about) as book:
         assert book.submit(["5", 6]) == 0
+    (tmp_path / "salt").chmod(0o644)
+    with pytest.raises(PermissionError, match=r"salt may be read or changed by others \(mode 0644\): chmod 600"):
+        Ledger.open(tmp_path, IDS, **about)
+    (tmp_path / "salt").chmod(0o600)
     (tmp_path / "salt").write_text("no hexadecimal digits")
     with pytest.raises(LedgerError, match="salt is damaged: restore it from a backup"):
         Ledger.open(tmp_path, ["5", 6], **about)
@@ -424,6 +428,7 @@ def test_a_tampered_checkpoint_is_found(book, toy):
     archive.remove(weights)
     with jax.enable_x64(True):
         save_variables(weights, {"variables": toy[0], "status": np.int32(0)})
+    modes.make_private(weights)
     with pytest.raises(LedgerError, match=r"checkpoint of record 2 \(weights\) was tampered with"):
         book.result(*toy)
     assert (book.directory / "journal.jsonl").read_bytes() == journal_before
@@ -512,3 +517,13 @@ def test_a_promised_release_has_the_same_bits_after_any_crash(killed):
 def test_records_that_a_crash_tore_are_repaired_on_record(killed):
     for step, count in {"submit": 2, "apply": 2, "release": 2, "purge": 2}.items():
         assert sum(point["repaired"] for point in killed[step]) == count
+
+
+def test_weights_that_others_may_read_are_refused(book, toy):
+    book.submit(["ada"])
+    book.apply(unlearn, *toy, KEY)
+    files = [x for x in (book.directory / "checkpoints" / "000002").rglob("*") if x.is_file()]
+    assert not [x for x in files if x.stat().st_mode & 0o077]
+    files[0].chmod(0o640)
+    with pytest.raises(PermissionError, match="chmod 600"):
+        book.result(*toy)
