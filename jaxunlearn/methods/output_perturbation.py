@@ -8,11 +8,14 @@ the weights to one row, which is bounded for strongly convex problems and not ch
 """
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxunlearn import checks, tree
 from jaxunlearn.card import Method
 from jaxunlearn.loop.one_shot import one_shot
+from jaxunlearn.precision import in_float64
 from jaxunlearn.types import Model, Result, Scalar, UnlearnFn
 
 METHOD = Method(
@@ -45,9 +48,24 @@ def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
     checks.check_range("sigma", sigma, low=0)
 
     def perturb(variables, data, request, key):
-        normal = optax.tree.random_like(key, variables.params, sampler=jax.random.normal)
+        normal = optax.tree.random_like(key, variables.params, sampler=_normal)
         noise = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), normal)
         params = optax.tree.add(variables.params, noise)
         return Result(variables._replace(params=params), stats={"noise_norm": tree.norm(noise)})
 
-    return one_shot(perturb)
+    perturbed = one_shot(perturb)
+    widely = in_float64(perturbed)
+
+    def unlearn(variables, data, request, key):
+        wide = any(jnp.result_type(x) == jnp.float64 for x in jax.tree.leaves(variables))
+        return (widely if wide else perturbed)(variables, data, request, key)
+
+    return unlearn
+
+
+def _normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Standard normal numbers; those of float64 from 32 random bits at a time, as 64 are cut where a session has float32."""
+    if dtype != jnp.float64:
+        return jax.random.normal(key, shape, dtype)
+    high, low = (jax.random.bits(part, shape, jnp.uint32).astype(jnp.float64) for part in jax.random.split(key))
+    return jax.scipy.special.ndtri((high + (low + 0.5) / 2**32) / 2**32)

@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from scipy.stats import kstest
 
 import jaxunlearn as ju
-from tests.problems import blobs, distance, lane, network
+from jaxunlearn import convex
+from tests.problems import PROBLEM, blobs, distance, lane, network
 
 KEY = jax.random.key(3)
 DATA, MODEL = blobs(), network()
@@ -36,3 +39,24 @@ def test_without_noise_nothing_changes_and_sigma_is_a_factor():
     assert distance(jax.tree.map(lambda x: 2 * x, one), two) < 1e-6
     fixed = ju.output_perturbation(MODEL, sigma=0.2)(VARIABLES, DATA, REQUEST, keys[0])  # a constant of the program
     assert distance(jax.tree.map(jnp.subtract, fixed.variables, VARIABLES), two) < 1e-6
+
+
+@pytest.mark.parametrize("compile", [jax.jit, lambda function: function], ids=["jit", "no jit"])
+def test_noise_goes_onto_a_certified_removal_in_a_session_of_float32(compile):
+    """64 draws of 12 weights, each of which is the removal's plus noise of the scale that was asked for."""
+    problem, data = PROBLEM, blobs()
+    optimum, request = convex.fit(problem, data, row_norm=None), lane(ju.from_indices(data, [[1, 2]]), 0)
+    removal = convex.newton_removal(problem)
+    exact = jax.jit(removal)(optimum, data, request, KEY).variables.params["kernel"]
+    noisy = ju.then(removal, ju.output_perturbation(problem.model, sigma=0.1))
+    if compile is jax.jit:
+        many = ju.batched(noisy, in_axes=(None, None, None, 0), chunk=64)
+        drawn = jax.jit(many)(optimum, data, request, jax.random.split(KEY, 64)).variables.params["kernel"]
+    else:
+        drawn = np.stack(
+            [noisy(optimum, data, request, jax.random.key(place)).variables.params["kernel"] for place in range(3)]
+        )
+    assert drawn.dtype == np.float64
+    z = (np.asarray(drawn) - np.asarray(exact)) / 0.1
+    assert kstest(z.ravel(), "norm").pvalue > 0.01
+    assert len(np.unique(z)) == z.size

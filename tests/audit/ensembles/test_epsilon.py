@@ -67,3 +67,30 @@ def test_samples_of_different_size_and_bad_input():
         audit.epsilon_lower_bound(first, second, delta=-0.5)
     halves = bound(first.astype(np.float16), second.astype(np.float16), delta=1e-3)  # whose counts overflow in float16
     assert float(halves) == pytest.approx(float(bound(first, second, delta=1e-3)), rel=0.05)
+
+
+@pytest.mark.parametrize("shift", [0.25, 1.0, 2.0])
+def test_the_bound_for_gaussians_is_sharper_and_holds(shift):
+    delta, level = 1e-5, 0.9999
+
+    def excess(epsilon):
+        return norm.cdf(shift / 2 - epsilon / shift) - np.exp(epsilon) * norm.cdf(-shift / 2 - epsilon / shift) - delta
+
+    true = optimize.brentq(excess, 0, 50)
+    sharper, plain = (
+        jax.jit(jax.vmap(partial(bound, delta=delta, level=level)))
+        for bound in (audit.gaussian_epsilon_lower_bound, audit.epsilon_lower_bound)
+    )
+    z = np.random.default_rng(3).normal(size=(2, 20, 10_000)).astype(np.float32)
+    found = np.asarray(sharper(z[0] + shift, z[1]))
+    assert found.max() <= true
+    assert np.median(found) > (0.4 if shift < 1 else 0.75) * true
+    assert np.median(plain(z[0] + shift, z[1])) < 0.75 * np.median(found)
+    np.testing.assert_allclose(sharper(z[1], z[0] + shift), found, rtol=0.2)
+
+
+def test_the_gaussian_bound_of_equal_worlds_is_nothing():
+    same = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    find = jax.jit(partial(audit.gaussian_epsilon_lower_bound, delta=1e-5))
+    assert find(same, same) == 0
+    assert np.isnan(find(np.append(same, np.float32(np.nan)), same))
