@@ -80,7 +80,7 @@ def _checked(rows: Any, present: np.ndarray, where: str) -> np.ndarray:
     absent = array[~present[array]]
     if absent.size:
         raise ValueError(f"{where}: rows {_some(absent)} were already removed (data.present is 0); leave them out")
-    return unique
+    return array
 
 
 def _some(values: np.ndarray) -> str:
@@ -129,7 +129,7 @@ def from_indices(data: Data, rows: Iterable[Rows], *, capacity: int | None = Non
         capacity: slots per request; by default the smallest bucket that holds the largest one.
 
     Returns:
-        `ForgetRequest` with `indices` Int[R, capacity], ascending, and `weights` Float[R, capacity].
+        `ForgetRequest` with `indices` Int[R, capacity], in the order of the lists, and `weights` Float[R, capacity].
 
     Raises:
         ValueError: rows out of range, repeated, already removed, not integers; an empty list; a capacity too small.

@@ -51,8 +51,8 @@ class Variables(NamedTuple):
 class ForgetRequest(NamedTuple):
     """Rows to forget, in a static number of slots; the request's size lives in the weights.
 
-    `jaxunlearn.from_indices` sorts them. Random draws go by slot, so rows in another order, or repeated ones between them, are
-    the same request with other draws, as with another key.
+    Statistics of single rows and random draws go by slot: rows in another order, or with repeated ones between them, are the
+    same request with other draws, as with another key.
     """
 
     indices: Int[jax.Array, "k"]  # rows of `data.train`

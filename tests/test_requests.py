@@ -20,7 +20,7 @@ def rows_of(requests, position):
 def test_rows_are_padded_to_a_bucket():
     requests = ju.from_indices(DATA, [[3, 1], np.array([5]), range(20)])
     assert requests.indices.shape == requests.weights.shape == (3, 64)
-    assert [rows_of(requests, i) for i in range(3)] == [[1, 3], [5], list(range(20))]
+    assert [rows_of(requests, i) for i in range(3)] == [[3, 1], [5], list(range(20))]
     assert ju.from_indices(DATA, [[3]], capacity=5).indices.shape == (1, 5)
     assert [bucket(size) for size in (1, 16, 17, 256, 257)] == [16, 16, 64, 256, 1024]
 

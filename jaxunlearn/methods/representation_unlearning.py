@@ -163,7 +163,10 @@ def representation_unlearning(
             retain = jnp.sum(weights * retain)
         return retain + beta * forget, (variables.state, {"retain_loss": retain, "forget_loss": forget})
 
-    stepwise = descend(model, optimizer, objective, context=context, start=start, on_empty=METHOD.on_empty)
+    reads_retained = regime == "standard"
+    stepwise = descend(
+        model, optimizer, objective, context=context, start=start, on_empty=METHOD.on_empty, judge=reads_retained
+    )
     return stepwise._replace(
         finalize=lambda state, targets: placed(head, targets.variables, state.variables.params),
         view=lambda variables, data, request, targets: targets.view,
