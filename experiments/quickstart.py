@@ -193,7 +193,7 @@ def describe(
     rows, gap_rows, records = [], [], {}
     for method, (outcome, details) in found.items():
         values = {**outcome._asdict(), **details._asdict()}
-        means = {column.key: ju.audit.crossed_interval(values[column.key]) for column in COLUMNS[1:-1]}
+        means = {column.key: ju.audit.crossed_interval(values[column.key], within=(0, 1)) for column in COLUMNS[1:-1]}
         times = None if method == NOTHING else milliseconds_of(answers[method])
         known = means if method != RETRAINED else {**means, "divergence": None}
         rows.append({"method": method, **known, "milliseconds": times})

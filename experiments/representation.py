@@ -504,7 +504,7 @@ def accuracy_row(
 ) -> dict[str, Any]:
     """Means over models and reported classes, with crossed intervals."""
     part = slice(places.start, places.stop)
-    values = {key: ju.audit.crossed_interval(x[:, part]) for key, x in found._asdict().items()}
+    values = {key: ju.audit.crossed_interval(x[:, part], within=(0, 1)) for key, x in found._asdict().items()}
     gap = ju.audit.crossed_interval(found.test[:, part] - reference.test[:, part])
     return {"method": name, **values, "gap": gap, "milliseconds": milliseconds}
 

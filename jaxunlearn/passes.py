@@ -1,6 +1,11 @@
-"""Training passes over weighted batches, and which of them may move BatchNorm statistics."""
+"""Training passes over weighted batches, and what BatchNorm does in them.
 
-from typing import Literal, NamedTuple, TypeAlias
+In training mode a batch is normalised by its own mean and variance. A forget batch of one class is then seen as no row is seen
+in evaluation, and the loss that a method climbs on is another one than the loss that is reported. `bn="evaluate"` takes
+the forget side through the model in evaluation mode, with the running statistics and without dropout.
+"""
+
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,7 @@ from jaxunlearn import tree
 from jaxunlearn.sampling import masked_mean
 from jaxunlearn.types import Batch, Model, Outputs, Scalar, Variables, Weighted
 
-BatchNormPolicy: TypeAlias = Literal["frozen", "retain", "all"]
+BatchNormPolicy: TypeAlias = Literal["frozen", "retain", "all", "evaluate"]
 
 
 class Pass(NamedTuple):
@@ -47,14 +52,14 @@ def train_pass(
         part: one side of a batch; rows of weight 0 count for nothing.
         key: for dropout and the like.
         side: which side it is.
-        bn: the sides that may move BatchNorm statistics: "frozen" (none), "retain" or "all". A batch in which no row counts
-            never does.
+        bn: the sides that may move BatchNorm statistics: "frozen" (none), "retain" or "all"; "evaluate" is "retain" with the
+            forget side in evaluation mode, see the module. A batch in which no row counts never moves any.
 
     Returns:
         The pass, and the variables with the state that survives it.
 
     Raises:
-        ValueError: a loss that is not one value per row; a forward pass that loses the state.
+        ValueError: an unknown policy; a loss that is not one value per row; a forward pass that loses the state.
 
     Example:
         >>> from jaxunlearn.passes import train_pass
@@ -63,13 +68,16 @@ def train_pass(
         >>> found.loss.shape, found.losses.shape == part.weights.shape
         ((), True)
     """
-    outputs = model.forward(variables, part.examples.inputs, train=True, key=key)
+    if bn not in get_args(BatchNormPolicy):
+        raise ValueError(f"bn must be one of {', '.join(get_args(BatchNormPolicy))}, got {bn!r}")
+    trains = side == "retain" or bn != "evaluate"
+    outputs = model.forward(variables, part.examples.inputs, train=trains, key=key if trains else None)
     losses = model.loss(outputs, part.examples)
     if jnp.shape(losses) != part.weights.shape:
         raise ValueError(
             f"model.loss must return one value per row, shape {part.weights.shape}, got {jnp.shape(losses)}; leave out the mean"
         )
-    if bn == "all" or bn == side:
+    if bn in ("all", side) or (bn, side) == ("evaluate", "retain"):
         variables = variables._replace(state=_moved_state(variables.state, outputs.state, jnp.any(part.weights > 0)))
     return Pass(outputs, losses, part.weights), variables
 

@@ -224,7 +224,13 @@ def test_readme_examples_run(capsys):
     scope = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
-    assert capsys.readouterr().out
+    said = capsys.readouterr().out
+    # doing nothing fails and the answer succeeds, for one request and for many
+    forgotten = [float(x) for x in re.findall(r"forget set ([\d.]+)", said)]
+    assert [x > 0.95 for x in forgotten] == [True, False, False, True, False, False]
+    assert max(forgotten[1:3] + forgotten[4:]) < 0.5
+    retained = [float(x) for x in re.findall(r"retain set ([\d.]+)", said)]
+    assert min(retained) > 0.95
 
 
 def modules():

@@ -12,15 +12,26 @@ KEY = jax.random.key(1)
 PART = ju.Weighted(blobs(5).train, jnp.ones(5), jnp.arange(5))
 
 
-@pytest.mark.parametrize("bn", ["frozen", "retain", "all"])
+@pytest.mark.parametrize("bn", ["frozen", "retain", "all", "evaluate"])
 @pytest.mark.parametrize("side", ["forget", "retain"])
 def test_state_moves_where_the_policy_says(bn, side):
     model = normalized_network()
     variables = model.init(jax.random.key(0))
     _, moved = passes.train_pass(model, variables, PART, KEY, side=side, bn=bn)
-    assert int(moved.state["count"]) == int(bn in ("all", side))
+    assert int(moved.state["count"]) == int(bn in ("all", side) or (bn, side) == ("evaluate", "retain"))
     _, unmoved = passes.train_pass(model, variables, PART._replace(weights=jnp.zeros(5)), KEY, side=side, bn=bn)
     assert int(unmoved.state["count"]) == 0
+
+
+def test_the_forget_side_may_be_seen_as_it_is_evaluated():
+    model = normalized_network()
+    variables = model.init(jax.random.key(0))
+    evaluated = ju.losses.cross_entropy(model.forward(variables, PART.examples.inputs), PART.examples)
+    for bn, side, equal in (("evaluate", "forget", True), ("retain", "forget", False), ("evaluate", "retain", False)):
+        found, _ = passes.train_pass(model, variables, PART, KEY, side=side, bn=bn)
+        assert bool(jnp.allclose(found.losses, evaluated)) == equal
+    with pytest.raises(ValueError, match="bn must be one of frozen, retain, all, evaluate, got 'eval'"):
+        passes.train_pass(model, variables, PART, KEY, side="forget", bn="eval")
 
 
 def test_reduced_losses_and_lost_states_are_refused():

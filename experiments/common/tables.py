@@ -46,7 +46,7 @@ def summarise(
     for method in [method for method in methods if reasons[method] is None]:
         line = records[table, method]
         outcome = outcome_of(line)
-        means = {name: ju.audit.crossed_interval(getattr(outcome, name)) for name in names}
+        means = {name: ju.audit.crossed_interval(getattr(outcome, name), within=(0, math.inf)) for name in names}
         rows.append({"method": method, **means, **{x: line[x] for x in ("milliseconds",)}, "note": notes.get(method)})
         lines[method] = {
             "settings": line["settings"],

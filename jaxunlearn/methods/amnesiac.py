@@ -58,7 +58,7 @@ def record(
         model: needs `init`.
         optimizer: any optax transformation.
         num_steps, batch_size, augment: see `jaxunlearn.iterate`.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `UnlearnFn`, whose `stats` are those of `jaxunlearn.iterate` and of `jaxunlearn.retrain` and whose `Result.extra`

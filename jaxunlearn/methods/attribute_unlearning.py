@@ -139,7 +139,7 @@ def attribute_unlearning(
         probe_width: hidden units of a probe, static; 0 makes it linear.
         probe_optimizer: by default Adam at 1e-3.
         layer: which of `Outputs.features`.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `task_loss`, `reconstruction_error` (mean squared

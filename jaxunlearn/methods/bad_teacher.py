@@ -44,7 +44,7 @@ def bad_teacher(
         optimizer: any optax transformation.
         alpha: weight of the retain set in [0, 1], may be traced; the forget set gets `1 - alpha`.
         temperature: of the distillation, positive, may be traced.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_distance`, `forget_distance` (KL to the two

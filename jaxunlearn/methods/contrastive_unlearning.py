@@ -138,7 +138,7 @@ def contrastive_unlearning(
         repeats: steps that a batch of the forget set is used for, with fresh rows of the retain set each.
         denominator: "paper" for the equation, "official" for the authors' code, see `jaxunlearn.losses.class_contrast`.
         layer: which of `Outputs.features`.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `contrastive_loss`, `retain_loss` Float[].

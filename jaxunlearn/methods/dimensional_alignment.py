@@ -111,7 +111,7 @@ def dimensional_alignment(
         rank: a number of directions instead of `energy`, static.
         forget_steps, recover_steps: length of the phases of a round, in steps; at least 1.
         layer: which of `Outputs.features`.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `distillation` (nats), `alignment` (DA in [0, 1],

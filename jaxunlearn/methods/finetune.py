@@ -29,7 +29,7 @@ def finetune(model: Model, optimizer: optax.GradientTransformation, *, bn: Batch
     Args:
         model: the model.
         optimizer: any optax transformation.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss` Float[].

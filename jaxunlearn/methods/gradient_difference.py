@@ -34,7 +34,7 @@ def gradient_difference(
         model: the model.
         optimizer: any optax transformation.
         alpha: weight of the retain set in [0, 1], may be traced; the forget set gets `1 - alpha`. 1 is `jaxunlearn.finetune`.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_loss`, `forget_loss` Float[].

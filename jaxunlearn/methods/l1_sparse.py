@@ -43,7 +43,7 @@ def l1_sparse(
         model: the model.
         optimizer: any optax transformation.
         gamma: strength of the penalty at the first step, at least 0, may be traced. 0 is `jaxunlearn.finetune`.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss` Float[], without the penalty.

@@ -43,7 +43,7 @@ def npo(
         beta: how soon a row counts as forgotten, positive, may be traced; near 0 it never does (gradient ascent).
         retain_weight: weight of the loss on the retain set, at least 0, may be traced; 0 is the paper's plain NPO, 1 its
             NPO+RT; measured on classifiers, 5 to 30 keep the retain set and 1 does not.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_loss`, `forget_loss`, `log_ratio` (mean of

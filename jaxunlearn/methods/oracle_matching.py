@@ -52,7 +52,7 @@ def oracle_matching(
             Of its status only NaN is passed on.
         num_oracles: how many are averaged per request, static.
         alpha: weight of the retain set in [0, 1], may be traced; the forget set gets `1 - alpha`.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_distance`, `forget_distance` (squared, of

@@ -60,7 +60,7 @@ def random_label(
         optimizer: any optax transformation.
         alpha: weight of the retain set in [0, 1], may be traced; the forget set gets `1 - alpha`. 1 is `jaxunlearn.finetune`.
         redraw: draw new wrong labels in every step instead of one per row for the whole run.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_loss`, `relabelled_loss` Float[].

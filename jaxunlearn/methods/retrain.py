@@ -31,7 +31,7 @@ def retrain(model: Model, optimizer: optax.GradientTransformation, *, bn: BatchN
     Args:
         model: needs `init`.
         optimizer: any optax transformation.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss` Float[].

@@ -56,7 +56,7 @@ def scrub(
         temperature: of the distillation, positive.
         forget_steps, retain_steps: length of the two phases of an epoch, in steps.
         forget_epochs: epochs that have a forget phase; let the run go on long enough after them to recover.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `distance` (KL to the teacher, nats times T^2)

@@ -135,7 +135,7 @@ def unsir(
         noise_rows: noise inputs that are learned, spread over the labels of the forget set; static.
         noise_steps, noise_learning_rate: of Adam on the noise; the number of steps is static.
         noise_penalty: weight of the mean squared norm of a noise input, at least 0.
-        bn: which passes may move BatchNorm statistics.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`, whose `batch_size` counts rows of noise; per-step `stats`: `loss`,

@@ -3,6 +3,7 @@
 `level` is the two-sided confidence level, a static number in (0, 1).
 """
 
+import math
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -56,7 +57,9 @@ def t_interval(values: Float[Array, "..."], axis: int = 0, level: float = 0.95) 
     return Interval(mean, mean - half, mean + half)
 
 
-def crossed_interval(values: Float[Array, "s r"], level: float = 0.95) -> Interval:
+def crossed_interval(
+    values: Float[Array, "s r"], level: float = 0.95, *, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
     """Interval for the mean over a population of training seeds and a population of requests, crossed.
 
     Values of one seed resemble each other, and so do values of one request; an interval that takes all of them as independent
@@ -70,6 +73,7 @@ def crossed_interval(values: Float[Array, "s r"], level: float = 0.95) -> Interv
     Args:
         values: one metric for s seeds and r requests. NaN gives NaN.
         level: confidence level.
+        within: where values can lie, e.g. (0, 1) for shares; the limits are cut there, and cover as before.
 
     Returns:
         Interval of scalars, in the unit of the values. With a single seed (or request) it speaks of the other population only;
@@ -91,14 +95,18 @@ def crossed_interval(values: Float[Array, "s r"], level: float = 0.95) -> Interv
         raise ValueError(f"expected values of shape [seeds, requests], got {values.shape}")
     seeds, requests = values.shape
     if 1 in (seeds, requests) or 0 in (seeds, requests):
-        return t_interval(values.reshape(-1), level=level)
+        return _cut(t_interval(values.reshape(-1), level=level), within)
     from scipy.special import stdtrit
 
     _check_level(level)
     mean = jnp.mean(values)
     variance = jnp.var(jnp.mean(values, axis=1), ddof=1) / seeds + jnp.var(jnp.mean(values, axis=0), ddof=1) / requests
     half = float(stdtrit(min(seeds, requests) - 1, (1 + level) / 2)) * jnp.sqrt(variance)
-    return Interval(mean, mean - half, mean + half)
+    return _cut(Interval(mean, mean - half, mean + half), within)
+
+
+def _cut(interval: Interval, within: tuple[float, float]) -> Interval:
+    return interval._replace(low=jnp.maximum(interval.low, within[0]), high=jnp.minimum(interval.high, within[1]))
 
 
 def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> Interval:

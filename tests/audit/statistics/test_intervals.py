@@ -167,3 +167,11 @@ def test_crossed_intervals_of_one_seed_speak_of_requests():
     assert np.isnan(audit.crossed_interval(jnp.ones((1, 1))).low)
     with pytest.raises(ValueError, match=r"\[seeds, requests\]"):
         audit.crossed_interval(jnp.ones(3))
+
+
+def test_limits_of_shares_stay_among_shares():
+    shares = np.array([[0.99, 1.0, 1.0], [0.7, 1.0, 1.0]])
+    wide, cut = audit.crossed_interval(shares), audit.crossed_interval(shares, within=(0, 1))
+    assert wide.high > 1 == cut.high
+    assert (cut.low, cut.estimate) == (wide.low, wide.estimate)
+    assert audit.crossed_interval(shares[:1], within=(0.99, 1)).low >= np.float32(0.99)
