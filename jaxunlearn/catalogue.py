@@ -73,15 +73,15 @@ def path_of(name: str) -> str:
 
 
 def markdown_table() -> str:
-    """The README's table of methods."""
-    rows = ["| method | what it does | family | reads | guarantee | empty request |", "|---|---|---|---|---|---|"]
+    """The README's table of methods: what each does, which targets it fits, what it reads, and what it guarantees."""
+    rows = ["| method | what it does | targets | family | reads | guarantee | empty request |", "|---|---|---|---|---|---|---|"]
     for name in sorted(METHODS):
         card = METHODS[name]
         shown = path_of(name).replace("jaxunlearn.", "ju.")
         also = f" ({', '.join(card.aliases)})" if card.aliases else ""
         note = "; reconstruction" if card.reconstruction else ""
         reads = ", ".join(sorted(card.reads)) or "nothing"
-        rows.append(
-            f"| `{shown}`{also} | {card.summary}{note} | {card.family} | {reads} | {card.guarantee} | {card.on_empty} |"
-        )
+        targets = "of the convex problem" if card.takes == "problem" else card.targets
+        cells = (f"`{shown}`{also}", f"{card.summary}{note}", targets, card.family, reads, card.guarantee, card.on_empty)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
