@@ -42,6 +42,8 @@ def map_rows(function: Callable[[Any], PyTree], examples: PyTree, *, chunk: int 
 
         values = jax.lax.map(block, jnp.minimum(jnp.arange(0, rows, chunk), rows - chunk))
     repeated = -rows % chunk
+    if not repeated:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
     return jax.tree.map(lambda x: jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, repeated:]]), values)
 
 

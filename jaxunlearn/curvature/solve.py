@@ -12,6 +12,7 @@ from jaxunlearn.curvature.kronecker import ekfac
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
 from jaxunlearn.curvature.matvecs import Matvec, empirical_fisher_vp, ggn_vp, hvp, regularizer_vp, row_factors, widened
 from jaxunlearn.curvature.solvers import cg, woodbury
+from jaxunlearn.evaluation import map_rows
 from jaxunlearn.sampling import forget_rows
 from jaxunlearn.status import combine
 from jaxunlearn.types import Data, ForgetRequest, Model, Prepare, Scalar, Variables, Weighted
@@ -28,7 +29,7 @@ class Inversion(TypedDict, total=False):
         Gauss-Newton matrix. Any representation may lie there.
     matrix: for `cg`, `ggn`, `hessian` or `empirical`.
     rtol, max_steps: for `cg`, see `jaxunlearn.curvature.cg`.
-    chunk: rows in memory together.
+    chunk: rows in memory together; with a correction their factors are kept, and nothing else is made of more rows at once.
     """
 
     solver: Literal["representation", "cg"]
@@ -109,18 +110,23 @@ def invert(
     if without is None or correction is None:
         return Inverted(made.solve(b, shift), {}, combine(STALE=stale, INDEFINITE=~made.is_positive(shift)))
     check_kind(correction, without.examples, key)
-    counts = without.weights.shape[0]
-    columns = row_factors(correction, model, variables, without.examples, draws(correction, key, counts))
     present = jnp.sum(data.present > 0)
     left = present - jnp.sum(without.weights > 0)
-    used = without.weights > 0
 
-    def column(x):  # [k, s, ...] to [k s, ...], zeros in unused slots
-        kept = jnp.where(used.reshape(-1, *(1,) * (x.ndim - 1)), x, 0) / jnp.sqrt(present)
-        return kept.reshape(-1, *x.shape[2:])
+    def factors(part):  # zeros in unused slots
+        examples, seeds, used = part
+        scale = jnp.where(used, 1 / jnp.sqrt(present), 0)
 
+        def scaled(x):
+            share = scale.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
+            return jnp.where(share > 0, x, 0) * share
+
+        return jax.tree.map(scaled, row_factors(correction, model, variables, examples, seeds))
+
+    rows = without.examples, draws(correction, key, without.weights.shape[0]), without.weights > 0
+    columns = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), map_rows(factors, rows, chunk=options.chunk))
     # (n C - V V' + n' shift I) / n', of which the first n / n' is taken out.
-    found = woodbury(made, jax.tree.map(column, columns), b, damping=shift * left / present)
+    found = woodbury(made, columns, b, damping=shift * left / present, chunk=options.chunk)
     scaled = jax.tree.map(lambda x: x * left / present, found.solution)
     positive = made.is_positive(shift) & (found.margin > 0)
     return Inverted(scaled, {"margin": found.margin}, combine(STALE=stale, INDEFINITE=~positive))

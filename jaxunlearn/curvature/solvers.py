@@ -192,7 +192,7 @@ class Downdated(NamedTuple):
     ]  # smallest eigenvalue of I - V' P V, no derivatives; at or below 0 the corrected matrix is not positive
 
 
-def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: Scalar) -> Downdated:
+def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: Scalar, chunk: int | None = None) -> Downdated:
     """`(C + damping I - V V')^{-1} b`, from the inverse P of the damped representation:
 
         P b + P V (I - V' P V)^{-1} V' P b
@@ -204,6 +204,7 @@ def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: 
         columns: V', a tree like the params with a leading axis, one entry per column.
         b: right-hand side.
         damping: positive.
+        chunk: columns that P is applied to together; beside V' no more are in memory. All by default.
 
     Returns:
         `Downdated`. The representation approximates a matrix that contains `V V'`, but need not contain it itself: a margin
@@ -220,13 +221,18 @@ def woodbury(curvature: Representation, columns: PyTree, b: PyTree, *, damping: 
         True
     """
     solved = curvature.solve(b, damping)
-    pv = jax.vmap(lambda v: curvature.solve(v, damping))(columns)
     count = tree.leading_axis(columns, "columns")
-    core = jnp.eye(count, dtype=jax.tree.leaves(pv)[0].dtype) - inner(columns, pv)
-    core = (core + core.T) / 2
+
+    def against_all(column):
+        pv = curvature.solve(column, damping)
+        return inner(columns, jax.tree.map(lambda x: x[None], pv))[:, 0]
+
+    overlap = jax.lax.map(against_all, columns, batch_size=chunk) if chunk else jax.vmap(against_all)(columns)
+    core = jnp.eye(count, dtype=overlap.dtype) - (overlap + overlap.T) / 2
     margin = jnp.linalg.eigvalsh(jax.lax.stop_gradient(core))[0]
     weight = jnp.linalg.solve(core, inner(columns, jax.tree.map(lambda x: x[None], solved))[:, 0])
-    solution = jax.tree.map(lambda x, p: x + jnp.tensordot(weight, p, axes=1, precision="highest"), solved, pv)
+    combined = jax.tree.map(lambda v: jnp.tensordot(weight, v, axes=1, precision="highest"), columns)
+    solution = jax.tree.map(jnp.add, solved, curvature.solve(combined, damping))
     return Downdated(solution, margin)
 
 

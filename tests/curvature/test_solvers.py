@@ -163,7 +163,11 @@ def test_downdates_are_inverses_of_the_downdated_matrix(made, columns, sides, na
     flat, b = sides
     v = 0.2 * flat_of(columns)
     small = jax.tree.map(lambda x: 0.2 * x, columns)
-    found = jax.jit(jax.vmap(lambda b: curvature.woodbury(made[name], small, b, damping=DAMPING)))(b)
+    found, blockwise = (
+        jax.jit(jax.vmap(lambda b, c=chunk: curvature.woodbury(made[name], small, b, damping=DAMPING, chunk=c)))(b)
+        for chunk in (None, 3)
+    )
+    assert distance(found, blockwise) < 1e-9
     left = matrix(made[name].matvec) + DAMPING * np.eye(64) - v.T @ v
     np.testing.assert_allclose(flat_of(found.solution), np.linalg.solve(left, flat.T).T, rtol=1e-8, atol=1e-8)
     core = np.eye(len(v)) - v @ np.linalg.solve(left + v.T @ v, v.T)

@@ -49,7 +49,7 @@ def test_on_a_network_it_is_the_dense_step(solver):
     if solver == "cg":  # with a preconditioner, which changes nothing but the number of steps
         options = {"rtol": 1e-12, "chunk": 16, "fit": curvature.diagonal(model)}
     else:
-        options = {"correction": "ggn", "fit": curvature.gram(model)}
+        options = {"correction": "ggn", "fit": curvature.gram(model), "chunk": 3}
     unlearn = ju.newton(model, damping=0.2, solver=solver, **options)
     prepared = jax.jit(ju.prepare(unlearn))(VARIABLES, DATA, KEY)
     result = ju.check(jax.jit(unlearn)(VARIABLES, prepared, request_for(), KEY))
