@@ -1,6 +1,6 @@
 """Products with curvature matrices, against the matrices."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.extend
@@ -38,22 +38,79 @@ def wide(values):
 
 
 MODEL, ROWS = network(), wide(blobs().train)
-VARIABLES = wide(MODEL.init(jax.random.key(1)))
+VARIABLES = wide(jax.jit(MODEL.init)(jax.random.key(1)))
 
 
-def matrix(product, params=VARIABLES.params):
-    flat, unravel = ravel_pytree(params)
-    return np.asarray(jax.jit(jax.vmap(lambda e: ravel_pytree(product(unravel(e)))[0]))(jnp.eye(flat.size)))
+def flat(values):
+    """A tree as one vector."""
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(values)])
+
+
+def tree_of(vector, params=VARIABLES.params):
+    """The vector as a tree like the parameters; leading axes stay."""
+    leaves, form = jax.tree.flatten(params)
+    parts = np.split(vector, np.cumsum([x.size for x in leaves])[:-1], axis=-1)
+    return form.unflatten([x.reshape(*vector.shape[:-1], *y.shape) for x, y in zip(parts, leaves, strict=True)])
+
+
+def stacked(values):
+    """A tree with a leading axis as one vector for every entry."""
+    return np.concatenate([np.reshape(x, (len(x), -1)) for x in jax.tree.leaves(values)], axis=1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _images(make, basis, arguments):
+    return jax.vmap(make(*arguments))(basis)
+
+
+def matrix(make, *arguments, params=VARIABLES.params):
+    """The matrix of `make(*arguments)`, a linear function of trees; one program makes and applies it."""
+    return stacked(_images(make, tree_of(np.eye(flat(params).size), params), arguments))
+
+
+def matvec(made):
+    return made.matvec
+
+
+def product(name, rows=ROWS, weights=None, **options):
+    """The matrix of a product of the toy model."""
+    return matrix(partial(PRODUCTS[name], MODEL, **options), VARIABLES, rows, weights)
+
+
+@cache
+def whole(name):
+    """That without chunks and weights."""
+    return product(name)
+
+
+def without(*rows):
+    """Weights of zero for these rows and of one for the others."""
+    return np.where(np.isin(np.arange(60), rows), 0.0, 1.0)
+
+
+def rows_where(kept):
+    """Those rows alone."""
+    return ju.Examples(*(x[kept] for x in ROWS))
+
+
+def broken_where(gone):
+    """All rows, without numbers in those that are gone."""
+    return ROWS._replace(inputs=np.where(gone[:, None], np.nan, ROWS.inputs))
 
 
 def loss_at(model, rows):
     return lambda p: jnp.mean(model.loss(model.forward(ju.Variables(p), rows.inputs), rows))
 
 
+@cache
+def hessian():
+    """Of the mean loss, by plain automatic differentiation."""
+    unravel = ravel_pytree(VARIABLES.params)[1]
+    return np.asarray(jax.jit(jax.hessian(lambda x: loss_at(MODEL, ROWS)(unravel(x))))(flat(VARIABLES.params)))
+
+
 def test_hessian_products_are_those_of_the_hessian():
-    flat, unravel = ravel_pytree(VARIABLES.params)
-    hessian = jax.jit(jax.hessian(lambda x: loss_at(MODEL, ROWS)(unravel(x))))(jnp.asarray(flat))
-    np.testing.assert_allclose(matrix(curvature.hvp(MODEL, VARIABLES, ROWS)), hessian, atol=1e-12)
+    np.testing.assert_allclose(whole("hvp"), hessian(), atol=1e-12)
 
 
 def test_ggn_is_the_hessian_of_a_linear_model_and_the_exact_fisher_of_any_classifier():
@@ -61,68 +118,63 @@ def test_ggn_is_the_hessian_of_a_linear_model_and_the_exact_fisher_of_any_classi
         return ju.Outputs(inputs @ variables.params["w"])
 
     linear, start = ju.Model(forward, ju.losses.cross_entropy), ju.Variables({"w": np.full((4, 3), 0.3)})
-    hessian = matrix(curvature.hvp(linear, start, ROWS), start.params)
-    np.testing.assert_allclose(matrix(curvature.ggn_vp(linear, start, ROWS), start.params), hessian, atol=1e-12)
-    ggn = matrix(curvature.ggn_vp(MODEL, VARIABLES, ROWS))
-    np.testing.assert_allclose(matrix(curvature.fisher_vp(MODEL, VARIABLES, ROWS)), ggn, atol=1e-12)
-    assert np.abs(ggn - matrix(curvature.hvp(MODEL, VARIABLES, ROWS))).max() > 0.01
+    hessian, ggn = (matrix(partial(x, linear), start, ROWS, params=start.params) for x in (curvature.hvp, curvature.ggn_vp))
+    np.testing.assert_allclose(ggn, hessian, atol=1e-12)
+    np.testing.assert_allclose(whole("fisher"), whole("ggn"), atol=1e-12)
+    assert np.abs(whole("ggn") - whole("hvp")).max() > 0.01
 
 
 def test_empirical_fisher_is_the_mean_of_squares_and_no_fisher_matrix():
     gradients = jax.jit(partial(curvature.per_example_gradients, MODEL, chunk=13))(VARIABLES, ROWS)
-    flat = np.concatenate([np.reshape(x, (60, -1)) for x in jax.tree.leaves(gradients)], axis=1)
-    found = matrix(curvature.empirical_fisher_vp(MODEL, VARIABLES, ROWS))
-    np.testing.assert_allclose(found, flat.T @ flat / 60, atol=1e-12)
-    assert np.abs(found - matrix(curvature.fisher_vp(MODEL, VARIABLES, ROWS))).max() > 0.01
-    np.testing.assert_allclose(flat.mean(axis=0), ravel_pytree(jax.grad(loss_at(MODEL, ROWS))(VARIABLES.params))[0], atol=1e-12)
+    rows = stacked(gradients)
+    np.testing.assert_allclose(whole("empirical"), rows.T @ rows / 60, atol=1e-12)
+    assert np.abs(whole("empirical") - whole("fisher")).max() > 0.01
+    mean = flat(jax.jit(jax.grad(loss_at(MODEL, ROWS)))(VARIABLES.params))
+    np.testing.assert_allclose(rows.mean(axis=0), mean, atol=1e-12)
 
 
 def test_sampled_labels_are_right_on_average():
-    direction = jax.tree.map(jnp.ones_like, VARIABLES.params)
+    direction = jax.tree.map(np.ones_like, VARIABLES.params)
     draw = lambda key: ravel_pytree(curvature.sampled_fisher_vp(MODEL, VARIABLES, ROWS, key)(direction))[0]
     many = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(KEY, 2000)))
-    expected = np.asarray(ravel_pytree(curvature.fisher_vp(MODEL, VARIABLES, ROWS)(direction))[0])
+    expected = whole("fisher") @ np.ones(64)
     error = many.std(axis=0) / np.sqrt(len(many))
     assert np.max(np.abs(many.mean(axis=0) - expected) / (error + 1e-12)) < 4.5
 
 
 @pytest.mark.parametrize("name", list(PRODUCTS))
 def test_chunks_and_rows_that_do_not_count_change_nothing(name):
-    product = PRODUCTS[name]
-    whole = matrix(product(MODEL, VARIABLES, ROWS))
     for chunk in (7, 60):
-        np.testing.assert_allclose(matrix(product(MODEL, VARIABLES, ROWS, chunk=chunk)), whole, atol=1e-12)
+        np.testing.assert_allclose(product(name, chunk=chunk), whole(name), atol=1e-12)
     if name == "sampled":
         return
-    weights = np.ones(60)
-    weights[[3, 50]] = 0
-    broken = ROWS._replace(inputs=np.where(weights[:, None] > 0, ROWS.inputs, np.nan))
-    kept = ju.Examples(*(x[weights > 0] for x in ROWS))
-    expected = matrix(product(MODEL, VARIABLES, kept))
+    weights = without(3, 50)
+    expected = product(name, rows_where(weights > 0))
     for chunk in (None, 8):
-        np.testing.assert_allclose(matrix(product(MODEL, VARIABLES, broken, weights, chunk=chunk)), expected, atol=1e-12)
+        found = product(name, broken_where(weights == 0), weights, chunk=chunk)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_factors_of_rows_make_up_each_matrix():
     for kind in ("ggn", "fisher", "empirical", "jacobian"):
-        factors = jax.jit(partial(row_factors, kind, MODEL))(VARIABLES, ROWS, jnp.zeros(60))
-        flat = np.concatenate([np.reshape(x, (-1, x[0, 0].size)) for x in jax.tree.leaves(factors)], axis=1)
-        np.testing.assert_allclose(flat.T @ flat / 60, matrix(PRODUCTS[kind](MODEL, VARIABLES, ROWS)), atol=1e-12)
+        factors = jax.jit(partial(row_factors, kind, MODEL))(VARIABLES, ROWS, np.zeros(60))
+        rows = np.concatenate([np.reshape(x, (-1, x[0, 0].size)) for x in jax.tree.leaves(factors)], axis=1)
+        np.testing.assert_allclose(rows.T @ rows / 60, whole(kind), atol=1e-12)
 
 
 def test_the_fisher_matrix_of_least_squares_is_its_ggn():
     rows, model = wide(regression_data().train), linear_regression()
     start = ju.Variables({"w": np.zeros(4)})
-    found = matrix(curvature.ggn_vp(model, start, rows), start.params)
+    found = matrix(partial(curvature.ggn_vp, model), start, rows, params=start.params)
     np.testing.assert_allclose(found, rows.inputs.T @ rows.inputs / 60, atol=1e-12)
-    np.testing.assert_allclose(matrix(curvature.fisher_vp(model, start, rows), start.params), found, atol=1e-12)
+    np.testing.assert_allclose(matrix(partial(curvature.fisher_vp, model), start, rows, params=start.params), found, atol=1e-12)
 
 
 def test_the_regularizer_has_products_of_its_own():
     model = linear_regression(0.7)
-    found = curvature.regularizer_vp(model, ju.Variables({"w": jnp.zeros(4)}))({"w": jnp.arange(4.0)})
+    found = curvature.regularizer_vp(model, ju.Variables({"w": np.zeros(4)}))({"w": np.arange(4.0)})
     np.testing.assert_allclose(found["w"], 0.7 * np.arange(4))
-    nothing = curvature.regularizer_vp(MODEL, VARIABLES)(VARIABLES.params)
+    nothing = jax.jit(curvature.regularizer_vp(MODEL, VARIABLES))(VARIABLES.params)
     assert not any(np.any(x) for x in jax.tree.leaves(nothing))
 
 
@@ -130,12 +182,8 @@ def test_the_regularizer_has_products_of_its_own():
 def test_rows_may_be_spread_over_devices(name):
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     rows = jax.device_put(ROWS, NamedSharding(mesh, P("data")))
-    product = jax.jit(lambda rows, v: PRODUCTS[name](MODEL, VARIABLES, rows)(v))
-    np.testing.assert_allclose(
-        ravel_pytree(product(rows, VARIABLES.params))[0],
-        ravel_pytree(product(ROWS, VARIABLES.params))[0],
-        atol=1e-12,
-    )
+    multiply = jax.jit(lambda rows, v: PRODUCTS[name](MODEL, VARIABLES, rows)(v))
+    np.testing.assert_allclose(flat(multiply(rows, VARIABLES.params)), flat(multiply(ROWS, VARIABLES.params)), atol=1e-12)
 
 
 def precisions(jaxpr):
@@ -157,9 +205,9 @@ def test_products_run_at_the_highest_precision(name, chunk):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="a vector like the params"):
-        curvature.hvp(MODEL, VARIABLES, ROWS)({**VARIABLES.params, "head": jnp.zeros(3)})
+        curvature.hvp(MODEL, VARIABLES, ROWS)({**VARIABLES.params, "head": np.zeros(3)})
     with pytest.raises(ValueError, match=r"weights must have shape \(60,\)"):
-        curvature.ggn_vp(MODEL, VARIABLES, ROWS, jnp.ones(3))
+        curvature.ggn_vp(MODEL, VARIABLES, ROWS, np.ones(3))
     with pytest.raises(ValueError, match="chunk"):
         curvature.hvp(MODEL, VARIABLES, ROWS, chunk=0)
     with pytest.raises(TypeError, match="typed key"):
@@ -171,9 +219,9 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize(("name", "chunk"), [("hvp", None), ("hvp", 16), ("ggn", 16), ("empirical", None)])
 def test_many_vectors_at_once_are_many_vectors_one_by_one(name, chunk):
-    product = PRODUCTS[name](MODEL, VARIABLES, ROWS, chunk=chunk)
-    vectors = jax.vmap(ravel_pytree(VARIABLES.params)[1])(jax.random.normal(KEY, (3, 64), jnp.float64))
-    together, one = jax.jit(jax.vmap(product))(vectors), jax.jit(product)
+    multiply = lambda v: PRODUCTS[name](MODEL, VARIABLES, ROWS, chunk=chunk)(v)
+    vectors = tree_of(np.random.default_rng(0).normal(size=(3, 64)))
+    together, one = jax.jit(jax.vmap(multiply))(vectors), jax.jit(multiply)
     for place in range(3):
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), lane(together, place), one(lane(vectors, place)))
 
@@ -182,26 +230,22 @@ def test_many_vectors_at_once_are_many_vectors_one_by_one(name, chunk):
 def test_weights_count_as_often_as_the_row_would(name):
     if name == "sampled":
         weights = np.where(np.arange(60) % 7, 1.0, 0.0)
-        broken = ROWS._replace(inputs=np.where(weights[:, None] > 0, ROWS.inputs, np.nan))
-        expected = matrix(PRODUCTS[name](MODEL, VARIABLES, ROWS, weights))
+        expected = product(name, ROWS, weights)
         for chunk in (None, 8):
-            np.testing.assert_allclose(
-                matrix(PRODUCTS[name](MODEL, VARIABLES, broken, weights, chunk=chunk)), expected, atol=1e-12
-            )
+            found = product(name, broken_where(weights == 0), weights, chunk=chunk)
+            np.testing.assert_allclose(found, expected, atol=1e-12)
         return
     few, counts = ju.Examples(*(x[:10] for x in ROWS)), np.arange(10) % 4
     repeated = ju.Examples(*(np.repeat(x, counts, axis=0) for x in few))
-    expected = matrix(PRODUCTS[name](MODEL, VARIABLES, repeated))
-    found = matrix(PRODUCTS[name](MODEL, VARIABLES, few, jnp.asarray(counts / 2), chunk=4))
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(product(name, few, counts / 2, chunk=4), product(name, repeated), atol=1e-12)
 
 
 def test_gradients_of_rows_have_a_leading_axis_and_do_not_depend_on_chunks():
-    whole = jax.jit(lambda rows: curvature.per_example_gradients(MODEL, VARIABLES, rows))(ROWS)
+    gradients = lambda **options: jax.jit(partial(curvature.per_example_gradients, MODEL, **options))(VARIABLES, ROWS)
+    whole = gradients()
     assert jax.tree.map(jnp.shape, whole) == jax.tree.map(lambda x: (60, *x.shape), VARIABLES.params)
     for chunk in (7, 60, 64):
-        cut = curvature.per_example_gradients(MODEL, VARIABLES, ROWS, chunk=chunk)
-        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-13), cut, whole)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-13), gradients(chunk=chunk), whole)
 
 
 def test_products_keep_the_dtype_of_the_weights_and_take_plain_numbers():

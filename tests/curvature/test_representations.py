@@ -1,6 +1,6 @@
 """Representations and solvers, against explicit matrices."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxunlearn as ju
 from jaxunlearn import curvature
-from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, in_float64, loss_at, matrix, wide  # noqa: F401
+from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, flat, in_float64, loss_at, matrix, matvec, wide  # noqa: F401
 from tests.problems import blobs, lane, linear_classifier
 
 GGN = partial(curvature.ggn_vp, MODEL)
@@ -27,17 +27,19 @@ FITS = {
 }
 
 
+@cache
 def fitted(name):
     return jax.jit(FITS[name])(VARIABLES, ROWS, jnp.ones(60), KEY)
 
 
+@cache
 def ggn():
-    return matrix(GGN(VARIABLES, ROWS))
+    return matrix(GGN, VARIABLES, ROWS)
 
 
 @pytest.mark.parametrize(("name", "error"), [("dense", 1e-12), ("gram", 1e-12), ("lanczos", 1e-10), ("nystrom", 1e-6)])
 def test_full_representations_are_the_matrix(name, error):
-    np.testing.assert_allclose(matrix(fitted(name).matvec), ggn(), atol=error)
+    np.testing.assert_allclose(matrix(matvec, fitted(name)), ggn(), atol=error)
 
 
 def test_the_dense_hessian_has_its_negative_eigenvalues():
@@ -51,15 +53,16 @@ def test_the_dense_hessian_has_its_negative_eigenvalues():
 @pytest.mark.parametrize("name", list(FITS))
 def test_functions_of_a_representation_are_those_of_its_matrix(name):
     made = fitted(name)
-    explicit = matrix(made.matvec)
+    explicit = matrix(matvec, made)
     part = np.arange(64) if name != "last layer" else np.arange(40, 64)  # bias, body and head in this order
     inside = np.ix_(part, part)
     np.testing.assert_allclose(explicit, explicit.T, atol=1e-12)
-    np.testing.assert_allclose(ravel_pytree(made.diagonal(VARIABLES.params))[0], np.diag(explicit), atol=1e-12)
-    np.testing.assert_allclose(made.trace(), np.trace(explicit), rtol=1e-10)
-    solved = matrix(lambda v: made.solve(v, 0.05))
+    diagonal, trace = jax.jit(lambda made: (made.diagonal(VARIABLES.params), made.trace()))(made)
+    np.testing.assert_allclose(flat(diagonal), np.diag(explicit), atol=1e-12)
+    np.testing.assert_allclose(trace, np.trace(explicit), rtol=1e-10)
+    solved = matrix(lambda made: lambda v: made.solve(v, 0.05), made)
     np.testing.assert_allclose(solved[inside], np.linalg.inv(explicit[inside] + 0.05 * np.eye(len(part))), atol=1e-9)
-    root = matrix(lambda v: made.sqrt_solve(v, 0.05))
+    root = matrix(lambda made: lambda v: made.sqrt_solve(v, 0.05), made)
     np.testing.assert_allclose(root @ root, solved, atol=1e-9)
     rest = np.setdiff1d(np.arange(64), part)
     assert not solved[rest].any()
@@ -67,11 +70,11 @@ def test_functions_of_a_representation_are_those_of_its_matrix(name):
 
 
 def test_a_block_is_the_block_of_the_matrix():
-    np.testing.assert_allclose(matrix(fitted("last layer").matvec)[40:, 40:], ggn()[40:, 40:], atol=1e-12)
+    np.testing.assert_allclose(matrix(matvec, fitted("last layer"))[40:, 40:], ggn()[40:, 40:], atol=1e-12)
 
 
 def test_the_diagonal_is_that_of_the_matrix_with_exact_labels():
-    np.testing.assert_allclose(matrix(fitted("diagonal").matvec), np.diag(np.diag(ggn())), atol=1e-12)
+    np.testing.assert_allclose(matrix(matvec, fitted("diagonal")), np.diag(np.diag(ggn())), atol=1e-12)
 
 
 def test_low_ranks_come_nearer_with_every_vector_and_leave_the_rest_to_the_damping():
@@ -79,7 +82,7 @@ def test_low_ranks_come_nearer_with_every_vector_and_leave_the_rest_to_the_dampi
     errors = []
     for rank in (2, 8, 24, 64):
         made = jax.jit(curvature.lanczos(GGN, rank=rank))(VARIABLES, ROWS, jnp.ones(60), KEY)
-        errors.append(np.linalg.norm(matrix(made.matvec) - expected))
+        errors.append(np.linalg.norm(matrix(matvec, made) - expected))
     assert errors == sorted(errors, reverse=True)
     small = fitted("low rank")
     outside = np.linalg.svd(np.asarray(small.vectors))[2][-1]
@@ -97,7 +100,7 @@ def test_what_is_prepared_depends_on_present_rows_only():
     few = ju.training_data(ROWS.inputs[kept], ROWS.targets[kept])
     for name in ("dense", "gram", "diagonal", "kfac", "ekfac"):
         prepare = jax.jit(curvature.prepare(FITS[name]))
-        a, b = (matrix(prepare(VARIABLES, x, KEY).extra["curvature"].value.matvec) for x in (broken, few))
+        a, b = (matrix(matvec, prepare(VARIABLES, x, KEY).extra["curvature"].value) for x in (broken, few))
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 
@@ -146,7 +149,7 @@ def test_batches_of_gradients_are_averaged_as_published():
 
 def test_the_dense_hessian_is_the_hessian():
     made = curvature.dense(MODEL, kind="hessian")(VARIABLES, ROWS, jnp.ones(60), KEY)
-    np.testing.assert_allclose(matrix(made.matvec), matrix(curvature.hvp(MODEL, VARIABLES, ROWS)), atol=1e-12)
+    np.testing.assert_allclose(matrix(matvec, made), matrix(partial(curvature.hvp, MODEL), VARIABLES, ROWS), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["gram", "low rank", "diagonal", "ekfac", "last layer"])
@@ -170,7 +173,7 @@ def test_every_block_is_the_block_of_the_matrix(name):
         "nystrom": curvature.nystrom(GGN, rank=24, layers="head"),
     }
     made = jax.jit(fits[name])(VARIABLES, ROWS, jnp.ones(60), KEY)
-    found = matrix(made.matvec)
+    found = matrix(matvec, made)
     np.testing.assert_allclose(found[40:, 40:], ggn()[40:, 40:], atol=1e-8)
     assert not found[:40].any()
 
@@ -181,7 +184,7 @@ def test_products_without_absent_rows_make_the_same_low_rank(name):
     broken = ROWS._replace(inputs=np.where(np.asarray(weights)[:, None] > 0, ROWS.inputs, np.nan))
     kept = ju.Examples(*(x[np.asarray(weights) > 0] for x in ROWS))
     found = jax.jit(FITS[name])(VARIABLES, broken, weights, KEY)
-    np.testing.assert_allclose(matrix(found.matvec), matrix(GGN(VARIABLES, kept)), atol=1e-6)
+    np.testing.assert_allclose(matrix(matvec, found), matrix(GGN, VARIABLES, kept), atol=1e-6)
 
 
 def test_batches_ignore_what_rows_that_do_not_count_hold():
@@ -196,8 +199,10 @@ def test_the_gram_form_is_whole_when_rows_and_weights_are_as_many(rows):
     model, few = linear_classifier(), ju.Examples(*(x[:rows] for x in ROWS))
     variables = ju.Variables({"w": np.full((4, 3), 0.3)})
     made = jax.jit(curvature.gram(model, kind="fisher"))(variables, few, jnp.ones(rows), KEY)  # 3 vectors a row, 12 weights
-    expected = np.linalg.inv(matrix(made.matvec, variables.params) + 0.1 * np.eye(12))
-    np.testing.assert_allclose(matrix(lambda v: made.solve(v, 0.1), variables.params), expected, atol=1e-12)
+    expected = np.linalg.inv(matrix(matvec, made, params=variables.params) + 0.1 * np.eye(12))
+    np.testing.assert_allclose(
+        matrix(lambda made: lambda v: made.solve(v, 0.1), made, params=variables.params), expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("rows", [2, 30])  # fewer vectors than weights, and more

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 import jaxunlearn as ju
 from jaxunlearn import curvature
 from jaxunlearn.curvature.matvecs import row_factors
-from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, matrix
+from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, matrix, matvec
 from tests.problems import distance, lane, network
 
 DAMPING = 0.02
@@ -25,7 +25,7 @@ def in_float64():
 
 @pytest.fixture(scope="module")
 def ggn(in_float64):
-    return matrix(curvature.ggn_vp(MODEL, VARIABLES, ROWS))
+    return matrix(partial(curvature.ggn_vp, MODEL), VARIABLES, ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_downdates_are_inverses_of_the_downdated_matrix(made, columns, sides, na
         for chunk in (None, 3)
     )
     assert distance(found, blockwise) < 1e-9
-    left = matrix(made[name].matvec) + DAMPING * np.eye(64) - v.T @ v
+    left = matrix(matvec, made[name]) + DAMPING * np.eye(64) - v.T @ v
     np.testing.assert_allclose(flat_of(found.solution), np.linalg.solve(left, flat.T).T, rtol=1e-8, atol=1e-8)
     core = np.eye(len(v)) - v @ np.linalg.solve(left + v.T @ v, v.T)
     np.testing.assert_allclose(found.margin, np.linalg.eigvalsh(core)[0], atol=1e-10)
@@ -178,7 +178,7 @@ def test_downdates_are_inverses_of_the_downdated_matrix(made, columns, sides, na
 def test_rows_taken_off_leave_the_matrix_of_the_others(made, columns, sides):
     flat, b = sides
     kept = ju.Examples(*(x[5:] for x in ROWS))
-    rest = matrix(curvature.ggn_vp(MODEL, VARIABLES, kept))
+    rest = matrix(partial(curvature.ggn_vp, MODEL), VARIABLES, kept)
     found = jax.jit(partial(curvature.woodbury, damping=DAMPING * 55 / 60))(made["dense"], columns, lane(b, 3))
     expected = np.linalg.solve(rest + DAMPING * np.eye(64), flat[3])
     np.testing.assert_allclose(ravel_pytree(found.solution)[0] * 55 / 60, expected, rtol=1e-8, atol=1e-8)
@@ -195,7 +195,7 @@ def test_columns_of_zeros_change_nothing(made, columns, sides):
 
 
 def test_the_margin_is_above_zero_only_while_the_matrix_is_positive(made, columns, sides):
-    b, explicit, v = lane(sides[1], 2), matrix(made["dense"].matvec), flat_of(columns)
+    b, explicit, v = lane(sides[1], 2), matrix(matvec, made["dense"]), flat_of(columns)
     scaled = lambda s: jax.tree.map(lambda x: s * x, columns)
     margin = jax.jit(jax.vmap(lambda s: curvature.woodbury(made["dense"], scaled(s), b, damping=DAMPING).margin))
     scales = np.array([0.5, 1.0, 2.0, 4.0, 8.0])
