@@ -48,7 +48,9 @@ def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
     checks.check_range("sigma", sigma, low=0)
 
     def perturb(variables, data, request, key):
-        normal = optax.tree.random_like(key, variables.params, sampler=_normal)
+        leaves, form = jax.tree.flatten(variables.params)
+        keys = jax.random.split(key, len(leaves))
+        normal = form.unflatten([_normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
         noise = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), normal)
         params = optax.tree.add(variables.params, noise)
         return Result(variables._replace(params=params), stats={"noise_norm": tree.norm(noise)})
