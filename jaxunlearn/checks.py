@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn.tree import differences, leading_axis, path_of
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Outputs, Unlearner, Variables
@@ -68,11 +68,11 @@ def require_classes(method: str, logits: Any) -> None:
         )
 
 
-def check_model(model: Model, variables: Variables, examples: Examples) -> Outputs:
-    """The form of a model's outputs for one row; TypeError unless `forward` and `loss` are what `Model` says."""
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), examples)
+def check_forward(model: Model, variables: Variables, inputs: PyTree) -> None:
+    """TypeError unless `Model.forward` takes the weights and one row, and returns `Outputs`; it is not run."""
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), inputs)
     try:
-        outputs = jax.eval_shape(lambda v, x: model.forward(v, x, train=False), variables, row.inputs)
+        outputs = jax.eval_shape(lambda v, x: model.forward(v, x, train=False), variables, row)
     except TypeError as error:
         error.add_note(
             "Model.forward is called as forward(variables, inputs, train=..., key=...) and returns jaxunlearn.Outputs"
@@ -80,17 +80,23 @@ def check_model(model: Model, variables: Variables, examples: Examples) -> Outpu
         raise
     if not isinstance(outputs, Outputs):
         raise TypeError(f"Model.forward must return jaxunlearn.Outputs(logits, features, state), got {type(outputs).__name__}")
+
+
+def row_losses(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "b"]:
+    """The model's loss, one value per row; ValueError or TypeError for another one, with what it is called with."""
     try:
-        losses = jax.eval_shape(model.loss, outputs, row)
+        losses = model.loss(outputs, examples)
     except (TypeError, AttributeError) as error:
         error.add_note(
             "Model.loss is called as loss(outputs, examples), with outputs.logits and examples.targets, and returns one value "
             "per row"
         )
         raise
-    if getattr(losses, "shape", None) != (1,):
-        raise ValueError(f"model.loss must return one value per row, shape (1,) of one row, got {losses}; leave out the mean")
-    return outputs
+    rows = leading_axis(examples, "examples")
+    if jnp.shape(losses) != (rows,):
+        found = jnp.shape(losses) if hasattr(losses, "dtype") else type(losses).__name__
+        raise ValueError(f"model.loss must return one value per row, shape ({rows},), got {found}; leave out the mean")
+    return losses
 
 
 def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> None:

@@ -112,13 +112,7 @@ def sum_rows(
 def evaluate(model: Model, variables: Variables, examples: Examples) -> tuple[Outputs, Float[Array, "b"]]:
     """Outputs and unreduced losses in evaluation mode; ValueError unless there is one loss per row."""
     outputs = model.forward(variables, examples.inputs, train=False)
-    losses = model.loss(outputs, examples)
-    rows = tree.leading_axis(examples, "examples")
-    if jnp.shape(losses) != (rows,):
-        raise ValueError(
-            f"model.loss must return one value per row, shape ({rows},), got {jnp.shape(losses)}; leave out the mean"
-        )
-    return outputs, losses
+    return outputs, checks.row_losses(model, outputs, examples)
 
 
 def predict(model: Model, variables: Variables, examples: Examples, *, chunk: int | None = None) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import checks, tree
 from jaxunlearn.sampling import masked_mean
 from jaxunlearn.types import Batch, Model, Outputs, Scalar, Variables, Weighted
 
@@ -72,11 +72,7 @@ def train_pass(
         raise ValueError(f"bn must be one of {', '.join(get_args(BatchNormPolicy))}, got {bn!r}")
     trains = side == "retain" or bn != "evaluate"
     outputs = model.forward(variables, part.examples.inputs, train=trains, key=key if trains else None)
-    losses = model.loss(outputs, part.examples)
-    if jnp.shape(losses) != part.weights.shape:
-        raise ValueError(
-            f"model.loss must return one value per row, shape {part.weights.shape}, got {jnp.shape(losses)}; leave out the mean"
-        )
+    losses = checks.row_losses(model, outputs, part.examples)
     if bn in ("all", side) or (bn, side) == ("evaluate", "retain"):
         variables = variables._replace(state=_moved_state(variables.state, outputs.state, jnp.any(part.weights > 0)))
     return Pass(outputs, losses, part.weights), variables

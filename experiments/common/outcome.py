@@ -71,7 +71,7 @@ def outcome(
     curve = ju.audit.roc_curve(*scores)
     reached = curve.fpr[None, :] <= jnp.asarray(FALSE_POSITIVE_RATES, jnp.float32)[:, None]
     return found, Details(
-        ju.audit.tpr_at_fpr(*scores).estimate,
+        ju.audit.tpr_at_fpr(*scores).tpr.estimate,
         ju.audit.forget_divergence(model, variables, reference, data, request),
         jnp.max(jnp.where(reached, curve.tpr[None, :], 0), axis=1),
     )

@@ -110,5 +110,5 @@ def observe(answers: dict[str, Answers]) -> Observed:
     seen["forget_probabilities"] = jax.nn.softmax(answers["forget"].logits)
     attack = seen["forget_margins"], seen["test_margins"]  # the loss falls with the margin
     seen["attack_auc"] = jax.vmap(lambda a, b: auc(a, jnp.ones_like(a), b, jnp.ones_like(b)))(*attack)
-    seen["attack_tpr"] = jax.vmap(lambda a, b: tpr_at_fpr(a, jnp.ones_like(a), b, jnp.ones_like(b), 0.01).estimate)(*attack)
+    seen["attack_tpr"] = jax.vmap(lambda a, b: tpr_at_fpr(a, jnp.ones_like(a), b, jnp.ones_like(b), 0.01).tpr.estimate)(*attack)
     return seen

@@ -35,6 +35,7 @@ class Problem(NamedTuple):
         """The problem as a `Model` with weights `{"kernel": [d, c]}`, for audits and for methods that are not convex."""
 
         def forward(variables: Variables, inputs: PyTree, /, *, train: bool = False, key: Any = None) -> Outputs:
+            check_kernel(self, variables.params, inputs.shape[-1])
             scores = inputs @ variables.params["kernel"]
             if self.name == "logistic":
                 scores = jnp.concatenate([jnp.zeros_like(scores), scores], axis=1)  # the logits of two classes
@@ -50,6 +51,16 @@ class Problem(NamedTuple):
             return self.l2 / 2 * jnp.sum(params["kernel"] ** 2)
 
         return Model(forward, loss, None, regularizer=regularizer)
+
+
+def check_kernel(problem: Problem, params: PyTree, width: int) -> None:
+    """ValueError unless the weights are those of a problem on rows of that many numbers."""
+    expected = (width, problem.num_outputs)
+    if not isinstance(params, dict) or set(params) != {"kernel"} or jnp.shape(params["kernel"]) != expected:
+        raise ValueError(
+            f"a {problem.name} problem has params {{'kernel': {list(expected)}}}, as convex.fit makes them; "
+            f"got {jax.tree.map(jnp.shape, params)}"
+        )
 
 
 def ridge(l2: float, num_outputs: int = 1) -> Problem:

@@ -2,13 +2,12 @@
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxunlearn import checks, sampling
-from jaxunlearn.convex.problems import Problem
+from jaxunlearn.convex.problems import Problem, check_kernel
 from jaxunlearn.types import Data, ForgetRequest, Variables
 
 ROUNDED = 1 + 1e-6  # rows of norm 1 in float32 may be longer than 1 by rounding
@@ -151,11 +150,5 @@ def check_shapes(problem: Problem, data: Data) -> None:
 def kernel_of(problem: Problem, variables: Variables, data: Data) -> Float[Array, "d c"]:
     """The weights in float64; ValueError unless they are `{"kernel": [d, c]}` and fit the data."""
     check_shapes(problem, data)
-    expected = (data.train.inputs.shape[1], problem.num_outputs)
-    params = variables.params
-    if not isinstance(params, dict) or set(params) != {"kernel"} or jnp.shape(params["kernel"]) != expected:
-        raise ValueError(
-            f"a {problem.name} problem has params {{'kernel': {list(expected)}}}, as convex.fit makes them; "
-            f"got {jax.tree.map(jnp.shape, params)}"
-        )
-    return params["kernel"].astype(jnp.float64)
+    check_kernel(problem, variables.params, data.train.inputs.shape[1])
+    return variables.params["kernel"].astype(jnp.float64)

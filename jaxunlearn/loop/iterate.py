@@ -140,7 +140,7 @@ def iterate(
     may_freeze = stop is not None or active_steps is not None
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
-        data, request = begin(variables, data, request, key, unlearner.model)
+        data, request = begin(variables, data, request, key)
         init_key, split_key, loop_key = jax.random.split(key, 3)
         context, state = unlearner.init(variables, data, request, init_key)
         view = View(data, request) if unlearner.view is None else unlearner.view(variables, data, request, context)
@@ -178,6 +178,8 @@ def iterate(
 
         first = unlearner.finalize(state, context)
         checks.check_same(variables, first)
+        if unlearner.model is not None:
+            checks.check_forward(unlearner.model, variables, data.train.inputs)
         best = (jnp.float32(-jnp.inf), jnp.int32(0), first) if keep_best is not None else ()
         progress = _Progress(state, jnp.array(True), best, jnp.zeros(view.request.indices.shape, bool))
         progress, stats = jax.lax.scan(body, progress, jnp.arange(num_steps, dtype=jnp.int32))

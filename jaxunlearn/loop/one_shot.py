@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from jaxtyping import PRNGKeyArray
 
+from jaxunlearn import checks
 from jaxunlearn.loop.outcome import begin, finish
 from jaxunlearn.loop.preparation import prepared_by
 from jaxunlearn.types import Data, ForgetRequest, Model, OnEmpty, Prepare, Result, UnlearnFn, Variables
@@ -47,7 +48,9 @@ def one_shot(
     """
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
-        data, request = begin(variables, data, request, key, model)
+        data, request = begin(variables, data, request, key)
+        if model is not None:
+            checks.check_forward(model, variables, data.train.inputs)
         return finish(on_empty, variables, data, request, update(variables, data, request, key), model, may_rest)
 
     return prepared_by(unlearn, prepare)

@@ -8,13 +8,9 @@ from jaxunlearn.loop.damage import strange_labels
 from jaxunlearn.types import Data, ForgetRequest, Model, OnEmpty, Result, Variables
 
 
-def begin(
-    variables: Variables, data: Data, request: ForgetRequest, key: jax.Array, model: Model | None = None
-) -> tuple[Data, ForgetRequest]:
+def begin(variables: Variables, data: Data, request: ForgetRequest, key: jax.Array) -> tuple[Data, ForgetRequest]:
     """Check what is static about a call; rows, presence and request come back as JAX arrays."""
     checks.check_call(variables, data, request, key)
-    if model is not None:
-        checks.check_model(model, variables, data.train)
     slots.check_known(data.extra)
     (train, present), request = jax.tree.map(jnp.asarray, (data[:2], request))
     return data._replace(train=train, present=present), request

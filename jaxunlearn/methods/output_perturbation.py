@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from jaxunlearn import checks, tree
 from jaxunlearn.card import Method
 from jaxunlearn.loop.one_shot import one_shot
+from jaxunlearn.loop.preparation import prepared_by
 from jaxunlearn.precision import in_float64
 from jaxunlearn.types import Model, Result, Scalar, UnlearnFn
 
@@ -62,7 +63,7 @@ def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
         wide = any(jnp.result_type(x) == jnp.float64 for x in jax.tree.leaves(variables))
         return (widely if wide else perturbed)(variables, data, request, key)
 
-    return unlearn
+    return prepared_by(unlearn, None)
 
 
 def _normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:

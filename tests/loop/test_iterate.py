@@ -227,10 +227,10 @@ def test_bn_decides_what_may_move_the_state(bn):
     assert np.allclose(state["mean"], expected, atol=1e-6)
 
 
-def one_column(regularization):
-    """`linear_regression` with logits [b, 1], as methods that compare distributions want them."""
+def two_columns(regularization):
+    """`linear_regression` with logits [b, 2], as methods that compare distributions want them."""
     return linear_regression(regularization)._replace(
-        forward=lambda v, x, *, train=False, key=None: ju.Outputs(x @ v.params["w"][:, None]),
+        forward=lambda v, x, *, train=False, key=None: ju.Outputs(x @ jnp.stack([v.params["w"], v.params["w"]], axis=1)),
         loss=lambda outputs, examples: ju.losses.squared_error(ju.Outputs(outputs.logits[:, 0]), examples),
     )
 
@@ -240,7 +240,7 @@ def one_column(regularization):
     [
         ju.finetune(linear_regression(0.5), optax.sgd(0.1)),
         ju.gradient_difference(linear_regression(0.5), optax.sgd(0.1), alpha=1.0),
-        ju.scrub(one_column(0.5), optax.sgd(0.1), forget_epochs=0),
+        ju.scrub(two_columns(0.5), optax.sgd(0.1), forget_epochs=0),
     ],
     ids=["finetune", "gradient_difference", "scrub"],
 )

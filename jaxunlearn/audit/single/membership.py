@@ -40,11 +40,9 @@ class Roc(NamedTuple):
 
 
 class AtFpr(NamedTuple):
-    """What `tpr_at_fpr` returns; its first three entries are an `Interval` of the true-positive rate."""
+    """What `tpr_at_fpr` returns."""
 
-    estimate: Float[Array, ""]
-    low: Float[Array, ""]
-    high: Float[Array, ""]
+    tpr: Interval
     threshold: Float[Array, ""]  # members at or above it are found; inf where none is
     fpr: Float[Array, ""]  # share of non-members at or above it, at most the one asked for
 
@@ -53,7 +51,7 @@ class MembershipInference(NamedTuple):
     """What `loss_attack` returns."""
 
     auc: Interval
-    tpr: AtFpr  # true-positive rate at the false-positive rate asked for
+    tpr: Interval  # true-positive rate at the false-positive rate asked for
     num_members: Float[Array, ""]
     num_nonmembers: Float[Array, ""]
 
@@ -113,9 +111,9 @@ def tpr_at_fpr(
         level: confidence level of the interval.
 
     Returns:
-        `AtFpr`, with an interval by Clopper and Pearson, the members as trials: weights are to be 0 and 1. The threshold counts
-        as fixed; that it was chosen on the non-members at hand is not in the interval. Without a member the estimate is NaN
-        and the limits are 0 and 1; without a non-member or with a NaN score all are NaN.
+        `AtFpr`, its interval by Clopper and Pearson, with the members as trials: weights are to be 0 and 1. The threshold
+        counts as fixed; that it was chosen on the non-members at hand is not in the interval. Without a member the estimate is
+        NaN and the limits are 0 and 1; without a non-member or with a NaN score all are NaN.
 
     Raises:
         ValueError: `fpr` outside [0, 1], a level outside (0, 1), scores and weights of different shapes.
@@ -127,7 +125,7 @@ def tpr_at_fpr(
     Example:
         >>> scores = jnp.array([3.0, 1.0]), jnp.ones(2), jnp.array([2.0, 0.0]), jnp.ones(2)
         >>> found = jaxunlearn.audit.tpr_at_fpr(*scores)
-        >>> float(found.estimate), float(found.threshold), float(found.fpr)
+        >>> float(found.tpr.estimate), float(found.threshold), float(found.fpr)
         (0.5, 3.0, 0.0)
     """
     checks.check_range("fpr", fpr, low=0, high=1)
@@ -140,7 +138,7 @@ def tpr_at_fpr(
     threshold = jnp.min(jnp.where(is_found, members, jnp.inf))
     reached = jnp.max(jnp.where(is_found, rate, 0))
     interval = clopper_pearson(found, jnp.sum(member_weights), level)
-    return AtFpr(*interval, *(jnp.where(defined, x, jnp.nan) for x in (threshold, reached)))
+    return AtFpr(interval, *(jnp.where(defined, x, jnp.nan) for x in (threshold, reached)))
 
 
 def roc_curve(
@@ -260,7 +258,7 @@ def loss_attack(
     scores = loss_scores(model, variables, data, request, test, chunk=chunk)
     num_members, num_nonmembers = jnp.sum(scores.member_weights), jnp.sum(scores.nonmember_weights)
     area = auc_interval(auc(*scores), num_members, num_nonmembers, level)
-    return MembershipInference(area, tpr_at_fpr(*scores, fpr=fpr, level=level), num_members, num_nonmembers)
+    return MembershipInference(area, tpr_at_fpr(*scores, fpr=fpr, level=level).tpr, num_members, num_nonmembers)
 
 
 def _select(scores: Float[Array, "k"], weights: Float[Array, "k"]) -> Float[Array, "k"]:

@@ -134,7 +134,7 @@ def test_confident_members_keep_different_offline_scores():
     scores = jax.jit(partial(ju.audit.lira, score="tail"))(target, shadows, members)
     unseen = ju.audit.lira(gaussians(1, 200, seed=1)[0], shadows, members, score="tail")
     assert len(np.unique(scores)) == 200
-    assert float(ju.audit.tpr_at_fpr(scores, np.ones(200), unseen, np.ones(200), 0.01).estimate) == 1
+    assert float(ju.audit.tpr_at_fpr(scores, np.ones(200), unseen, np.ones(200), 0.01).tpr.estimate) == 1
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])

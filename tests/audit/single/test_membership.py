@@ -79,26 +79,26 @@ def test_swapping_sides_and_turning_scores_round_mirror_the_area():
 def test_tpr_equals_a_search_over_thresholds(seed, fpr):
     scores = tied_scores(seed, weights="binary")
     found = tpr_at_fpr(*scores, fpr)
-    np.testing.assert_allclose(found.estimate, tpr_by_thresholds(scores, fpr), rtol=1e-6)
+    np.testing.assert_allclose(found.tpr.estimate, tpr_by_thresholds(scores, fpr), rtol=1e-6)
     trials = scores.member_weights.sum()
-    expected = clopper_pearson(round(float(found.estimate) * trials), trials)
-    np.testing.assert_allclose(np.stack(found[:3]), np.stack(expected), rtol=1e-5)
+    expected = clopper_pearson(round(float(found.tpr.estimate) * trials), trials)
+    np.testing.assert_allclose(np.stack(found.tpr), np.stack(expected), rtol=1e-5)
     at_least = [np.sum(w[s >= found.threshold]) / np.sum(w) for s, w in (scores[:2], scores[2:])]
-    np.testing.assert_allclose(at_least, [found.estimate, found.fpr], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(at_least, [found.tpr.estimate, found.fpr], rtol=1e-5, atol=1e-7)
     assert found.fpr <= fpr + 1e-6
 
 
 def test_tpr_at_rates_that_are_met_exactly():
     scores = jnp.arange(100.0)
     rates = np.arange(101) / 100
-    found = jax.vmap(lambda fpr: tpr_at_fpr(scores, jnp.ones(100), scores, jnp.ones(100), fpr).estimate)(rates)
+    found = jax.vmap(lambda fpr: tpr_at_fpr(scores, jnp.ones(100), scores, jnp.ones(100), fpr).tpr.estimate)(rates)
     np.testing.assert_allclose(found, rates, atol=1e-6)
 
 
 def test_tpr_at_rate_zero_must_beat_every_nonmember():
     members, nonmembers = jnp.array([5.0, 4.0, 4.0, 1.0]), jnp.array([4.0, 0.0])
-    assert tpr_at_fpr(members, jnp.ones(4), nonmembers, jnp.ones(2)).estimate == 0.25
-    assert tpr_at_fpr(members, jnp.ones(4), nonmembers, jnp.ones(2), fpr=1.0).estimate == 1.0
+    assert tpr_at_fpr(members, jnp.ones(4), nonmembers, jnp.ones(2)).tpr.estimate == 0.25
+    assert tpr_at_fpr(members, jnp.ones(4), nonmembers, jnp.ones(2), fpr=1.0).tpr.estimate == 1.0
     with pytest.raises(ValueError, match="fpr must lie in"):
         audit.tpr_at_fpr(members, jnp.ones(4), nonmembers, jnp.ones(2), fpr=1.5)
 
@@ -127,7 +127,7 @@ def test_unused_rows_may_hold_nan_and_used_ones_poison_the_figure():
         jax.tree.map(np.testing.assert_array_equal, figure(*poisoned), figure(*scores))
     everywhere = poisoned._replace(nonmember_weights=np.ones(17, np.float32))
     assert jnp.isnan(auc(*everywhere))
-    assert jnp.isnan(jnp.stack(tpr_at_fpr(*everywhere))).all()
+    assert jnp.isnan(jnp.stack(jax.tree.leaves(tpr_at_fpr(*everywhere)))).all()
     assert jnp.isnan(roc_curve(*everywhere).fpr).all()
 
 
@@ -137,10 +137,10 @@ def test_one_empty_side_is_undefined():
     no_nonmembers = scores._replace(nonmember_weights=np.zeros(17, np.float32))
     assert jnp.isnan(auc(*no_members))
     assert jnp.isnan(auc(*no_nonmembers))
-    unknown = tpr_at_fpr(*no_members)
+    unknown = tpr_at_fpr(*no_members).tpr
     assert jnp.isnan(unknown.estimate)
     assert (unknown.low, unknown.high) == (0, 1)
-    assert jnp.isnan(jnp.stack(tpr_at_fpr(*no_nonmembers))).all()
+    assert jnp.isnan(jnp.stack(jax.tree.leaves(tpr_at_fpr(*no_nonmembers)))).all()
 
 
 def request_for(*slots, used=None):
