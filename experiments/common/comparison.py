@@ -21,6 +21,8 @@ from experiments.common.study import Study
 from experiments.common.training import form
 from jaxunlearn.requests import bucket
 
+# what a comparison shows instead of raising
+COMPARED = (ju.Status.UNCHANGED, ju.Status.NOT_CONVERGED, ju.Status.INDEFINITE, ju.Status.DAMAGED, ju.Status.NONFINITE)
 MODELS_PER_CORE = 4  # that a CPU core trains in one call, so that one program serves any number of models
 
 
@@ -188,9 +190,9 @@ def answer(bench: Bench, ready: Ready, method: str, settings: Mapping[str, Any],
         tell: gets the numbers of requests that are answered.
 
     Raises:
-        UnlearningError: a status other than OK that is not the caller's to judge: weights that are not finite and solvers that
-            did not converge are, see `Result.status`; in a stream, stale values are as well. What was prepared for the model
-            in front of a stream belongs to other weights once a request has moved them.
+        UnlearningError: a status other than OK that is not the caller's to judge: those of COMPARED are; in a stream, stale
+            values are as well. What was prepared for the model in front of a stream belongs to other weights once a request has
+            moved them.
     """
     scenario, models, seeds = ready
     asked = scenario.requests if scenario.stream is None or method in (RETRAINED, AGAIN) else scenario.stream
@@ -220,8 +222,7 @@ def answer(bench: Bench, ready: Ready, method: str, settings: Mapping[str, Any],
         for place, (variables, extra) in enumerate(zip(models, extras, strict=True))
     ]
     done = bench.method(method, scenario.stream is not None)(calls, tell)
-    allowed = [ju.Status.NONFINITE, ju.Status.NOT_CONVERGED, *([] if scenario.stream is None else [ju.Status.STALE])]
-    ju.check(done.result, allow=allowed)
+    ju.check(done.result, allow=[*COMPARED, *([] if scenario.stream is None else [ju.Status.STALE])])
     return done
 
 

@@ -16,6 +16,9 @@ from experiments.common.report import Column, Table
 
 REMARKS = {
     "nonfinite": "{count} of {total} models of {method} hold NaN or inf",
+    "damaged": "{method} damaged {count} of {total} models: their loss on retained rows is above that of guessing",
+    "unchanged": "{method} moved no weight for {count} of {total} requests",
+    "indefinite": "{method} solved with a matrix that is not positive for {count} of {total} requests",
     "not_converged": "the solver of {method} did not converge for {count} of {total} requests",
     "stale": "{method} answers a stream with values that it prepared for the model in front of it: they belong to other "
     "weights from the second request on ({count} of {total} requests are STALE)",

@@ -72,7 +72,7 @@ def test_the_quickstart_answers_and_audits_every_seed_and_request(tmp_path, caps
     assert json.loads((tmp_path / "quickstart.json").read_text())["config"]["rows"] == 120
     assert {"report.html", "quickstart.png"} <= {path.name for path in tmp_path.iterdir()}
     text = capsys.readouterr().out
-    assert text.count("do nothing") == 4  # two tables per kind of requests
+    assert text.count("do nothing") >= 4  # two tables per kind of requests, and again where a narrow one folds
 
 
 def test_a_study_refuses_more_rows_than_there_are_and_draws_requests_of_the_sizes_asked_for():
