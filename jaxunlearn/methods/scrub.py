@@ -8,6 +8,10 @@ The phases really alternate: an epoch is `forget_steps` of the first kind, then 
 `forget_epochs` epochs only the second kind is left. As in the authors' code KL_T carries the factor T^2. Their code ends
 an epoch with its loader, here a phase has a number of steps. Theirs can also pull the student towards a moving average
 of itself ("smoothing"); the paper has no such term and neither does this. Their rewinding (SCRUB+R) is `keep_best`.
+
+An epoch of the paper is a pass over the forget set; with `forget_steps=1` one here is one batch of it, and as many as
+`ceil(rows of the forget set / batch size)` make a pass. The very first forget step moves nothing but what its optimizer decays:
+the student still equals its teacher, where KL has no gradient, unless dropout or batch statistics tell them apart.
 """
 
 import jax
