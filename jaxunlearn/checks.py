@@ -1,5 +1,6 @@
 """What is static and wrong about a call: errors at construction or at trace time that say what to do."""
 
+import importlib.util
 from typing import Any
 
 import jax
@@ -10,6 +11,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn.tree import differences, leading_axis, path_of
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Outputs, Unlearner, Variables
+
+
+def require_extra(module: str, extra: str) -> None:
+    """ImportError that names the extra unless an optional package is installed."""
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"this needs {module}: pip install 'jaxunlearn[{extra}]'", name=module)
 
 
 def is_concrete(value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jaxunlearn import checks
 from jaxunlearn.adapters.common import adopt, init_from
 from jaxunlearn.types import ExampleLoss, Head, Model, Outputs, Variables
 
@@ -49,6 +50,7 @@ def from_equinox(
         >>> net.forward(weights, x).logits.shape
         (60, 3)
     """
+    checks.require_extra("equinox", "equinox")
     import equinox as eqx
 
     def take(made: Any) -> Variables:
@@ -96,6 +98,7 @@ def to_equinox(module: Any, variables: Variables) -> Any:
         >>> bool(jnp.allclose(jaxunlearn.adapters.to_equinox(layer, half)(x[0]), layer(x[0]) / 2))
         True
     """
+    checks.require_extra("equinox", "equinox")
     import equinox as eqx
 
     like = Variables(eqx.filter(module, eqx.is_inexact_array), variables.state)
@@ -103,6 +106,7 @@ def to_equinox(module: Any, variables: Variables) -> Any:
 
 
 def _constants(module: Any) -> Any:
+    checks.require_extra("equinox", "equinox")
     import equinox as eqx
 
     return eqx.filter(module, eqx.is_inexact_array, inverse=True)

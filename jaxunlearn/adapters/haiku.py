@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from jaxunlearn import checks
 from jaxunlearn.types import ExampleLoss, Head, Model, Outputs, Variables
 
 
@@ -38,6 +39,7 @@ def from_haiku(
         >>> net.forward(net.init(key), x).logits.shape
         (60, 3)
     """
+    checks.require_extra("haiku", "haiku")
     import haiku as hk
 
     if isinstance(transformed, hk.Transformed):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jaxunlearn import checks
 from jaxunlearn.adapters.common import adopt, init_from
 from jaxunlearn.types import ExampleLoss, Head, Model, Outputs, Variables
 
@@ -49,6 +50,7 @@ def from_nnx(
         >>> net.forward(weights, x).logits.shape
         (60, 3)
     """
+    checks.require_extra("flax", "flax")
     from flax import nnx
 
     graph, _, streams, _ = nnx.split(module, nnx.Param, nnx.RngState, ...)
@@ -93,6 +95,7 @@ def to_nnx(module: Any, variables: Variables) -> Any:
         >>> bool(jnp.allclose(jaxunlearn.adapters.to_nnx(layer, half)(x), layer(x) / 2))
         True
     """
+    checks.require_extra("flax", "flax")
     from flax import nnx
 
     params, state = adopt(_take(module), variables, "these variables do not fit the module")
@@ -101,6 +104,7 @@ def to_nnx(module: Any, variables: Variables) -> Any:
 
 
 def _take(module: Any) -> Variables:
+    checks.require_extra("flax", "flax")
     from flax import nnx
 
     _, params, _, state = nnx.split(module, nnx.Param, nnx.RngState, ...)

@@ -33,6 +33,7 @@ def save_variables(path: str | Path, variables: PyTree) -> None:
         >>> import tempfile
         >>> jaxunlearn.checkpoint.save_variables(f"{tempfile.mkdtemp()}/unlearned", variables)
     """
+    checks.require_extra("orbax", "checkpoint")
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
@@ -78,6 +79,7 @@ def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tr
         >>> bool(jnp.array_equal(again.params["head"], variables.params["head"]))
         True
     """
+    checks.require_extra("orbax", "checkpoint")
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
@@ -175,6 +177,7 @@ class Directory:
     """
 
     def __init__(self, path: str | Path, *, every: int = 100, keep: int = 2):
+        checks.require_extra("orbax", "checkpoint")
         import orbax.checkpoint as ocp
 
         checks.require_count("every", every)

@@ -1,6 +1,7 @@
 """Mistakes of new users, and the words that tell them what to do."""
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -106,3 +107,19 @@ def test_an_audit_of_many_requests_says_that_it_takes_one():
 def test_a_source_of_tuples_is_told_what_a_batch_is():
     with pytest.raises(TypeError, match=r"a source gives jaxunlearn\.Batch.*got Examples"):
         ju.feed(ju.finetune(MODEL, SGD), VARIABLES, lambda step: DATA.train, REQUEST, KEY, num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "call"),
+    [
+        ("flax", "flax", lambda path: ju.adapters.from_nnx(None, ju.losses.cross_entropy)),
+        ("equinox", "equinox", lambda path: ju.adapters.from_equinox(None, ju.losses.cross_entropy)),
+        ("haiku", "haiku", lambda path: ju.adapters.from_haiku(None, ju.losses.cross_entropy, np.ones((1, 4)))),
+        ("orbax", "checkpoint", lambda path: ju.checkpoint.save_variables(path / "weights", VARIABLES)),
+        ("orbax", "checkpoint", lambda path: ju.checkpoint.load_variables(path / "weights", VARIABLES)),
+    ],
+)
+def test_the_extra_that_is_missing_is_named(module, extra, call, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"this needs {module}: pip install 'jaxunlearn\[{extra}\]'"):
+        call(tmp_path)
