@@ -21,6 +21,7 @@ from jaxunlearn.audit.ensembles.memorisation import Memorisation as Memorisation
 from jaxunlearn.audit.ensembles.memorisation import memorisation as memorisation
 from jaxunlearn.audit.ensembles.rmia import rmia as rmia
 from jaxunlearn.audit.ensembles.rmia import tune_rmia as tune_rmia
+from jaxunlearn.audit.ensembles.sides import row_sides as row_sides
 from jaxunlearn.audit.features.entanglement import entanglement as entanglement
 from jaxunlearn.audit.features.feature_space import FeatureAudit as FeatureAudit
 from jaxunlearn.audit.features.feature_space import judge_features as judge_features

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.audit import figures, pages
+from jaxunlearn.audit.ensembles.sides import row_sides
 from jaxunlearn.audit.figures import KINDS
 from jaxunlearn.audit.metrics import METRICS
 from jaxunlearn.audit.pages import Section, Table, cell
@@ -81,6 +82,15 @@ def worst_examples(audit: Audit, count: int = 20) -> list[dict[str, float]]:
         {"row": int(row), "shift": float(shift[row]), **{kind: float(mean[row]) for kind, mean in means.items()}}
         for row in np.argsort(-np.abs(shift))[:count]
     ]
+
+
+def _sides(audit: Audit) -> str:
+    margins: list[Any] = [audit.margins[kind] for kind in ("unlearned", "retrained", "original")]
+    if not all(np.all(np.isfinite(x)) for x in margins):
+        return "Which rows lie on which side is unknown, since some margins are infinite."
+    found = row_sides(*margins)
+    shares = f"{float(found.under):.0%} of the rows lie on the side of the original, {float(found.over):.0%} on the other side"
+    return f"{shares}; by chance 2.5 % each."
 
 
 def print_report(audit: Audit) -> None:
@@ -208,6 +218,7 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
         Section("Verdicts", verdicts, [table(audit)], drawn),
         Section(
             "The worst examples",
+            _sides(audit),
             tables=[Table(["row of the request", "shift [sd]", "unlearned", "retrained", "original"], worst, numbers=range(5))],
         ),
         Section(

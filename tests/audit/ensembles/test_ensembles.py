@@ -319,3 +319,20 @@ def test_other_bad_input_is_refused_by_name():
         ju.audit.memorisation(np.ones((3, 2)), np.ones((3, 2), bool))
     with pytest.raises(ValueError, match="0 < floor < 1"):
         ju.audit.klom(np.ones((3, 2)), np.ones((3, 2)), floor=0.0)
+
+
+# Sides of rows
+
+
+def test_rows_are_on_either_side_as_often_as_chance_or_shifts_say():
+    candidate, reference = pair(39, 400)
+    sides = jax.jit(ju.audit.row_sides)
+    by_chance = sides(candidate, reference, reference + 5)
+    assert float(by_chance.under) < 0.05 > float(by_chance.over)
+    shift = np.where(np.arange(400) < 100, 3, np.where(np.arange(400) < 150, -3, 0)).astype(np.float32)
+    found = sides(candidate + shift, reference, reference + 5)
+    np.testing.assert_array_equal(found.by_row[:150], np.sign(shift[:150]))
+    assert float(found.under) == pytest.approx(0.25, abs=0.03)
+    assert float(found.over) == pytest.approx(0.125, abs=0.03)
+    turned = sides(candidate + shift, reference, reference - 5)  # the original lies on the other side
+    np.testing.assert_array_equal(turned.by_row, -np.asarray(found.by_row))
