@@ -230,7 +230,13 @@ class Ledger(Register):
 
     @in_turn
     def publish(
-        self, publish: Callable[..., Any], certificate: Any, variables: Variables, *, key: PRNGKeyArray | None = None
+        self,
+        publish: Callable[..., Any],
+        certificate: Any,
+        variables: Variables,
+        *,
+        key: PRNGKeyArray | None = None,
+        signing_key: str | Path | None = None,
     ) -> Any:
         """Release the newest weights with the certificate's noise; asked again, the same bits.
 
@@ -239,7 +245,7 @@ class Ledger(Register):
                 `jaxunlearn.certificates.publish`.
             certificate: what `certify` returned last.
             variables: as for `load`.
-            key: see `jaxunlearn.certificates.publish`.
+            key, signing_key: see `jaxunlearn.certificates.publish`.
 
         Returns:
             The release.
@@ -256,7 +262,9 @@ class Ledger(Register):
         if self.state.retracted:
             intents.retract_all(self._releases, self.state.retracted, self._key)  # if a crash came in between
         intents.require_recorded(self._releases, self.state.releases, self._key)
-        options = {"key": key, "seal_key": self._key, "budget": self.state.privacy_budget}
+        options: dict[str, Any] = {"key": key, "seal_key": self._key, "budget": self.state.privacy_budget}
+        if signing_key is not None:
+            options["signing_key"] = signing_key
         release = publish(Result(weights, code), certificate, self._releases, **options)
         body = {name: getattr(release, name) for name in ("number", "epsilon", "delta", "noise_key", "sha256")}
         known = [each for each in self.state.releases if each["number"] == release.number]

@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from jaxunlearn import certificates
 from jaxunlearn.certificates.publish import publish
 from jaxunlearn.service import intents, journal, ledger, repair, show
 from jaxunlearn.service.errors import BudgetError, LedgerError, ReleaseError
 from jaxunlearn.service.ledger import Ledger
+from tests.certificates.test_manifest import write_key
 from tests.crashes import IDS, SALT, certify, unlearn
 from tests.service.books import KEY, contents, everything_on_disk, reopen
 
@@ -306,3 +308,22 @@ def test_torn_records_of_a_sealed_journal_are_mended_with_the_key(sealed, about,
     with reopen(sealed, about, key=key_file, recover=True) as again:
         assert len(again.state.pending) == 1
     assert all(record.hash.startswith("hmac:") for record in journal.read(path, key_file.read_bytes()).records)
+
+
+# a signature
+
+
+def test_releases_of_a_ledger_are_signed_and_retracted_with_their_signatures(book, toy, tmp_path):
+    private, public = write_key(tmp_path, ed25519.Ed25519PrivateKey.generate())
+    book.submit(["ada"])
+    book.apply(unlearn, *toy, KEY)
+    certificate = book.certify(certify, *toy)
+    first = book.publish(publish, certificate, toy[0], signing_key=private)
+    found = certificates.verify(first.path, public)
+    assert found.valid
+    assert found.manifest.sha256 == first.sha256 == book.state.releases[0]["sha256"]
+    assert book.publish(publish, certificate, toy[0], signing_key=private).sha256 == first.sha256
+    with pytest.raises(ReleaseError, match="and is asked for without a signature"):
+        book.publish(publish, certificate, toy[0])
+    book.retract(1, WHY)
+    assert not list(first.path.parent.iterdir())
