@@ -75,8 +75,8 @@ def require_classes(method: str, logits: Any) -> None:
         )
 
 
-def check_forward(model: Model, variables: Variables, inputs: PyTree) -> None:
-    """TypeError unless `Model.forward` takes the weights and one row, and returns `Outputs`; it is not run."""
+def check_forward(model: Model, variables: Variables, inputs: PyTree) -> Outputs:
+    """The form of the outputs for one row; TypeError unless `Model.forward` takes the weights and returns `Outputs`."""
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), inputs)
     try:
         outputs = jax.eval_shape(lambda v, x: model.forward(v, x, train=False), variables, row)
@@ -87,6 +87,7 @@ def check_forward(model: Model, variables: Variables, inputs: PyTree) -> None:
         raise
     if not isinstance(outputs, Outputs):
         raise TypeError(f"Model.forward must return jaxunlearn.Outputs(logits, features, state), got {type(outputs).__name__}")
+    return outputs
 
 
 def row_losses(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "b"]:

@@ -75,7 +75,7 @@ METRICS: dict[str, Metric] = {
         _divergence, False, True,
     ),
     "margin_gap": Metric(
-        "margin gap", "gap of the mean margin on the forget set, nats: the most powerful where all rows are off on one side",
+        "margin gap", "gap of the mean margin on the forget set, nats",
         gap_of("forget_margins"), True, True,
     ),
     "klom_forget": Metric("KLoM forget", "KLoM of margins on the forget set, nats", _klom("forget_margins"), False, False),

@@ -1,12 +1,11 @@
 """Whether a run damaged the model, by the loss of some retained rows before and after it, and whether labels are classes."""
 
-import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxunlearn import checks
 from jaxunlearn.evaluation import evaluate
 from jaxunlearn.types import Data, Model, Scalar, Variables, Weighted
 
@@ -19,7 +18,7 @@ def damage(
     """Compare the loss of retained rows before and after a run.
 
     A model counts as damaged where that loss is above the limit: by default twice what it was, and that of guessing among
-    classes (`log c` for integer targets and c logits each, `log 2` for one). Losses whose targets are no classes are only
+    classes, the model's own loss at logits of 0 (`log c` for a cross-entropy). Models whose targets are no classes are only
     judged by a limit that is given.
 
     Args:
@@ -42,7 +41,9 @@ def damage(
     stats = {"retain_loss_before": mean(first), "retain_loss_after": mean(last)}
     if limit is None:
         classes = num_classes(outputs.logits, rows.examples.targets)
-        limit = jnp.inf if classes is None else jnp.maximum(math.log(classes), 2 * stats["retain_loss_before"])
+        guessing = outputs._replace(logits=jnp.zeros_like(outputs.logits))
+        guess = jnp.inf if classes is None else mean(checks.row_losses(model, guessing, rows.examples))
+        limit = jnp.maximum(guess, 2 * stats["retain_loss_before"])
     broken = some & ~jnp.isfinite(stats["retain_loss_after"])
     return stats, {"DAMAGED": stats["retain_loss_after"] > limit, "NONFINITE": broken}
 
@@ -56,11 +57,9 @@ def num_classes(logits: Any, targets: Any) -> int | None:
     return 2 if logits.ndim == 1 or logits.shape[1:] == (1,) else None
 
 
-def strange_labels(model: Model, variables: Variables, data: Data) -> Bool[Array, ""]:
-    """Whether a present row has a label that the model has no logit for; only shapes of its outputs are computed."""
+def strange_labels(logits: Any, data: Data) -> Bool[Array, ""]:
+    """Whether a present row has a label that the model has no logit for; of the logits of one row only the form is needed."""
     targets = data.train.targets
-    first = jax.tree.map(lambda x: x[:1], data.train.inputs)
-    logits = jax.eval_shape(lambda inputs: model.forward(variables, inputs, train=False).logits, first)
     classes = num_classes(logits, targets)
     if classes is None:
         return jnp.array(False)

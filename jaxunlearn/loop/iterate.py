@@ -178,8 +178,8 @@ def iterate(
 
         first = unlearner.finalize(state, context)
         checks.check_same(variables, first)
-        if unlearner.model is not None:
-            checks.check_forward(unlearner.model, variables, data.train.inputs)
+        model = unlearner.model
+        logits = None if model is None else checks.check_forward(model, variables, data.train.inputs).logits
         best = (jnp.float32(-jnp.inf), jnp.int32(0), first) if keep_best is not None else ()
         progress = _Progress(state, jnp.array(True), best, jnp.zeros(view.request.indices.shape, bool))
         progress, stats = jax.lax.scan(body, progress, jnp.arange(num_steps, dtype=jnp.int32))
@@ -199,7 +199,7 @@ def iterate(
             found, conditions = damage(unlearner.judged, variables, final, rows, damaged_at)
             stats |= found
             code = jnp.maximum(code, combine(**conditions))
-        return finish(unlearner.on_empty, variables, data, request, Result(final, code, stats), unlearner.model)
+        return finish(unlearner.on_empty, variables, data, request, Result(final, code, stats), logits)
 
     return prepared_by(unlearn, unlearner.prepare)
 

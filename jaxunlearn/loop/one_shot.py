@@ -49,8 +49,7 @@ def one_shot(
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
         data, request = begin(variables, data, request, key)
-        if model is not None:
-            checks.check_forward(model, variables, data.train.inputs)
-        return finish(on_empty, variables, data, request, update(variables, data, request, key), model, may_rest)
+        logits = None if model is None else checks.check_forward(model, variables, data.train.inputs).logits
+        return finish(on_empty, variables, data, request, update(variables, data, request, key), logits, may_rest)
 
     return prepared_by(unlearn, prepare)

@@ -42,7 +42,7 @@ def npo(
         optimizer: any optax transformation.
         beta: how soon a row counts as forgotten, positive, may be traced; near 0 it never does (gradient ascent).
         retain_weight: weight of the loss on the retain set, at least 0, may be traced; 0 is the paper's plain NPO, 1 its
-            NPO+RT; measured on classifiers, 5 to 30 keep the retain set and 1 does not.
+            NPO+RT. On the README's task (three keys) 1 leaves a retain accuracy of 0.89 to 0.92, 5 and 10 one of 0.97 to 0.99.
         bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
 
     Returns:

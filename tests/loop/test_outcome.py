@@ -44,6 +44,18 @@ def test_a_destroyed_model_is_damaged():
         ju.check(results[1])
 
 
+def test_guessing_is_what_the_models_own_loss_says():
+    """Ten times the cross-entropy is damage of no other model: its loss of guessing is ten times log 3."""
+    scaled = MODEL._replace(loss=lambda outputs, examples: 10 * ju.losses.cross_entropy(outputs, examples))
+    status = []
+    for rate in (0.002, 0.3):
+        result = run(ju.gradient_difference(scaled, optax.sgd(rate), alpha=0.1), trained(), blobs(), request_of([3, 4, 5]))
+        guess = 10 * np.log(3)
+        status.append((int(result.status), bool(result.stats["retain_loss_after"] > guess)))
+        assert result.stats["retain_loss_after"] > np.log(3)
+    assert status == [(ju.Status.OK, False), (ju.Status.DAMAGED, True)]
+
+
 def test_damage_is_judged_per_request():
     unlearn = ju.iterate(ju.gradient_difference(MODEL, optax.sgd(3.0), alpha=0.1), num_steps=10, batch_size=4)
     requests = ju.from_indices(blobs(), [[3, 4, 5], [7]], capacity=4)
