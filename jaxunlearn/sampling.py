@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn.types import Batch, BatchSizes, Data, Examples, ForgetRequest, Split, Weighted
 
+COUNTED = 256  # numbers up to which comparing with each of them is quicker, and compiles quicker, than a binary search
+
 
 def masked_mean(values: Float[Array, "b"], weights: Float[Array, "b"], *, empty: float) -> Float[Array, ""]:
     """`sum(w x) / sum(w)` over rows with `w > 0`, at least in float32; rows of weight 0 may hold anything, NaN included.
@@ -75,6 +77,31 @@ def forgotten_classes(target: Any, num_classes: int) -> Bool[Array, "c"]:
     return jnp.pad(target, (0, num_classes - target.shape[0]))
 
 
+def classes_gone(data: Data, request: ForgetRequest, num_classes: int) -> Bool[Array, "c"]:
+    """The classes of which no row stays: those that a request names, and those whose present rows it all holds.
+
+    Args:
+        data: with integer targets [n]; its rows are counted once for all requests that share it.
+        request: one request.
+        num_classes: c.
+
+    Returns:
+        Bool[c]; False for a class that had no row.
+
+    Example:
+        >>> from jaxunlearn.sampling import classes_gone
+        >>> rows = np.flatnonzero(np.asarray(data.train.targets) == 2)
+        >>> classes_gone(data, jaxunlearn.merge(jaxunlearn.from_indices(data, [rows])), 3).tolist()
+        [False, False, True]
+    """
+    targets = jnp.asarray(data.train.targets)
+    there = jnp.zeros(num_classes, jnp.int32).at[targets].add(jnp.asarray(data.present) > 0)
+    usable = usable_slots(data, request)
+    asked = targets[jnp.where(usable, row_numbers(request), 0)]
+    gone = jnp.zeros(num_classes, jnp.int32).at[asked].add(usable)
+    return (there > 0) & ((gone == there) | forgotten_classes(request.target, num_classes))
+
+
 def retain_weights(data: Data, request: ForgetRequest) -> Float[Array, "n"]:
     """1 on the retain set, 0 elsewhere. Size n per request: for audits and full-batch sums, not for training loops."""
     rows = jnp.where(usable_slots(data, request), row_numbers(request), data.present.shape[0])
@@ -98,6 +125,7 @@ def split(data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Split:
         num_retain=present_before[-1] - num_forget,
         present_before=present_before,
         retained_before=jnp.where(position < num_forget, ranks - position, unreachable),
+        first_present=jnp.minimum(_up_to(present_before, jnp.int32(0)), unreachable - 1),
     )
 
 
@@ -158,19 +186,41 @@ def draw_forget(split: Split, step: jax.Array, size: int) -> Weighted:
 
 def draw_retain(split: Split, key: PRNGKeyArray, size: int) -> Weighted:
     """Rows of the retain set, uniformly with replacement (relative bias at most n / 2^32; `randint` compiles twice as long)."""
-    drawn = jax.random.bits(key, (size,)) % jnp.maximum(split.num_retain, 1).astype(jnp.uint32)
-    drawn = drawn.astype(jnp.int32)
-    rank = drawn + jnp.searchsorted(split.retained_before, drawn, side="right").astype(jnp.int32)
-    rows = jnp.searchsorted(split.present_before, rank, side="right").astype(jnp.int32)
-    weights = jnp.broadcast_to(split.num_retain > 0, (size,)).astype(jnp.float32)
+    drawn = jax.lax.rem(jax.random.bits(key, (size,), jnp.uint32), jnp.maximum(split.num_retain, 1).astype(jnp.uint32))
+    return _retained(split, drawn.astype(jnp.int32))
+
+
+def spread_retain(split: Split, size: int) -> Weighted:
+    """Rows of the retain set at equal distances, no key needed; where it has fewer, some of them come twice."""
+    place = jnp.arange(size, dtype=jnp.float32) + 0.5
+    ranks = (place * (split.num_retain.astype(jnp.float32) / size)).astype(jnp.int32)
+    return _retained(split, jnp.clip(ranks, 0, jnp.maximum(split.num_retain - 1, 0)))
+
+
+def _retained(split: Split, order: Int[Array, "b"]) -> Weighted:
+    """Rows by their places in the retain set."""
+    rows = _up_to(split.present_before, order + _up_to(split.retained_before, order))
+    weights = jnp.broadcast_to(split.num_retain > 0, order.shape).astype(jnp.float32)
     return Weighted(_drawn(split, rows, weights), weights, rows)
+
+
+def _up_to(ascending: Int[Array, "m"], values: Int[Array, "..."]) -> Int[Array, "..."]:
+    """How many entries are at most each value."""
+    if ascending.shape[0] <= COUNTED:
+        return jnp.sum(ascending <= values[..., None], axis=-1, dtype=jnp.int32)
+    return jnp.searchsorted(ascending, values, side="right").astype(jnp.int32)
 
 
 def _drawn(split: Split, rows: Int[Array, "b"], weights: Float[Array, "b"]) -> Examples:
     """Rows of one side; a side that has none repeats the first present row, which a model can read."""
-    present = jnp.searchsorted(split.present_before, 0, side="right").astype(jnp.int32)
-    rows = jnp.where(weights > 0, rows, present)
-    return take(split.data.train, rows, jnp.broadcast_to(split.present_before[-1] > 0, weights.shape))
+    rows = jnp.where(weights > 0, rows, split.first_present)
+    some = split.present_before[-1] > 0
+
+    def pick(x):
+        found = jnp.asarray(x).at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        return jnp.where(some, found, jnp.zeros_like(found)) if jnp.issubdtype(x.dtype, jnp.inexact) else found
+
+    return jax.tree.map(pick, split.data.train)
 
 
 def uniform(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:

@@ -180,6 +180,7 @@ class Split(NamedTuple):
     num_retain: Int[jax.Array, ""]
     present_before: Int[jax.Array, "n"]  # present rows up to and including each row
     retained_before: Int[jax.Array, "k"]  # retained rows in front of each forgotten one, ascending
+    first_present: Int[jax.Array, ""]  # what is read where no row counts
 
 
 class Sampler(Protocol):

@@ -49,6 +49,40 @@ def test_split_names_exactly_the_rows_of_both_sets(present, indices, used):
     assert {row for row, asked in zip(range(-1, ROWS + 2), requested, strict=True) if asked} == forgotten
 
 
+@pytest.mark.parametrize("counted", [0, 10**6])
+def test_the_retain_set_is_spread_and_searched_in_both_ways(monkeypatch, counted):
+    monkeypatch.setattr(sampling, "COUNTED", counted)
+    data = blobs(40)._replace(present=jnp.ones(40).at[jnp.arange(10, 20)].set(0))
+    request = ju.ForgetRequest(jnp.array([0, 7, 39, 12]), jnp.array([1.0, 1, 1, 1]))
+    retained = [row for row in range(40) if row not in {0, 7, 39, *range(10, 20)}]
+
+    @jax.jit
+    def rows(data, request):
+        split = sampling.split(data, request, jax.random.key(0))
+        return [sampling.spread_retain(split, size) for size in (27, 9, 54)], sampling.draw_retain(split, jax.random.key(1), 8)
+
+    spread, drawn = rows(data, request)
+    assert spread[0].slots.tolist() == retained
+    assert spread[1].slots.tolist() == retained[1::3]
+    assert spread[2].slots.tolist() == sorted(retained * 2)
+    assert set(drawn.slots.tolist()) <= set(retained)
+    np.testing.assert_array_equal(drawn.examples.inputs, data.train.inputs[drawn.slots])
+    (nothing, *_), none = rows(data._replace(present=jnp.zeros(40)), request)
+    assert not np.any(nothing.weights)
+    assert not np.any(none.weights)
+    assert not np.any(nothing.examples.inputs)
+
+
+def test_draws_are_the_same_in_a_session_of_float64():
+    def rows():
+        split = sampling.split(blobs(40), ju.ForgetRequest(jnp.array([0, 7]), jnp.ones(2)), jax.random.key(0))
+        return np.asarray(sampling.draw_retain(split, jax.random.key(1), 8).slots)
+
+    with jax.enable_x64(True):
+        wide = rows()
+    assert wide.tolist() == rows().tolist()
+
+
 def test_the_retain_set_is_drawn_uniformly():
     data = blobs(40)
     request = ju.ForgetRequest(jnp.array([0, 7, 39, 12]), jnp.ones(4))

@@ -193,9 +193,8 @@ def iterate(
         stats["visited"] = jnp.sum(progress.visited) / jnp.maximum(split.num_forget, 1).astype(jnp.float32)
         code = view.status
         if unlearner.judged is not None:
-            order_key, rows_key = jax.random.split(jax.random.fold_in(loop_key, 3 * num_steps))
-            own = split if unlearner.view is None else sampling.split(data, request, order_key)
-            rows = sampling.draw_retain(own, rows_key, min(ROWS, data.present.shape[0]))
+            own = split if unlearner.view is None else sampling.split(data, request, split_key)
+            rows = sampling.spread_retain(own, min(ROWS, data.present.shape[0]))
             found, conditions = damage(unlearner.judged, variables, final, rows, damaged_at)
             stats |= found
             code = jnp.maximum(code, combine(**conditions))
