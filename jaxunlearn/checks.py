@@ -125,6 +125,17 @@ def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PR
         raise ValueError(f"request.indices and request.weights differ in shape: {jnp.shape(indices)}, {jnp.shape(weights)}")
 
 
+def check_held_out(name: str, rows: Any, train: Any) -> None:
+    """Refuse held-out rows that are no `Examples`, or of another form than the training rows."""
+    if not isinstance(rows, type(train)):
+        raise TypeError(f"{name} must be Examples(inputs, targets), got {type(rows).__name__}")
+    forms = [jax.tree.map(lambda x: (np.shape(x)[1:], jnp.issubdtype(x.dtype, jnp.floating)), part) for part in (rows, train)]
+    if forms[0] != forms[1]:
+        raise ValueError(f"{name} must be rows like the training rows, {forms[1]} (shape, real or not), got {forms[0]}")
+    if not np.shape(jax.tree.leaves(rows)[0])[0]:
+        raise ValueError(f"{name} holds no row")
+
+
 def check_same(before: Variables, after: Variables) -> None:
     """ValueError unless a method keeps the tree, shapes and dtypes of its variables."""
     if changes := differences(before, after):

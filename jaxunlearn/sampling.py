@@ -90,7 +90,7 @@ def classes_gone(data: Data, request: ForgetRequest, num_classes: int) -> Bool[A
 
     Example:
         >>> from jaxunlearn.sampling import classes_gone
-        >>> rows = np.flatnonzero(np.asarray(data.train.targets) == 2)
+        >>> rows = jnp.flatnonzero(data.train.targets == 2)
         >>> classes_gone(data, jaxunlearn.merge(jaxunlearn.from_indices(data, [rows])), 3).tolist()
         [False, False, True]
     """

@@ -158,6 +158,7 @@ OPTIONS = {
     },
     "output_perturbation": {"sigma": 0.1},
     "unsir": {"noise_rows": 6, "noise_steps": 3},
+    "unseen_matching": lambda model: {"held_out": held_out()},
 }
 
 

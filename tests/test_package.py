@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types", "tree", "version", "modes"},
-    {"checks", "slots", "status", "card", "sampling", "losses", "likelihoods"},
-    {"passes", "evaluation", "precision", "requests", "transforms"},
+    {"checks", "slots", "status", "card", "sampling", "losses", "likelihoods", "margin"},
+    {"passes", "evaluation", "precision", "requests", "transforms", "unseen"},
     {"loop", "batching", "curvature", "service"},
     {"heads", "convex", "certificates", "adapters"},
     {"methods"},

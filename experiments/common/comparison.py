@@ -75,14 +75,14 @@ def programs(setting: Study, *, network: str, num_steps: int, scale: Scale, mesh
     def program(function: Any, **options: Any) -> Run:
         return reusable(function, chunk=scale.chunk, mesh=mesh, **options)
 
-    def build(name: str, settings: Mapping[str, Any]) -> ju.UnlearnFn:
-        fixed = {**methods.given(name, computed, network), **settings}
+    def build(name: str, settings: Mapping[str, Any], held_out: Mapping[str, ju.Examples] | None = None) -> ju.UnlearnFn:
+        fixed = {**methods.given(name, computed, network), **(held_out or {}), **settings}
         return methods.build(name, computed.model, num_steps=num_steps, batch_size=computed.batch_size, **fixed)
 
     def method(name: str, streams: bool) -> Run:
         def answered(variables: ju.Variables, data: ju.Data, asked: Any, key: PRNGKeyArray) -> ju.Result:
             request, settings = asked  # traced, so that one program serves all settings
-            unlearn = build(name, settings)
+            unlearn = build(name, settings, data.extra.get(ju.slots.USER.name))
             return (ju.streamed(unlearn) if streams else unlearn)(variables, data, request, key)
 
         return once((name, streams), lambda: program(answered))
@@ -211,6 +211,8 @@ def answer(bench: Bench, ready: Ready, method: str, settings: Mapping[str, Any],
     numbers = {name: np.broadcast_to(np.float32(value), shape[1:]) for name, value in settings.items()}
     data, extras = scenario.study.data, [{} for _ in models]
     reads = ju.METHODS[method].reads
+    if methods.HELD_OUT in methods.settings_of(method):  # with the data, because one program serves studies of other rows
+        data = ju.slots.USER.put(data, {methods.HELD_OUT: scenario.study.held_out})
     if "updates" in reads:
         recorded = _recorded(bench, scenario, seeds.training)
         models, extras = [result.variables for result in recorded], [result.extra for result in recorded]

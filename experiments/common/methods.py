@@ -16,6 +16,7 @@ from jaxunlearn.catalogue import method_of
 Settings: TypeAlias = dict[str, float]
 LEARNING_RATE = 1e-3  # of methods with steps whose card names none
 LAYERS = {"mlp": "Dense_1|head", "cnn": "Dense_0|head", "resnet18": "head"}  # what methods train that take `layers`
+HELD_OUT = "held_out"  # argument of methods that are given rows which training never saw
 LARGEST_RECORD = 4 * 2**30  # bytes of recorded updates
 
 Parameters: TypeAlias = Mapping[str, inspect.Parameter]
@@ -67,6 +68,7 @@ def given(name: str, setting: Study, network: str) -> dict[str, Any]:
     values: dict[str, Callable[[], Any]] = {
         "layers": lambda: LAYERS[network],
         "oracle": setting.retrain,
+        HELD_OUT: lambda: setting.held_out,
         "solver": lambda: "cg",  # the scale of LiSSA would be one more setting to search
     }
     settings = settings_of(name)
@@ -142,6 +144,8 @@ def left_out(name: str, setting: Study, *, on_classes: bool, seeds: int) -> str 
     if card.requests == "classes" and not on_classes:
         return "overwrites whole classes; the request is for some of their rows"
     told = {*card.search, *given(name, setting, "mlp")}
+    if HELD_OUT in settings_of(name) and setting.held_out is None:
+        return "needs rows that training never saw, and all of them are training or test rows"
     unknown = [x for x, default in settings_of(name).items() if default is inspect.Parameter.empty and x not in told]
     if unknown:
         return f"needs {', '.join(unknown)}, which neither its search names nor experiments/common/methods.py"

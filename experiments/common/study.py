@@ -12,6 +12,8 @@ import jaxunlearn as ju
 from experiments.common.data import Dataset, load, subset, with_label_noise
 from experiments.common.models import build
 
+MOST_HELD_OUT = 500
+
 
 class Study(NamedTuple):
     """What all methods start from."""
@@ -23,6 +25,7 @@ class Study(NamedTuple):
     num_steps: int  # of training and retraining
     batch_size: int
     learning_rate: float
+    held_out: ju.Examples | None = None  # rows that no model sees and no audit reports; None where the data has none left
 
     def retrain(self) -> ju.UnlearnFn:
         """The training procedure, on the retain set; with an empty request it trains on all rows."""
@@ -59,8 +62,8 @@ def overfitted(
     available = len(loaded.train.targets)
     if num_rows > available:
         raise ValueError(f"{loaded.name} has {available} training rows, fewer than num_rows={num_rows}")
-    rows = np.random.default_rng(seed).permutation(available)[:num_rows]
-    train_rows = subset(loaded.train, rows)
+    order = np.random.default_rng(seed).permutation(available)
+    train_rows = subset(loaded.train, order[:num_rows])
     model = build(network, loaded.train.inputs.shape[1:], loaded.num_classes or 1)
     if loaded.num_classes == 0:
         if label_noise:
@@ -68,8 +71,20 @@ def overfitted(
         noisy, model = train_rows, model._replace(loss=ju.losses.squared_error)
     else:
         noisy, _ = with_label_noise(train_rows, label_noise, loaded.num_classes, seed)
-    test = jax.tree.map(jnp.asarray, loaded.test)
-    return Study(model, ju.training_data(*noisy), test, loaded.num_classes, num_steps, batch_size, learning_rate)
+    return Study(
+        model, ju.training_data(*noisy), jax.tree.map(jnp.asarray, loaded.test), loaded.num_classes, num_steps, batch_size,
+        learning_rate, _held_out(loaded, order[num_rows:], label_noise, seed),
+    )  # fmt: skip
+
+
+def _held_out(loaded: Dataset, rows: np.ndarray, label_noise: float, seed: int) -> ju.Examples | None:
+    """Rows of the training split that are left over, drawn and mislabelled like the training rows."""
+    if not len(rows):
+        return None
+    left = subset(loaded.train, rows[:MOST_HELD_OUT])
+    if label_noise:
+        left, _ = with_label_noise(left, label_noise, loaded.num_classes, seed + 1)
+    return jax.tree.map(jnp.asarray, left)
 
 
 def random_requests(data: ju.Data, sizes: Sequence[int], seed: int) -> ju.ForgetRequest:

@@ -61,7 +61,6 @@ from jaxunlearn.audit.single.divergence import divergence as divergence
 from jaxunlearn.audit.single.divergence import forget_divergence as forget_divergence
 from jaxunlearn.audit.single.divergence import layer_distances as layer_distances
 from jaxunlearn.audit.single.divergence import zero_retrain_forgetting as zero_retrain_forgetting
-from jaxunlearn.audit.single.margin import margins as margins
 from jaxunlearn.audit.single.membership import MembershipInference as MembershipInference
 from jaxunlearn.audit.single.membership import Roc as Roc
 from jaxunlearn.audit.single.membership import Scores as Scores
@@ -104,3 +103,4 @@ from jaxunlearn.audit.statistics.verdict import floor_of as floor_of
 from jaxunlearn.audit.statistics.verdict import judge as judge
 from jaxunlearn.audit.statistics.verdict import permutation_p_value as permutation_p_value
 from jaxunlearn.evaluation import predict as predict
+from jaxunlearn.margin import margins as margins

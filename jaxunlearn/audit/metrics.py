@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, Int
 from jaxunlearn.audit.ensembles.forgetting_quality import forgetting_quality
 from jaxunlearn.audit.ensembles.klom import klom
 from jaxunlearn.audit.ensembles.likelihood_ratio import u_lira
-from jaxunlearn.audit.single.margin import margins
 from jaxunlearn.audit.single.membership import auc, tpr_at_fpr
 from jaxunlearn.audit.statistics.resampling import Statistic
 from jaxunlearn.losses import jensen_shannon
+from jaxunlearn.margin import margins
 
 CONTROLLED = ("forget_accuracy", "klom_forget", "u_lira")  # metrics that look at the forget set alone, one of each kind
 QUALITY_ROWS = 32  # rows of the forget set that the competition's score looks at, which is slow

@@ -36,5 +36,6 @@ from jaxunlearn.methods.scrub import scrub as scrub
 from jaxunlearn.methods.ssd import ssd as ssd
 from jaxunlearn.methods.stochastic_newton import stochastic_newton as stochastic_newton
 from jaxunlearn.methods.task_vector import task_vector as task_vector
+from jaxunlearn.methods.unseen_matching import unseen_matching as unseen_matching
 from jaxunlearn.methods.unsir import unsir as unsir
 from jaxunlearn.methods.woodfisher import woodfisher as woodfisher

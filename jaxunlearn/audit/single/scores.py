@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxunlearn.audit.single.margin import margins
+from jaxunlearn.margin import margins
 
 
 def confidence(logits: Float[Array, "... c"], targets: Int[Array, "..."]) -> Float[Array, "..."]:

@@ -1,0 +1,181 @@
+"""Unseen matching: targets against a slow twin, and models of one logit per row that must reach them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxunlearn as ju
+from jaxunlearn import sampling, unseen
+from tests.problems import blobs, held_out, lane, network
+
+ROWS, CLASSES = 8, 3
+KEY = jax.random.key(0)
+
+
+def slow_targets(own, counts, others, groups, other_groups):
+    """One row at a time."""
+    found = np.full(len(own), np.nan)
+    for i in np.flatnonzero(counts):
+        mine = own[counts & (groups == groups[i])]
+        share = (np.sum(mine < own[i]) + np.sum(mine == own[i]) / 2) / len(mine)
+        theirs = np.sort(others[other_groups == groups[i]])
+        theirs = np.sort(others) if len(theirs) == 0 else theirs
+        place = (np.arange(len(theirs)) + 0.5) / len(theirs)
+        found[i] = min(own[i], np.interp(share, place, theirs))
+    return found
+
+
+@jax.jit
+def fast_targets(own, counts, others, groups, other_groups):
+    whole = unseen.expected_scores(own, counts, others)
+    return whole, unseen.expected_scores(own, counts, others, groups=(groups, other_groups))
+
+
+numbers = st.integers(-4, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_targets_are_quantiles_of_ranks_and_never_above_a_rows_own_score(data):
+    def draw(values, size):
+        return np.array(data.draw(st.lists(values, min_size=size, max_size=size)))
+
+    own, counts, others = draw(numbers, 7) / 2, draw(st.booleans(), 7), draw(numbers, 5) / 2
+    groups, other_groups = draw(st.integers(0, 2), 7), draw(st.integers(0, 2), 5)
+    whole, by_group = fast_targets(own.astype(np.float32), counts, others.astype(np.float32), groups, other_groups)
+    zeros = np.zeros(7, int), np.zeros(5, int)
+    np.testing.assert_allclose(whole[counts], slow_targets(own, counts, others, *zeros)[counts], atol=1e-6)
+    np.testing.assert_allclose(by_group[counts], slow_targets(own, counts, others, groups, other_groups)[counts], atol=1e-6)
+
+
+def table(loss, shape):
+    """Every row has logits of its own, so that each can be followed to where it ends."""
+
+    def forward(variables, inputs, *, train=False, key=None):
+        return ju.Outputs(inputs @ variables.params["logits"].reshape(inputs.shape[1], -1))
+
+    start = np.random.default_rng(0).normal(size=(2 * ROWS, *shape)).astype(np.float32) + 3 * np.eye(2 * ROWS, *shape)
+    return ju.Model(forward, loss), ju.Variables({"logits": jnp.asarray(start, jnp.float32)})
+
+
+def rows(targets):
+    """Rows that are unit vectors; the second half is held out."""
+    inputs = np.eye(2 * ROWS, dtype=np.float32)
+    return ju.training_data(inputs[:ROWS], targets[:ROWS]), ju.Examples(jnp.asarray(inputs[ROWS:]), jnp.asarray(targets[ROWS:]))
+
+
+def answer(model, variables, data, others, forgotten, target=(), **options):
+    method = ju.unseen_matching(model, optax.adam(0.05), held_out=others, retain_weight=0.0, **options)
+    one = lane(ju.from_indices(data, [forgotten], capacity=6), 0)._replace(target=target)
+    result = ju.check(jax.jit(ju.iterate(method, num_steps=400, batch_size=6, damaged_at=np.inf))(variables, data, one, KEY))
+    return result, jax.device_get(result.variables.params["logits"])
+
+
+def scores_of(model, variables, part):
+    return np.asarray(unseen.scores(model.forward(variables, part.inputs), part))
+
+
+def test_margins_end_at_the_quantiles_of_held_out_rows():
+    model, variables = table(ju.losses.cross_entropy, (CLASSES,))
+    data, others = rows(np.arange(2 * ROWS) % CLASSES)
+    forgotten = [1, 4, 6]
+    result, _ = answer(model, variables, data, others, forgotten)
+    own, known = (scores_of(model, variables, part)[:, 0] for part in (data.train, others))
+    zeros = np.zeros(3, int), np.zeros(ROWS, int)
+    expected = slow_targets(own[forgotten], np.ones(3, bool), known, *zeros)
+    np.testing.assert_allclose(scores_of(model, result.variables, data.train)[forgotten, 0], expected, atol=0.02)
+    assert abs(result.stats["excess"][-1]) < 0.02
+
+
+def test_real_targets_end_as_far_off_as_held_out_ones():
+    model, variables = table(lambda outputs, part: jnp.sum((outputs.logits - part.targets) ** 2, axis=1), (2,))
+    targets = np.asarray(variables.params["logits"]) + np.repeat([0.05, 1.0], ROWS)[:, None] * [1, -2]
+    data, others = rows(targets.astype(np.float32))
+    _, after = answer(model, variables, data, others, [0, 3])
+    np.testing.assert_allclose(np.abs(after[[0, 3]] - targets[[0, 3]]), [[1, 2], [1, 2]], atol=0.05)
+
+
+def test_every_label_of_many_is_matched_by_itself():
+    def loss(outputs, part):
+        return jnp.sum(optax.sigmoid_binary_cross_entropy(outputs.logits, part.targets), axis=1)
+
+    model, variables = table(loss, (2,))
+    targets = (np.arange(4 * ROWS).reshape(-1, 2) % 3 == 0).astype(np.int32)
+    signs = 2 * targets - 1
+    variables = ju.Variables({"logits": jnp.asarray(signs * np.repeat([5.0, 1.0], ROWS)[:, None] * [1, 0.5], jnp.float32)})
+    data, others = rows(targets)
+    _, after = answer(model, variables, data, others, [0, 5])
+    np.testing.assert_allclose((signs[:ROWS] * after[:ROWS])[[0, 5]], [[1, 0.5], [1, 0.5]], atol=0.02)
+
+
+def test_a_forgotten_class_is_told_as_the_other_classes():
+    model, variables = table(ju.losses.cross_entropy, (CLASSES,))
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1] * 2)
+    data, others = rows(labels)
+    before = np.asarray(jax.nn.softmax(variables.params["logits"]))
+    _, after = answer(model, variables, data, others, [2, 5, 0])  # the whole of class 2, and one row besides
+    found = np.asarray(jax.nn.softmax(after))
+    for row in (2, 5):
+        np.testing.assert_allclose(found[row, :2], before[row, :2] / before[row, :2].sum(), atol=0.01)
+    assert found[0, 2] > 1e-3  # single rows are not kept from the class
+    np.testing.assert_allclose(after[[1, 3, 4, 6, 7]], np.asarray(variables.params["logits"])[[1, 3, 4, 6, 7]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "removed", "target", "expected"),
+    [
+        ([2, 5], [], (), [False, False, True]),
+        ([2], [], (), [False, False, False]),
+        ([2], [5], (), [False, False, True]),  # the other row of the class had gone before
+        ([2, 2, 99], [], (), [False, False, False]),
+        ([2], [], [False, True, False], [False, True, False]),
+        ([], [2, 5], (), [False, False, False]),  # a class without rows is not this request's
+    ],
+)
+def test_classes_of_which_no_row_stays(forgotten, removed, target, expected):
+    data, _ = rows(np.array([0, 1, 2, 0, 1, 2, 0, 1] * 2))
+    data = data._replace(present=data.present.at[np.array(removed, int)].set(0))
+    indices = np.zeros(4, int)
+    indices[: len(forgotten)] = forgotten
+    request = ju.ForgetRequest(indices, (np.arange(4) < len(forgotten)).astype(np.float32), np.array(target) if target else ())
+    assert sampling.classes_gone(data, request, CLASSES).tolist() == expected
+
+
+def test_rows_that_are_already_known_as_unseen_ones_are_let_be():
+    model, data = network(), blobs()
+    variables = model.init(KEY)
+    one = lane(ju.from_indices(data, [[3, 4, 50]], capacity=4), 0)
+    others = jax.tree.map(lambda x: x[jnp.array([3, 4, 50])], data.train)
+    method = ju.unseen_matching(model, optax.sgd(0.1), held_out=others, retain_weight=0.0)
+    result = jax.jit(ju.iterate(method, num_steps=5, batch_size=4))(variables, data, one, KEY)
+    assert result.status == ju.Status.UNCHANGED
+    assert result.stats["moved"] == 0
+
+
+def test_bad_input_is_told():
+    model, data = network(), blobs()
+    call = model.init(KEY), data, lane(ju.from_indices(data, [[1, 2]]), 0), KEY
+
+    def run(held_out, model=model, call=call, **options):
+        method = ju.unseen_matching(model, optax.sgd(0.1), held_out=held_out, **options)
+        jax.eval_shape(ju.iterate(method, num_steps=1, batch_size=4), *call)
+
+    with pytest.raises(TypeError, match="held_out must be Examples"):
+        run(tuple(held_out()))
+    with pytest.raises(ValueError, match="held_out must be rows like the training rows"):
+        run(ju.Examples(np.zeros((5, 3), np.float32), np.zeros(5, int)))
+    with pytest.raises(ValueError, match="held_out holds no row"):
+        run(jax.tree.map(lambda x: x[:0], held_out()))
+    with pytest.raises(ValueError, match="retain_weight"):
+        run(held_out(), retain_weight=-1.0)
+    real = ju.Model(lambda v, x, **_: ju.Outputs(x @ v.params["body"]), lambda outputs, part: jnp.sum(outputs.logits, axis=1))
+    numbers = data._replace(train=data.train._replace(targets=jnp.zeros((60, 8))))
+    with pytest.raises(ValueError, match="by_class=True"):
+        run(ju.Examples(held_out().inputs, jnp.zeros((20, 8))), real, (call[0], numbers, *call[2:]), by_class=True)
+    tokens = data._replace(train=data.train._replace(targets=jnp.zeros((60, 2), int)))
+    with pytest.raises(ValueError, match="pass score="):
+        run(ju.Examples(held_out().inputs, jnp.zeros((20, 2), int)), real, (call[0], tokens, *call[2:]))
