@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -154,8 +155,9 @@ def test_a_request_must_name_rows_of_the_data():
     data, variables, request, result = toy()
     idle = result._replace(variables=variables, stats={})
     assert failed(certified(idle, request=ju.empty_request())) == ["rows of the request"]
-    beyond = request._replace(indices=request.indices.at[0].set(60))
-    assert "rows of the request" in failed(certified(idle, request=beyond._replace(weights=request.weights.at[1:].set(0))))
+    beyond = request._replace(indices=jnp.asarray(request.indices).at[0].set(60))
+    beyond = beyond._replace(weights=jnp.asarray(request.weights).at[1:].set(0))
+    assert "rows of the request" in failed(certified(idle, request=beyond))
 
 
 def test_a_model_that_was_trained_without_its_secret_is_noticed():

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -225,7 +226,7 @@ def test_requests_that_name_no_rows_are_found():
     gone = data._replace(present=data.present.at[np.asarray(GONE)].set(0))
     found = rechecked(data=gone, request=ju.empty_request())
     assert found.differences == ("the request names other rows", "the request names no row")
-    beyond = request._replace(indices=request.indices.at[0].set(60))
+    beyond = request._replace(indices=jnp.asarray(request.indices).at[0].set(60))
     assert "1 indices of the request name no row of these data" in rechecked(request=beyond).differences
 
 

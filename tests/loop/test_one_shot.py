@@ -35,7 +35,7 @@ def test_the_gravest_status_is_kept(code):
     def reporting(variables, data, request, key):
         return ju.Result(variables, status.combine(**{code: jnp.array(True)}))
 
-    stray = REQUEST._replace(indices=REQUEST.indices.at[0].set(10**6))
+    stray = REQUEST._replace(indices=jnp.asarray(REQUEST.indices).at[0].set(10**6))
     assert int(ju.one_shot(reporting)(VARIABLES, DATA, stray, KEY).status) == ju.Status[code]
     broken = jax.tree.map(lambda w: w * jnp.nan, VARIABLES)
     assert int(ju.one_shot(reporting)(broken, DATA, REQUEST, KEY).status) == ju.Status.NONFINITE

@@ -160,6 +160,6 @@ def test_labels_of_one_logit_are_zero_and_one():
 @pytest.mark.parametrize("weight", [0.5, -1.0, np.nan, 2.0])
 def test_weights_of_a_request_are_zero_or_one(weight):
     request = request_of([3, 4])
-    request = request._replace(weights=request.weights.at[0].set(weight))
+    request = request._replace(weights=jnp.asarray(request.weights).at[0].set(weight))
     result = run(ju.gradient_ascent(MODEL, optax.sgd(0.1)), trained(), blobs(), request)
     assert result.status == ju.Status.INVALID_ROWS
