@@ -17,7 +17,7 @@ import jaxunlearn as ju
 from jaxunlearn import curvature
 from jaxunlearn.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from jaxunlearn.curvature.layer_tracing import find
-from jaxunlearn.curvature.matvecs import per_example_gradients, row_factors
+from jaxunlearn.curvature.single_rows import per_example_gradients, row_factors
 from tests.curvature.test_matvecs import (  # noqa: F401
     KEY,
     MODEL,

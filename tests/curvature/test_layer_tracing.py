@@ -14,8 +14,8 @@ import jaxunlearn as ju
 from jaxunlearn import curvature
 from jaxunlearn.adapters import from_equinox, from_linen
 from jaxunlearn.curvature.layer_tracing import find
-from jaxunlearn.curvature.matvecs import row_factors
 from jaxunlearn.curvature.parameter_uses import matrix_form
+from jaxunlearn.curvature.single_rows import row_factors
 from tests.curvature.test_kronecker import diagonal_of, fit, normal, plain, product_of, rows_of
 from tests.curvature.test_matvecs import KEY, in_float64, matrix, matvec, wide  # noqa: F401
 
