@@ -187,10 +187,14 @@ def _by_layer(sharing: Sharing | dict[str, Sharing], layers: tuple[Layer, ...]) 
 def _warn(taps: Taps, small: tuple[int, ...]) -> None:
     if not taps.unfactored:
         return
-    found = [f"{x.name} ({x.reason}) got its {'exact block' if x.leaf in small else 'diagonal'}" for x in taps.unfactored]
+    reasons: dict[str, list[str]] = {}
+    for x in taps.unfactored:
+        reasons.setdefault(x.reason, []).append(f"{x.name} ({'exact block' if x.leaf in small else 'diagonal'})")
+    found = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())
     text = (
-        f"no Kronecker block for some parameters: {', '.join(found)}. A diagonal leaves out how the entries of a parameter act "
-        "together: multiply it as it is, in one form and outside of loops, or take another representation, e.g. lanczos"
+        f"no Kronecker block for some parameters, and what they got instead: {found}. A diagonal leaves out how the entries of "
+        "a parameter act together: multiply it as it is, in one form and outside of loops, or take another representation, "
+        "e.g. lanczos"
     )
     warnings.warn(text, UserWarning, stacklevel=3)
 

@@ -79,8 +79,8 @@ def test_kernels_in_several_forms_and_in_loops_fall_back_and_are_named():
         with pytest.warns(UserWarning, match="no Kronecker block") as said:
             made = fit(make, model, variables, rows, kind="fisher")
         (text,) = [str(x.message) for x in said]
-        assert "cell (multiplied inside a loop or a branch) got its diagonal" in text
-        assert "tied (used in several ways) got its exact block" in text
+        assert "multiplied inside a loop or a branch: cell (diagonal)" in text
+        assert "used in several ways: tied (exact block)" in text
         assert "cell_bias" not in text
         found = made.describe(params)
         assert found == {
