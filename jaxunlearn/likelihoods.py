@@ -12,6 +12,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from jaxunlearn.types import ExampleLoss, Examples, Likelihood, Model, Outputs
 
@@ -52,7 +53,12 @@ def categorical(*, ignore: int | None = None, scale: float = 1.0) -> Likelihood:
         drawn = jax.random.categorical(key, logits).astype(targets.dtype)
         return drawn if ignore is None else jnp.where(targets == ignore, targets, drawn)
 
-    return Likelihood("categorical", slope, draw, roots, scale)
+    def signed(key, logits, targets):
+        p = jax.nn.softmax(logits)
+        each = _signs(key, logits) * jnp.sqrt(p)
+        return (p * jnp.sum(each, axis=-1, keepdims=True) - each) * counts(targets, logits)
+
+    return Likelihood("categorical", slope, draw, roots, scale, signed)
 
 
 def bernoulli(*, scale: float = 1.0) -> Likelihood:
@@ -160,7 +166,12 @@ def product(parts: Sequence[tuple[Likelihood, int]]) -> Likelihood:
         found = [part.draw(k, z, y) for k, (part, z, y) in zip(keys, heads(logits, targets), strict=True)]
         return jnp.stack(found, axis=-1).astype(targets.dtype)
 
-    return Likelihood("product", slope, draw, roots)
+    def signed(key, logits, targets):
+        keys = jax.random.split(key, len(parts))
+        found = zip(keys, heads(logits, targets), strict=True)
+        return jnp.concatenate([part.scale**0.5 * signed_root(part, k, z, y) for k, (part, z, y) in found], axis=-1)
+
+    return Likelihood("product", slope, draw, roots, signed=signed)
 
 
 def exact_roots(likelihood: Likelihood, logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -184,6 +195,43 @@ def exact_roots(likelihood: Likelihood, logits: jax.Array, targets: jax.Array) -
     if likelihood.roots is None:
         raise ValueError(f"likelihood {likelihood.name!r} can only be drawn from: take kind='sampled'")
     return likelihood.roots(logits, targets)
+
+
+def signed_root(likelihood: Likelihood, key: PRNGKeyArray, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The exact roots of one row, each with a random sign of its own, added up: `E[u u']` is their matrix.
+
+    The families of this module take memory for one vector, whatever the number of classes: `u = p sum_y(e_y) - e` with
+    `e_y = +-sqrt(p_y)` for a softmax, signs of their own at every position. Others make all roots for it.
+
+    Args:
+        likelihood: of the row.
+        key: of the signs.
+        logits: [...], of one row.
+        targets: of one row; they say what is padding.
+
+    Returns:
+        u, Float[...].
+
+    Raises:
+        ValueError: it can only be drawn from.
+
+    References:
+        Hutchinson: A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines, 1989, doi
+        10.1080/03610918908812806.
+
+    Example:
+        >>> u = jaxunlearn.likelihoods.signed_root(jaxunlearn.likelihoods.gaussian(), key, jnp.zeros(3), jnp.zeros(3))
+        >>> jnp.abs(u).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    if likelihood.signed is not None:
+        return likelihood.signed(key, logits, targets)
+    roots = exact_roots(likelihood, logits[None], targets[None])[:, 0]
+    return jnp.tensordot(_signs(key, roots[(slice(None), *[0] * logits.ndim)]), roots, axes=1)
+
+
+def _signs(key: PRNGKeyArray, like: jax.Array) -> jax.Array:
+    return jax.random.rademacher(key, like.shape, like.dtype)
 
 
 def of(model: Model, outputs: Outputs, examples: Examples) -> Likelihood:
@@ -273,7 +321,10 @@ def _one_by_one(name, mean, variance, sample, scale) -> Likelihood:
     def draw(key, logits, targets):
         return sample(key, logits).reshape(targets.shape).astype(targets.dtype)
 
-    return Likelihood(name, slope, draw, roots, scale)
+    def signed(key, logits, targets):
+        return _signs(key, logits) * jnp.sqrt(variance(logits))
+
+    return Likelihood(name, slope, draw, roots, scale, signed)
 
 
 def _spread(columns: jax.Array, shape: tuple[int, ...]) -> jax.Array:

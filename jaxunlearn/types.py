@@ -103,6 +103,8 @@ class Likelihood(NamedTuple):
     # (logits, targets): columns u [s, b, ...] with `sum_s u u' = E[slope slope']` for every row; None if it is only drawn from
     roots: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     scale: float = 1.0  # the loss is the negative log-likelihood times this
+    # (key, logits, targets): the roots of one row added up with random signs; None if they have to be made one by one for it
+    signed: Callable[[PRNGKeyArray, jax.Array, jax.Array], jax.Array] | None = None
 
 
 class Model(NamedTuple):

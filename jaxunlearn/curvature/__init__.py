@@ -27,9 +27,9 @@ from jaxunlearn.curvature.matvecs import ggn_vp as ggn_vp
 from jaxunlearn.curvature.matvecs import gradient_sum as gradient_sum
 from jaxunlearn.curvature.matvecs import hvp as hvp
 from jaxunlearn.curvature.matvecs import jacobian_vp as jacobian_vp
-from jaxunlearn.curvature.matvecs import per_example_gradients as per_example_gradients
 from jaxunlearn.curvature.matvecs import regularizer_vp as regularizer_vp
 from jaxunlearn.curvature.matvecs import sampled_fisher_vp as sampled_fisher_vp
+from jaxunlearn.curvature.single_rows import per_example_gradients as per_example_gradients
 from jaxunlearn.curvature.solve import Inversion as Inversion
 from jaxunlearn.curvature.solvers import Downdated as Downdated
 from jaxunlearn.curvature.solvers import Solved as Solved

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 from jaxunlearn import checks
 from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
-from jaxunlearn.curvature.matvecs import hvp, row_factors, widened
+from jaxunlearn.curvature.matvecs import hvp, widened
+from jaxunlearn.curvature.single_rows import row_factors
 from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.evaluation import map_rows, sum_rows
 from jaxunlearn.tree import Layers

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.curvature.approximations import Diagonal, Fit
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
-from jaxunlearn.curvature.matvecs import row_factors
+from jaxunlearn.curvature.single_rows import row_squares
 from jaxunlearn.evaluation import sum_rows
 from jaxunlearn.types import Model
 
@@ -15,8 +15,9 @@ def diagonal(model: Model, *, kind: Kind = "fisher", chunk: int | None = 64) -> 
 
     Args:
         model: in evaluation mode.
-        kind: see `jaxunlearn.curvature.logit_gradients`; `fisher` is the true Fisher matrix, with c gradients per row.
-        chunk: rows whose gradients are in memory together.
+        kind: see `jaxunlearn.curvature.logit_gradients`; `fisher` is the true Fisher matrix, with c gradients per row, one
+            after the other.
+        chunk: rows with a gradient in memory together.
 
     Returns:
         A `Fit` that makes a `Diagonal`.
@@ -29,8 +30,8 @@ def diagonal(model: Model, *, kind: Kind = "fisher", chunk: int | None = 64) -> 
         check_kind(kind, examples, key)
 
         def squares(part, weights):
-            factors = row_factors(kind, model, variables, *part)
-            return jax.tree.map(lambda g: jnp.einsum("b,bs...->...", weights.astype(g.dtype), g**2), factors)
+            found = row_squares(kind, model, variables, *part)
+            return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, axes=1), found)
 
         total = sum_rows(squares, (examples, draws(kind, key, weights.shape[0])), weights, chunk=chunk)
         return Diagonal(jax.tree.map(lambda x: x / jnp.sum(weights), total))

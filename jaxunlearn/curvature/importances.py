@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, slots
-from jaxunlearn.curvature.matvecs import row_gradients, widened
+from jaxunlearn.curvature.matvecs import widened
+from jaxunlearn.curvature.single_rows import row_gradients
 from jaxunlearn.evaluation import evaluate, sum_rows
 from jaxunlearn.sampling import forget_rows
 from jaxunlearn.status import combine

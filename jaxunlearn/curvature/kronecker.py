@@ -13,14 +13,28 @@ in the eigenbasis Q_A (x) Q_S of which EK-FAC replaces the eigenvalues `e_A e_S`
 
     mean_rows (Q_A' (sum_t a_t g_t') Q_S)^2.
 
-For dense layers, where there is one t, the square is an outer product of two squares, and no gradient of a row is ever formed.
-Layers are independent of each other. Parameters that are no kernel or bias of a layer, such as those of normalisation, get the
-exact block of their own if they are small, else its diagonal.
+That is sharing by expansion: every position counts as an example of its own, which is right where every one has a loss of its
+own, such as the tokens of a language model. Where the model averages over positions in front of its loss, as an image
+classifier with pooling does, the trace comes out too small by up to their number, and sharing by reduction is right
+(Eschenhagen, Immer, Turner, Schneider, Hennig: Kronecker-factored approximate curvature for modern neural network
+architectures, 2023, arXiv 2311.00636):
+
+    A = mean_rows a a' with a = mean_t a_t,    S = mean_rows g g' with g = sum_t g_t.
+
+EK-FAC has the exact trace in both. For dense layers, where there is one t, they are the same, the square is an outer product of
+two squares, and no gradient of a row is ever formed.
+
+Layers are independent of each other, and so are the groups of a convolution, heads and experts, each with a block of its own. A
+kernel that several products multiply in the same form is one layer with the positions of all of them. Parameters that are no
+kernel or bias of a layer, such as those of normalisation, get the exact block of their own if they are small, else its
+diagonal; a warning names those that one would expect to have a layer.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +49,8 @@ from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.evaluation import evaluate, sum_rows
 from jaxunlearn.types import Model
 
+Sharing: TypeAlias = Literal["expand", "reduce"]
+
 LARGEST_BLOCK = 512  # weights of a parameter outside of layers up to which it gets its exact block
 LARGEST_GROUP = 2**22  # numbers of the gradients of single rows that are in memory together
 
@@ -42,15 +58,16 @@ LARGEST_GROUP = 2**22  # numbers of the gradients of single rows that are in mem
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["bases", "values", "blocks", "diagonals"],
-    meta_fields=["layers", "block_leaves", "diagonal_leaves"],
+    meta_fields=["layers", "sharing", "block_leaves", "diagonal_leaves"],
 )
 @dataclass(frozen=True)
 class Kronecker(Representation):
     """Block-diagonal over layers, each block diagonal in a Kronecker basis."""
 
     layers: tuple[Layer, ...]
-    bases: list[tuple[Float[Array, "i i"], Float[Array, "o o"]]]  # eigenvectors, in columns
-    values: list[Float[Array, "i o"]]
+    sharing: tuple[Sharing, ...]  # of every layer
+    bases: list[tuple[Float[Array, "g i i"], Float[Array, "g o o"]]]  # eigenvectors, in columns, for every group of a layer
+    values: list[Float[Array, "g i o"]]
     block_leaves: tuple[int, ...]
     blocks: list[tuple[Float[Array, "m"], Float[Array, "m m"]]]  # eigenvalues and eigenvectors
     diagonal_leaves: tuple[int, ...]
@@ -62,8 +79,8 @@ class Kronecker(Representation):
         done: dict[int, jax.Array] = {}
         with jax.default_matmul_precision("highest"):
             for layer, (left, right), values in zip(self.layers, self.bases, self.values, strict=True):
-                inside = function(values) * (left.T @ layer.matrix(leaves) @ right)
-                done.update(layer.parts(left @ inside @ right.T, leaves))
+                inside = function(values) * (left.mT @ layer.matrix(leaves) @ right)
+                done.update(layer.parts(left @ inside @ right.mT, leaves))
             for leaf, (values, vectors) in zip(self.block_leaves, self.blocks, strict=True):
                 inside = function(values) * (vectors.T @ leaves[leaf].ravel())
                 done[leaf] = (vectors @ inside).reshape(leaves[leaf].shape)
@@ -77,7 +94,7 @@ class Kronecker(Representation):
         done: dict[int, jax.Array] = dict(zip(self.diagonal_leaves, self.diagonals, strict=True))
         with jax.default_matmul_precision("highest"):
             for layer, (left, right), values in zip(self.layers, self.bases, self.values, strict=True):
-                done.update(layer.parts(left**2 @ values @ (right**2).T, leaves))
+                done.update(layer.parts(left**2 @ values @ (right**2).mT, leaves))
             for leaf, (values, vectors) in zip(self.block_leaves, self.blocks, strict=True):
                 done[leaf] = (vectors**2 @ values).reshape(leaves[leaf].shape)
         return form.unflatten([done[leaf] for leaf in range(len(leaves))])
@@ -87,40 +104,53 @@ class Kronecker(Representation):
         return [*self.values, *(values for values, _ in self.blocks), *self.diagonals]
 
     def describe(self, like: PyTree) -> dict[str, str]:
-        """Which parameter got which block, by its path."""
+        """Which parameter got which block, by its path; for layers of several groups or positions, that too."""
         names = [tree.path_of(path) for path, _ in jax.tree.leaves_with_path(like)]
-        kinds = {leaf: f"kronecker ({layer.name})" for layer in self.layers for leaf in (layer.kernel, layer.bias)}
+        kinds: dict[int | None, str] = {}
+        for layer, sharing in zip(self.layers, self.sharing, strict=True):
+            words = [layer.name, *[f"{layer.form.groups} groups"] * (layer.form.groups > 1), *[sharing] * (layer.positions > 1)]
+            kinds |= dict.fromkeys((layer.kernel, layer.bias), f"kronecker ({', '.join(words)})")
         kinds |= dict.fromkeys(self.block_leaves, "exact") | dict.fromkeys(self.diagonal_leaves, "diagonal")
         return {name: kinds[leaf] for leaf, name in enumerate(names)}
 
 
-def kfac(model: Model, *, kind: Kind = "sampled", chunk: int | None = None) -> Fit:
+def kfac(
+    model: Model, *, kind: Kind = "sampled", sharing: Sharing | Mapping[str, Sharing] = "expand", chunk: int | None = None
+) -> Fit:
     """K-FAC, see the module.
 
     Args:
         model: in evaluation mode; its forward pass is read, not wrapped.
-        kind: see `jaxunlearn.curvature.logit_gradients`. `sampled` takes one backward pass, `fisher` and `ggn` one per class.
+        kind: see `jaxunlearn.curvature.logit_gradients`. `sampled` and `signed` take one backward pass, `fisher` and `ggn` one
+            per class.
+        sharing: what layers of several positions are, `expand` or `reduce`, see the module; or which is what, by the paths of
+            their kernels, where `expand` is what is left.
         chunk: rows whose activations are in memory together; None takes all.
 
     Returns:
-        A `Fit` that makes a `Kronecker`; its `describe` says which parameter got which block.
+        A `Fit` that makes a `Kronecker`; its `describe` says which parameter got which block. Where a parameter takes part in a
+        product that has no Kronecker factors (in a loop or a branch, in two forms, scaled before), a `UserWarning` says so
+        when the fit is traced, and what it got instead.
 
     Raises:
-        ValueError: a kernel that is used twice, or inside a loop, by name; a kind that does not fit the targets.
+        ValueError: a kind that does not fit the targets, another word for `sharing`, or a path that is no layer's.
 
     Example:
         >>> fit = jaxunlearn.curvature.kfac(model)
         >>> jax.jit(fit)(variables, data.train, data.present, key).describe(variables.params)["bias"]
         'kronecker (body)'
     """
-    return partial(_fit, model, kind, chunk, False)
+    return partial(_fit, model, kind, _checked(sharing), chunk, False)
 
 
-def ekfac(model: Model, *, kind: Kind = "sampled", chunk: int | None = None) -> Fit:
+def ekfac(
+    model: Model, *, kind: Kind = "sampled", sharing: Sharing | Mapping[str, Sharing] = "expand", chunk: int | None = None
+) -> Fit:
     """EK-FAC, see the module: at least as close to the matrix as K-FAC, for a second pass over the rows.
 
     Args:
-        model, kind, chunk: as in `kfac`. Without a chunk both passes share their activations.
+        model, kind, sharing, chunk: as in `kfac`; sharing decides on the basis alone. Without a chunk both passes share their
+            activations.
 
     Returns:
         A `Fit` that makes a `Kronecker`.
@@ -133,10 +163,46 @@ def ekfac(model: Model, *, kind: Kind = "sampled", chunk: int | None = None) -> 
         >>> curvature = jax.jit(fit)(variables, data.train, data.present, key)
         >>> step = curvature.solve(variables.params, damping=1e-3)
     """
-    return partial(_fit, model, kind, chunk, True)
+    return partial(_fit, model, kind, _checked(sharing), chunk, True)
 
 
-def _fit(model: Model, kind: Kind, chunk: int | None, corrected: bool, variables, examples, weights, key) -> Kronecker:
+def _checked(sharing: Sharing | Mapping[str, Sharing]) -> Sharing | dict[str, Sharing]:
+    words = list(sharing.values()) if isinstance(sharing, Mapping) else [sharing]
+    wrong = [word for word in words if word not in get_args(Sharing)]
+    if wrong:
+        raise ValueError(f"sharing must be 'expand' or 'reduce', or a mapping of kernels' paths to these, got {wrong[0]!r}")
+    return dict(sharing) if isinstance(sharing, Mapping) else sharing
+
+
+def _by_layer(sharing: Sharing | dict[str, Sharing], layers: tuple[Layer, ...]) -> tuple[Sharing, ...]:
+    if isinstance(sharing, str):
+        return (sharing,) * len(layers)
+    names = [layer.name for layer in layers]
+    unknown = sorted(set(sharing) - set(names))
+    if unknown:
+        raise ValueError(f"sharing names {', '.join(unknown)}, and the layers are {', '.join(names)}")
+    return tuple(sharing.get(name, "expand") for name in names)
+
+
+def _warn(taps: Taps, small: tuple[int, ...]) -> None:
+    if not taps.unfactored:
+        return
+    reasons: dict[str, list[str]] = {}
+    for x in taps.unfactored:
+        reasons.setdefault(x.reason, []).append(f"{x.name} ({'exact block' if x.leaf in small else 'diagonal'})")
+    found = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())
+    text = (
+        f"no Kronecker block for some parameters, and what they got instead: {found}. A diagonal leaves out how the entries of "
+        "a parameter act together: multiply it as it is, in one form and outside of loops, or take another representation, "
+        "e.g. lanczos"
+    )
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _fit(
+    model: Model, kind: Kind, sharing: Sharing | dict[str, Sharing], chunk: int | None, corrected: bool, variables, examples,
+    weights, key,
+) -> Kronecker:  # fmt: skip
     check_kind(kind, examples, key)
     params = widened(variables.params)
     one = jax.tree.map(lambda x: x[:1], examples)
@@ -145,9 +211,11 @@ def _fit(model: Model, kind: Kind, chunk: int | None, corrected: bool, variables
         return evaluate(model, variables._replace(params=params), row)[0]
 
     taps = find(forward, params, one)
+    shared = _by_layer(sharing, taps.layers)
     leaves = jax.tree.leaves(params)
     small = tuple(leaf for leaf in taps.others if leaves[leaf].size <= LARGEST_BLOCK)
     large = tuple(leaf for leaf in taps.others if leaf not in small)
+    _warn(taps, small)
 
     def collect(part):
         return jax.vmap(partial(_row, model, kind, taps, params))(*part)
@@ -167,7 +235,7 @@ def _fit(model: Model, kind: Kind, chunk: int | None, corrected: bool, variables
             sums = sum_rows(lambda part, w: function(collect(part), w), rows, weights, chunk=chunk)
         return jax.tree.map(lambda x: x / total, sums)
 
-    factors, blocks, diagonals = mean(partial(_first_moments, small, large))
+    factors, blocks, diagonals = mean(partial(_first_moments, shared, small, large))
     factors, blocks = jax.tree.map(without_derivative, (factors, blocks))
     with jax.default_matmul_precision("highest"):
         spectra = [(jnp.linalg.eigh(a), jnp.linalg.eigh(s)) for a, s in factors]
@@ -176,17 +244,17 @@ def _fit(model: Model, kind: Kind, chunk: int | None, corrected: bool, variables
             values = mean(partial(_second_moments, bases))
         else:
             values = [
-                jnp.outer(jnp.maximum(a.eigenvalues, 0), jnp.maximum(s.eigenvalues, 0)) for a, s in spectra
+                jnp.maximum(a.eigenvalues, 0)[:, :, None] * jnp.maximum(s.eigenvalues, 0)[:, None] for a, s in spectra
             ]  # what rounding leaves below zero is zero
         exact = [jnp.linalg.eigh(block) for block in blocks]
     return Kronecker(
-        taps.layers, bases, values, small,
+        taps.layers, shared, bases, values, small,
         [(jnp.maximum(x.eigenvalues, 0), x.eigenvectors) for x in exact], large, diagonals,
     )  # fmt: skip
 
 
 def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seeds: jax.Array):
-    """Activations [T, i] and gradients [s, T, o] of every layer, gradients [s, ...] of the other leaves, for one row."""
+    """Activations [g, T, i] and gradients [s, g, T, o] of every layer, gradients [s, ...] of the other leaves, for one row."""
     one = jax.tree.map(lambda x: x[None], row)
     leaves, form = jax.tree.flatten(params)
 
@@ -195,30 +263,36 @@ def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seed
         outputs, activations = taps.run(form.unflatten(moved), one, shifts)
         return outputs.logits, (outputs, activations)
 
-    shifts = [jnp.zeros(shape, dtype) for shape, dtype in taps.shapes]
-    _, pull, (outputs, activations) = jax.vjp(run, shifts, [leaves[leaf] for leaf in taps.others], has_aux=True)
+    _, pull, (outputs, activations) = jax.vjp(run, taps.zeros(), [leaves[leaf] for leaf in taps.others], has_aux=True)
     u = slopes(kind, model, outputs, one, seeds[None])
     gradients, others = jax.vmap(pull)(u)
-    gradients = [jax.vmap(partial(taps.rows, layer))(g) for layer, g in enumerate(gradients)]
     activations = [
-        x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+        x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], axis=2)
         for x, layer in zip(activations, taps.layers, strict=True)
     ]
-    return widened((activations, gradients, dict(zip(taps.others, others, strict=True))))
+    return widened((activations, jax.vmap(taps.rows, axis_size=len(u))(gradients), dict(zip(taps.others, others, strict=True))))
 
 
-def _first_moments(small: tuple[int, ...], large: tuple[int, ...], collected, weights):
+def _first_moments(sharing: tuple[Sharing, ...], small: tuple[int, ...], large: tuple[int, ...], collected, weights):
     activations, gradients, others = collected
     factors = []
-    for a, g in zip(activations, gradients, strict=True):
+    for shared, a, g in zip(sharing, activations, gradients, strict=True):
         a, g = _counted(weights, a, g)
-        w = weights.astype(a.dtype)[:, None, None]
-        rows, slots = (w * a).reshape(-1, a.shape[-1]), (w[:, None] * g).reshape(-1, g.shape[-1])
-        factors.append((rows.T @ a.reshape(rows.shape), slots.T @ g.reshape(slots.shape) / g.shape[2]))
+        if shared == "reduce":
+            a, g = jnp.mean(a, axis=2, keepdims=True), jnp.sum(g, axis=3, keepdims=True)
+        w = weights.astype(a.dtype)[:, None, None, None]
+        inputs, outputs = _squares(a, w * a), _squares(g, w[:, None] * g)
+        factors.append((inputs, outputs / g.shape[3]))
     flat = {leaf: _counted(weights, x)[0] for leaf, x in others.items()}
     blocks = [jnp.einsum("b,bsd,bse->de", weights, *[flat[leaf].reshape(*flat[leaf].shape[:2], -1)] * 2) for leaf in small]
     diagonals = [jnp.einsum("b,bs...->...", weights, flat[leaf] ** 2) for leaf in large]
     return factors, blocks, diagonals
+
+
+def _squares(x: Float[Array, "... g T d"], weighted: Float[Array, "... g T d"]) -> Float[Array, "g d d"]:
+    """Sums of outer products, for every group."""
+    x, weighted = (jnp.moveaxis(y, -3, 0).reshape(y.shape[-3], -1, y.shape[-1]) for y in (x, weighted))
+    return jnp.einsum("gri,grj->gij", weighted, x)
 
 
 def _second_moments(bases, collected, weights):
@@ -226,17 +300,19 @@ def _second_moments(bases, collected, weights):
     values = []
     for (left, right), a, g in zip(bases, activations, gradients, strict=True):
         a, g = _counted(weights, a, g)
-        a, g, w = a @ left, g @ right, weights.astype(a.dtype)
-        if a.shape[1] == 1:
-            values.append(jnp.einsum("bi,bo->io", w[:, None] * a[:, 0] ** 2, jnp.sum(g[:, :, 0] ** 2, axis=1)))
+        w = weights.astype(a.dtype)
+        a, g = jnp.einsum("bgti,gij->bgtj", a, left), jnp.einsum("bsgto,gop->bsgtp", g, right)
+        if a.shape[2] == 1:
+            squares = jnp.sum(g[:, :, :, 0] ** 2, axis=1)
+            values.append(jnp.einsum("bgi,bgo->gio", w[:, None, None] * a[:, :, 0] ** 2, squares))
             continue
 
         def squared(part):
             a, g, w = part
-            return jnp.einsum("b,bsio->io", w, jnp.einsum("bti,bsto->bsio", a, g) ** 2)
+            return jnp.einsum("b,bsgio->gio", w, jnp.einsum("bgti,bsgto->bsgio", a, g) ** 2)
 
-        group = max(1, LARGEST_GROUP // (g.shape[1] * a.shape[-1] * g.shape[-1]))
-        values.append(_grouped(squared, (a, g, w), group))
+        together = max(1, LARGEST_GROUP // (g.shape[1] * a.shape[1] * a.shape[-1] * g.shape[-1]))
+        values.append(_grouped(squared, (a, g, w), together))
     return values
 
 

@@ -9,6 +9,8 @@ with
 - `fisher`: the roots of the model's likelihood, `sqrt(p_y) (p - e_y)` for every class y of a softmax: the expectation over
   targets, exactly;
 - `sampled`: the gradient at one target drawn from the likelihood: right on average;
+- `signed`: the roots of `fisher`, each with a random sign, added up to one vector: right on average, too, in the memory of one
+  vector where `fisher` takes one for every class;
 - `empirical`: `grad_z loss(z, y)` for the label in the data: *not* an estimate of the Fisher matrix. At a fitted model it
   vanishes with the gradients (Kunstner, Balles, Hennig: Limitations of the empirical Fisher approximation, 2019, arXiv
   1905.12558).
@@ -18,6 +20,7 @@ For cross-entropy, least squares and a Poisson loss the first two are the same m
 `Model.likelihood`, or found by trying its loss, see `jaxunlearn.likelihoods`; it is not always a softmax.
 """
 
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -29,22 +32,23 @@ from jaxunlearn import checks, likelihoods
 from jaxunlearn.curvature.spectral import without_derivative
 from jaxunlearn.types import Examples, Model, Outputs
 
-Kind: TypeAlias = Literal["ggn", "ggn_psd", "fisher", "sampled", "empirical", "jacobian"]
+Kind: TypeAlias = Literal["ggn", "ggn_psd", "fisher", "sampled", "signed", "empirical", "jacobian"]
+RANDOM = ("sampled", "signed")  # those that need a key
 
 
 def check_kind(kind: Kind, examples: Examples, key: PRNGKeyArray | None) -> None:
     """ValueError unless a matrix of this kind can be made of these examples."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-    if kind == "sampled" and key is None:
-        raise ValueError("kind='sampled' draws targets and needs a key")
+    if kind in RANDOM and key is None:
+        raise ValueError(f"kind={kind!r} is drawn at random and needs a key")
     if key is not None:
         checks.check_key(key)
 
 
 def draws(kind: Kind, key: PRNGKeyArray | None, count: int) -> UInt32[Array, "n"]:
-    """A seed per row, from which `slopes` draws its target; zeros where nothing is drawn."""
-    return jax.random.bits(key, (count,)) if kind == "sampled" and key is not None else jnp.zeros(count, jnp.uint32)
+    """A seed per row, from which `slopes` draws its target or signs; zeros where nothing is drawn."""
+    return jax.random.bits(key, (count,)) if kind in RANDOM and key is not None else jnp.zeros(count, jnp.uint32)
 
 
 def slopes(
@@ -72,6 +76,9 @@ def slopes(
     if kind == "fisher":
         return factor * likelihoods.exact_roots(likelihood, outputs.logits, examples.targets)
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(seeds)  # draws the same however rows are cut
+    if kind == "signed":
+        signed = partial(likelihoods.signed_root, likelihood)
+        return factor * jax.vmap(signed)(keys, outputs.logits, examples.targets)[None]
     targets = jax.vmap(likelihood.draw)(keys, outputs.logits, examples.targets)
     return factor * likelihood.slope(outputs.logits, targets)[None]
 

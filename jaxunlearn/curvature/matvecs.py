@@ -13,22 +13,21 @@ Every function here returns `v -> C v`, a linear function of trees like the para
 
 The model's regularizer is in none of them, see `regularizer_vp`. With `chunk=None` the model is linearised once, when the
 function is made, and all vectors share it, under `vmap` too; with a chunk every product runs through the rows again and
-memory is bounded. All matrix products run at the highest precision, and at least in float32.
-
-A data axis may be sharded where `chunk=None`: sums over rows become sums over devices.
+memory is bounded. All matrix products run at the highest precision, and at least in float32. A data axis may be sharded where
+`chunk=None`: sums over rows become sums over devices.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, sampling, tree
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, loss_curvature, slopes
-from jaxunlearn.evaluation import evaluate, map_rows, sum_rows
+from jaxunlearn.evaluation import evaluate, sum_rows
 from jaxunlearn.types import Examples, Model, Variables
 
 Matvec: TypeAlias = Callable[[PyTree], PyTree]  # linear, trees like the params
@@ -130,6 +129,7 @@ def sampled_fisher_vp(
     key: PRNGKeyArray,
     weights: Float[Array, "n"] | None = None,
     *,
+    kind: Literal["sampled", "signed"] = "sampled",
     chunk: int | None = None,
 ) -> Matvec:
     """Fisher matrix with one label per row drawn from the model's prediction; unbiased, one gradient per row.
@@ -137,6 +137,7 @@ def sampled_fisher_vp(
     Args:
         model, variables, examples, weights, chunk: as in `hvp`; integer targets.
         key: of the labels.
+        kind: `signed` draws signs of all labels in place of one label, see `logit_gradients`.
 
     Returns:
         `v -> C v`.
@@ -144,7 +145,7 @@ def sampled_fisher_vp(
     Example:
         >>> product = jaxunlearn.curvature.sampled_fisher_vp(model, variables, data.train, key)
     """
-    return _through_logits("sampled", model, variables, examples, weights, key, chunk)
+    return _through_logits(kind, model, variables, examples, weights, key, chunk)
 
 
 def empirical_fisher_vp(
@@ -249,64 +250,6 @@ def gradient_sum(
     params = widened(variables.params)
     total = lambda examples, weights: jax.grad(lambda p: _summed(model, p, variables, examples, weights))(params)  # noqa: E731
     return sum_rows(total, examples, weights, chunk=chunk)
-
-
-def per_example_gradients(model: Model, variables: Variables, examples: Examples, *, chunk: int | None = None) -> PyTree:
-    """Gradient of the loss of every row.
-
-    Args:
-        model: in evaluation mode; it must treat every row by itself.
-        variables: where.
-        examples: rows, leading axis n.
-        chunk: rows whose gradients are computed together; it bounds what is needed beside the result.
-
-    Returns:
-        A tree like the params, leading axis n. For sums of functions of single gradients use `sum_rows`, which never holds
-        all of them.
-
-    Example:
-        >>> gradients = jaxunlearn.curvature.per_example_gradients(model, variables, data.train, chunk=16)
-        >>> gradients["head"].shape[0] == len(data.present)
-        True
-    """
-    return map_rows(lambda part: row_gradients(model, variables, part), examples, chunk=chunk)
-
-
-def row_gradients(model: Model, variables: Variables, examples: Examples) -> PyTree:
-    """As `per_example_gradients`, all rows at once and at the precision of the caller."""
-    params = widened(variables.params)
-
-    def of_row(row):
-        one = jax.tree.map(lambda x: x[None], row)
-        return jax.grad(lambda p: jnp.sum(evaluate(model, variables._replace(params=p), one)[1]))(params)
-
-    return jax.vmap(of_row)(examples)
-
-
-def row_factors(kind: Kind, model: Model, variables: Variables, examples: Examples, seeds: UInt32[Array, "b"]) -> PyTree:
-    """The vectors `J' u_s` of every row, whose outer products sum to its part of the matrix.
-
-    Args:
-        kind, seeds: see `jaxunlearn.curvature.logit_gradients`.
-        model, variables, examples: as in `hvp`.
-
-    Returns:
-        A tree like the params, leading axes [b, s].
-    """
-    params = widened(variables.params)
-
-    def of_row(row, seeds):
-        one = jax.tree.map(lambda x: x[None], row)
-
-        def logits(p):
-            outputs, _ = evaluate(model, variables._replace(params=p), one)
-            return outputs.logits, outputs
-
-        _, pull, outputs = jax.vjp(logits, params, has_aux=True)
-        u = slopes(kind, model, outputs, one, seeds[None])
-        return jax.vmap(lambda column: pull(column)[0])(u)
-
-    return jax.vmap(of_row)(examples, seeds)
 
 
 def widened(values: PyTree) -> PyTree:

@@ -10,7 +10,8 @@ from jaxunlearn import checks, slots
 from jaxunlearn.curvature.approximations import Fit, prepare
 from jaxunlearn.curvature.kronecker import ekfac
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
-from jaxunlearn.curvature.matvecs import Matvec, empirical_fisher_vp, ggn_vp, hvp, regularizer_vp, row_factors, widened
+from jaxunlearn.curvature.matvecs import Matvec, empirical_fisher_vp, ggn_vp, hvp, regularizer_vp, widened
+from jaxunlearn.curvature.single_rows import row_factors
 from jaxunlearn.curvature.solvers import cg, woodbury
 from jaxunlearn.evaluation import map_rows
 from jaxunlearn.sampling import forget_rows

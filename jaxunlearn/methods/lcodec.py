@@ -63,7 +63,8 @@ def lcodec(
         Model state stays as it is.
 
     Raises:
-        ValueError: settings out of range, a kernel that is used twice. TypeError: inputs without a floating-point array.
+        ValueError: settings out of range, a kernel that is used in two forms or in a loop.
+        TypeError: inputs without a floating-point array.
 
     Example:
         >>> result = jax.jit(jaxunlearn.lcodec(model, damping=0.1, draws=40))(variables, data, request, key)
@@ -133,14 +134,18 @@ def _activity(
         return outputs.logits, losses
 
     found = layer_tracing.find(forward, params, jax.tree.map(lambda x: x[:1], examples))
+    shared = [x.name for x in found.unfactored if x.reason != layer_tracing.CHANGED]
+    if shared:
+        raise ValueError(f"parameters {', '.join(shared)} are used in several forms or in a loop: they have no one activity")
     leaves = jax.tree.leaves(params)
-    shifts = [jnp.zeros(shape, dtype) for shape, dtype in found.shapes]
+    shifts, matrices = found.zeros(), [layer.matrix(leaves) for layer in found.layers]
 
     def one(row):
         (_, loss), inputs = found.run(params, jax.tree.map(lambda x: x[None], row), shifts)
-        means = [widened(jnp.mean(x, axis=0)) for x in inputs]
-        means = [x if layer.bias is None else jnp.append(x, 1) for x, layer in zip(means, found.layers, strict=True)]
-        units = [jnp.dot(x, layer.matrix(leaves), precision="highest") for x, layer in zip(means, found.layers, strict=True)]
+        means = [widened(jnp.mean(x, axis=1)) for x in inputs]
+        layers = list(zip(means, found.layers, strict=True))
+        means = [x if layer.bias is None else jnp.pad(x, ((0, 0), (0, 1)), constant_values=1) for x, layer in layers]
+        units = [jnp.einsum("gi,gio->go", x, m, precision="highest").ravel() for x, m in zip(means, matrices, strict=True)]
         return jnp.concatenate(units), loss[0]
 
     activity, losses = jax.vmap(one)(examples)
@@ -218,9 +223,10 @@ def _weights_into(
     masks = [jnp.zeros(x.shape, x.dtype) for x in leaves]
     start = 0
     for layer in layers:
-        units = chosen[start : start + layer.outputs].astype(jnp.float32)
-        start += layer.outputs
-        rows = layer.inputs + (layer.bias is not None)
-        for leaf, mask in layer.parts(jnp.broadcast_to(units, (rows, layer.outputs)), leaves).items():
+        groups, outputs = layer.form.groups, layer.form.outputs
+        units = chosen[start : start + groups * outputs].astype(jnp.float32).reshape(groups, 1, outputs)
+        start += groups * outputs
+        rows = layer.form.inputs + (layer.bias is not None)
+        for leaf, mask in layer.parts(jnp.broadcast_to(units, (groups, rows, outputs)), leaves).items():
             masks[leaf] = mask.astype(leaves[leaf].dtype)
     return jax.tree.unflatten(jax.tree.structure(params), masks)

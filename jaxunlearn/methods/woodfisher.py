@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import checks, sampling, tree
 from jaxunlearn.card import Method
-from jaxunlearn.curvature.matvecs import gradient_sum, per_example_gradients, widened
+from jaxunlearn.curvature.matvecs import gradient_sum, widened
+from jaxunlearn.curvature.single_rows import per_example_gradients
 from jaxunlearn.curvature.solve import forgotten, moved
 from jaxunlearn.loop.one_shot import one_shot
 from jaxunlearn.types import Examples, Model, Result, Scalar, UnlearnFn, Variables

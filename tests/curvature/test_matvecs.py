@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxunlearn as ju
 from jaxunlearn import curvature
-from jaxunlearn.curvature.matvecs import row_factors
+from jaxunlearn.curvature.single_rows import row_factors
 from tests.problems import blobs, lane, linear_regression, network, regression_data
 
 KEY = jax.random.key(0)

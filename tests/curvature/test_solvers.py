@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxunlearn as ju
 from jaxunlearn import curvature
-from jaxunlearn.curvature.matvecs import row_factors
+from jaxunlearn.curvature.single_rows import row_factors
 from tests.curvature.test_matvecs import KEY, MODEL, ROWS, VARIABLES, matrix, matvec
 from tests.problems import distance, lane, network
 

@@ -120,3 +120,26 @@ def test_bad_input_is_refused():
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             ju.lcodec(MODEL, **options)
+
+
+def test_units_of_groups_are_units_and_kernels_in_two_forms_are_refused():
+    def forward(variables, inputs, *, train=False, key=None):
+        x, p = inputs.reshape(-1, 2, 2), variables.params
+        hidden = jnp.tanh(jnp.einsum("bhk,hkc->bhc", x, p["heads"]) + p["bias"])
+        last = p["o"] if "o" in p else p["heads"].swapaxes(1, 2)
+        return ju.Outputs(jnp.einsum("bhc,hck->bk", hidden, last))
+
+    model = ju.Model(forward, ju.losses.cross_entropy)
+    rng = np.random.default_rng(0)
+    params = {"heads": rng.normal(size=(2, 2, 3)), "bias": rng.normal(size=(2, 3)), "o": rng.normal(size=(2, 3, 3))}
+    params = {name: jnp.asarray(x, jnp.float32) for name, x in params.items()}
+    data = DATA._replace(train=DATA.train._replace(inputs=jnp.tile(DATA.train.inputs, 2)[:, :4]))
+    unlearn = jax.jit(ju.lcodec(model, damping=0.1, draws=60, max_units=3, max_steps=200))
+    result = unlearn(ju.Variables(params), data, REQUEST, KEY)
+    moved = {name: np.asarray(x != params[name]) for name, x in result.variables.params.items()}
+    units = moved["heads"].any(axis=1)
+    assert 0 < int(result.stats["units"]) == int(units.sum() + moved["o"].any(axis=(0, 1)).sum())
+    np.testing.assert_array_equal(moved["bias"], units)
+    tied = {name: x for name, x in params.items() if name != "o"}
+    with pytest.raises(ValueError, match="parameters heads are used in several forms or in a loop"):
+        jax.eval_shape(unlearn, ju.Variables(tied), data, REQUEST, KEY)

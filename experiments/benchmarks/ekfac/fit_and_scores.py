@@ -51,7 +51,7 @@ def fit_and_scores(
         few = TensorDataset(problem.inputs[:BATCH], problem.targets[:BATCH])
         theirs.fit("warm", few)
         stages = theirs.fit("timed", theirs.dataset)
-        read = theirs.factors("timed", made)
+        read = theirs.factors("timed", made, variables.params)
         asked = TensorDataset(problem.inputs[:QUERIES], problem.targets[:QUERIES])
         expected, scores_seconds = seconds_of(partial(theirs.scores, "timed", "timed", asked, damping))
 

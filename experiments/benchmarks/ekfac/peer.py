@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]  # of the `benchmarks` extra
@@ -13,6 +14,7 @@ from torch.utils.data import TensorDataset  # pyright: ignore[reportMissingImpor
 
 from experiments.benchmarks.ekfac.setup import Problem, seconds_of
 from jaxunlearn import curvature
+from jaxunlearn.curvature.parameter_uses import matrix_form
 
 
 def kronfluence_task() -> Any:
@@ -66,20 +68,23 @@ class Kronfluence:
         }
         return {stage: seconds_of(call)[1] for stage, call in stages.items()}
 
-    def factors(self, name: str, like: curvature.Kronecker) -> curvature.Kronecker:
+    def factors(self, name: str, like: curvature.Kronecker, params: Any) -> curvature.Kronecker:
         """What it fitted, read from its files, as a representation of this library."""
         eigen: Any = self.analyzer.load_eigendecomposition(name)
         fitted: Any = self.analyzer.load_lambda_matrices(name)
-        layers, bases, values = [], [], []
+        layers, bases, values, leaves = [], [], [], jax.tree.leaves(params)
         for layer in like.layers:
-            module = layer.name.split("/")[0]
-            # kernels [h, w, in, out] here, [out, in, h, w] there
-            layers.append(dataclasses.replace(layer, permutation=(2, 0, 1, 3)) if len(layer.permutation) == 4 else layer)
+            module, shape = layer.name.split("/")[0], leaves[layer.kernel].shape
+            if len(shape) == 4:  # kernels [h, w, in, out] here, [out, in, h, w] there
+                positions = np.arange(leaves[layer.kernel].size).reshape(shape).transpose(2, 0, 1, 3)
+                form = matrix_form(positions.reshape(1, -1, shape[-1]))
+                layer = dataclasses.replace(layer, form=form)
+            layers.append(layer)
             vectors = (eigen[f"{side}_eigenvectors"][module].float().numpy() for side in ("activation", "gradient"))
-            bases.append(tuple(jnp.asarray(x) for x in vectors))
+            bases.append(tuple(jnp.asarray(x)[None] for x in vectors))
             mean = fitted["lambda_matrix"][module].double() / fitted["num_lambda_processed"][module]
-            values.append(jnp.asarray(mean.float().numpy().T))
-        return curvature.Kronecker(tuple(layers), bases, values, (), [], (), [])
+            values.append(jnp.asarray(mean.float().numpy().T)[None])
+        return curvature.Kronecker(tuple(layers), like.sharing, bases, values, (), [], (), [])
 
     def scores(self, name: str, factors: str, queries: TensorDataset, damping: float) -> Float[np.ndarray, "q n"]:
         """Influence of every row on every query."""

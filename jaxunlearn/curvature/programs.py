@@ -1,0 +1,177 @@
+"""Programs of models: opened where parameters enter, run with taps, and asked which parameters their products multiply."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+LOOPS = ("scan", "while", "cond")
+OPENED = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call")
+
+
+def _broadcast(index: np.ndarray, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any) -> np.ndarray:
+    spread = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, index.shape, strict=True):
+        spread[axis] = size
+    return np.broadcast_to(index.reshape(spread), shape)
+
+
+# What changes the form of an array alone, told by the positions of its elements
+FORMS: dict[str, Callable[..., np.ndarray]] = {
+    "transpose": lambda index, permutation, **_: index.transpose(permutation),
+    "reshape": lambda index, new_sizes, **_: index.reshape(new_sizes),
+    "squeeze": lambda index, dimensions, **_: index.squeeze(tuple(dimensions)),
+    "rev": lambda index, dimensions, **_: np.flip(index, tuple(dimensions)),
+    "broadcast_in_dim": _broadcast,
+    "convert_element_type": lambda index, **_: index,
+    "copy": lambda index, **_: index,
+    "copy_p": lambda index, **_: index,
+    "reduce_precision": lambda index, **_: index,
+    "sharding_constraint": lambda index, **_: index,
+}
+
+
+def evaluate_program(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], visit: Callable) -> list[Any]:
+    """Run a program; `visit(place, equation, values, result)` may change what an equation returns."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+    for place, equation in enumerate(jaxpr.eqns):
+        values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
+        result = _bind(equation, values)
+        known.update(zip(equation.outvars, visit(place, equation, values, result), strict=True))
+    return [x.val if isinstance(x, Literal) else known[x] for x in jaxpr.outvars]
+
+
+def _bind(equation: Any, values: list) -> list:
+    with equation.ctx.manager:
+        result = equation.primitive.bind(*values, **equation.primitive.get_bind_params(equation.params))
+    return list(result) if equation.primitive.multiple_results else [result]
+
+
+def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
+    """The program with every inner program that a parameter enters written out in line.
+
+    Others stay as they are, and so do functions with a derivative of their own, such as ReLU, unless they multiply: then the
+    derivative is that of the products.
+    """
+
+    def run(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], marked: Sequence[bool]) -> tuple[list, list[bool]]:
+        variables = [*jaxpr.constvars, *jaxpr.invars]
+        known = dict(zip(variables, [*consts, *arguments], strict=True))
+        reached = dict(zip(variables, [*([False] * len(consts)), *marked], strict=True))
+        for equation in jaxpr.eqns:
+            values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
+            marks = [not isinstance(x, Literal) and reached[x] for x in equation.invars]
+            inner = _inner(equation) if any(marks) else None
+            if inner is not None:
+                result, new = run(inner[0], inner[1], values, marks)
+            else:
+                # What a parameter reaches by anything but a change of its form is an activation.
+                result, new = _bind(equation, values), [any(marks) and equation.primitive.name in FORMS] * len(equation.outvars)
+            known.update(zip(equation.outvars, result, strict=True))
+            reached.update(zip(equation.outvars, new, strict=True))
+        outputs = [(x.val, False) if isinstance(x, Literal) else (known[x], reached[x]) for x in jaxpr.outvars]
+        return [x for x, _ in outputs], [x for _, x in outputs]
+
+    marked = [place in params for place in range(len(program.jaxpr.invars))]
+    return jax.make_jaxpr(lambda *x: run(program.jaxpr, program.consts, x, marked)[0])(*program.in_avals)
+
+
+def _inner(equation: Any) -> tuple[Jaxpr, Sequence[Any]] | None:
+    if equation.primitive.name not in OPENED:
+        return None
+    program, consts = _parts(equation.params.get("jaxpr", equation.params.get("call_jaxpr")))
+    return None if equation.primitive.name == "custom_jvp_call" and not _multiplies(program) else (program, consts)
+
+
+def _parts(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, [])
+
+
+def _multiplies(program: Jaxpr) -> bool:
+    inner = (x for equation in program.eqns for x in jaxprs_in_params(equation.params))
+    return any(x.primitive.name in PRODUCTS for x in program.eqns) or any(map(_multiplies, inner))
+
+
+# Which parameters are multiplied
+
+
+class Multiplied(NamedTuple):
+    """What `multiplied` finds about a parameter that takes part in a product."""
+
+    in_loop: bool
+    as_it_is: bool  # in nothing but another form, in one of the products at least
+
+
+class _Value(NamedTuple):
+    """What an array is made of."""
+
+    params: frozenset[int] = frozenset()  # none for what depends on the row: an activation
+    as_it_is: bool = False
+    of_row: bool = False
+
+
+def _joined(values: Sequence[_Value], *, as_it_is: bool = False) -> _Value:
+    if any(x.of_row for x in values):
+        return _Value(of_row=True)
+    return _Value(frozenset().union(*(x.params for x in values)), as_it_is and any(x.as_it_is for x in values))
+
+
+def multiplied(program: ClosedJaxpr, params: int) -> dict[int, Multiplied]:
+    """Which of the first `params` inputs take part in a dot product or a convolution, whatever became of them before.
+
+    All other inputs are the row. What a parameter and the row make together is an activation, and none of the parameter's.
+    """
+    found: dict[int, Multiplied] = {}
+
+    def run(jaxpr: Jaxpr, inputs: Sequence[_Value], in_loop: bool) -> list[_Value]:
+        known = {x: _Value() for x in jaxpr.constvars} | dict(zip(jaxpr.invars, inputs, strict=True))
+        read = lambda x: _Value() if isinstance(x, Literal) else known[x]  # noqa: E731
+        for equation in jaxpr.eqns:
+            known.update(zip(equation.outvars, step(equation, [read(x) for x in equation.invars], in_loop), strict=True))
+        return [read(x) for x in jaxpr.outvars]
+
+    def step(equation: Any, values: list[_Value], in_loop: bool) -> list[_Value]:
+        name, options = equation.primitive.name, equation.params
+        if name == "stop_gradient":
+            return [_Value(of_row=x.of_row) for x in values]
+        if name in PRODUCTS:
+            note(values, in_loop)
+        elif name == "scan":
+            return looped(options["jaxpr"].jaxpr, values, options["num_consts"], options["num_carry"])
+        elif name == "while":
+            first, second = options["cond_nconsts"], options["cond_nconsts"] + options["body_nconsts"]
+            run(options["cond_jaxpr"].jaxpr, [*values[:first], *values[second:]], True)
+            return looped(options["body_jaxpr"].jaxpr, values[first:], options["body_nconsts"], len(values) - second)
+        elif name == "cond":
+            branches = [run(branch.jaxpr, values[1:], True) for branch in options["branches"]]
+            return [_joined([_Value(of_row=values[0].of_row), *outputs]) for outputs in zip(*branches, strict=True)]
+        else:
+            inner = [_parts(x)[0] for x in jaxprs_in_params(options)]
+            if inner and len(inner[0].invars) == len(values) and len(inner[0].outvars) == len(equation.outvars):
+                return run(inner[0], values, in_loop)
+            if any(map(_multiplies, inner)):
+                note(values, in_loop)
+        return [_joined(values, as_it_is=name in FORMS)] * len(equation.outvars)
+
+    def looped(body: Jaxpr, values: list[_Value], consts: int, carried: int) -> list[_Value]:
+        """What comes round after some turns, until it changes no more."""
+        while True:
+            outputs = run(body, values, True)
+            both = list(zip(values[consts : consts + carried], outputs[:carried], strict=True))
+            carry = [x if x == y else _joined([x, y]) for x, y in both]
+            if carry == values[consts : consts + carried]:
+                return [*carry, *outputs[carried:]]
+            values = [*values[:consts], *carry, *values[consts + carried :]]
+
+    def note(values: Sequence[_Value], in_loop: bool) -> None:
+        for value in values:
+            for leaf in value.params:
+                before = found.get(leaf, Multiplied(False, False))
+                found[leaf] = Multiplied(before.in_loop or in_loop, before.as_it_is or value.as_it_is)
+
+    inputs = [_Value(frozenset([x]), True) for x in range(params)]
+    run(program.jaxpr, [*inputs, *[_Value(of_row=True)] * (len(program.jaxpr.invars) - params)], False)
+    return found
