@@ -257,6 +257,16 @@ def test_scores_are_finite_falling_and_blind_to_units_and_names():
         scores("values", unlearned=np.full((2, 3), np.inf))
 
 
+def test_models_that_blew_up_are_over_and_the_report_counts_infinite_losses():
+    def blown(variables, data, request, key):
+        return ju.Result(jax.tree.map(lambda w: w * 1e30, variables))
+
+    audit = audited(regression(), blown, ["forget_loss"])
+    assert verdicts(audit) == {"forget_loss": "OVER"}
+    assert f"{39 * 60} losses are infinite" in " ".join(remarks(audit))
+    json.dumps(ju.audit.to_json(audit), allow_nan=False)
+
+
 def test_successes_are_shares_of_what_counts():
     logits = jnp.array([[[2.0, 0], [2, 0], [0, 2]], [[2, 0], [2, 0], [2, 0]]])
     targets = jnp.array([[0, 1, -1], [-1, -1, 0]])
