@@ -1,10 +1,10 @@
 """The metrics of an audit: what each compares, and what must be known of every model for it.
 
 No metric sees everything. Simulated with 39 models of each kind and 50 forgotten rows (`experiments/benchmarks/power.py`,
-table in the README): means (margin gap, attack AUC) see a shift of all rows by a quarter of a standard deviation, and nothing
-where some rows are left and others driven out. Metrics of single rows (JS divergence, KLoM, U-LiRA) see that. One row of
-fifty escapes each of them often. Of models that agree more than retrained ones do U-LiRA tells; KLoM and the divergence do
-not, they are smaller there. INSIDE says that *this* metric tells nothing: look at several.
+table in the README): margin gap and attack AUC see a shift of all rows by a quarter of a standard deviation, and rarely that
+some rows are left and others driven out. JS divergence, KLoM and U-LiRA see that. One row of fifty escapes each of them in a
+third of the cases or more. Models that agree more than retrained ones are told by U-LiRA and forgetting quality, and not by the
+divergence. INSIDE says that *this* metric tells nothing, with this many models: look at several.
 """
 
 from typing import Any, NamedTuple, TypeAlias
