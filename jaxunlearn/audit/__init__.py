@@ -43,6 +43,7 @@ from jaxunlearn.audit.features.similarity import dimensional_alignment_score as 
 from jaxunlearn.audit.features.similarity import linear_cka as linear_cka
 from jaxunlearn.audit.features.similarity import minibatch_cka as minibatch_cka
 from jaxunlearn.audit.features.similarity import procrustes_similarity as procrustes_similarity
+from jaxunlearn.audit.metrics import METRICS as METRICS
 from jaxunlearn.audit.report import print_report as print_report
 from jaxunlearn.audit.report import to_json as to_json
 from jaxunlearn.audit.report import to_markdown as to_markdown

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, tree
 from jaxunlearn.batching import batched, num_lanes, separate
@@ -26,7 +26,7 @@ from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Va
 class Ensemble(NamedTuple):
     """N models of one kind."""
 
-    logits: dict[str, Float[Array, "n e c"]]  # for each named set of rows
+    logits: dict[str, Any]  # for each named set of rows, [n, e, ...]; or what `measure` returns
     variables: Variables  # leading axis n
     status: Int[Array, "n"]
 
@@ -46,6 +46,7 @@ def ensemble(
     mesh: Mesh | None = None,
     directory: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
+    measure: Callable[[Variables, Examples], PyTree] | None = None,
 ) -> Ensemble:
     """Train or unlearn N models and read their logits.
 
@@ -63,6 +64,8 @@ def ensemble(
         directory: save every block there, and take from there what was computed before from the same program, values, keys,
             rows and version of JAX. Nothing in it is ever overwritten. Needs orbax.
         progress: called after every block with the number of models that are done.
+        measure: what is kept of a model on a set of rows, in place of its logits; arrays with one entry per row. Logits of long
+            token sequences, of all models and rows, would fill the memory.
 
     Returns:
         `Ensemble`. Look at `status`: models that diverged, or that read stale values of `Data.extra`, are in it.
@@ -89,9 +92,11 @@ def ensemble(
     run = batched(unlearn, in_axes=in_axes, chunk=chunk, mesh=mesh)
     answer: Any = run if mesh is not None else jax.jit(run)
 
+    keep = measure or (lambda one, part: predict(model, one, part))
+
     @jax.jit
-    def read(stacked: Variables, rows: dict[str, Examples]) -> dict[str, jax.Array]:
-        return jax.lax.map(lambda one: {name: predict(model, one, part) for name, part in rows.items()}, stacked)
+    def read(stacked: Variables, rows: dict[str, Examples]) -> dict[str, PyTree]:
+        return jax.lax.map(lambda one: {name: keep(one, part) for name, part in rows.items()}, stacked)
 
     def make(arguments: tuple) -> Ensemble:
         result = answer(*arguments)

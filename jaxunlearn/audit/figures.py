@@ -17,6 +17,11 @@ def shifts(audit: Audit) -> np.ndarray:
     return (unlearned.mean(axis=0) - retrained.mean(axis=0)) / np.maximum(retrained.std(axis=0, ddof=1), 1e-6)
 
 
+def word(audit: Audit) -> str:
+    """What single rows are looked at by."""
+    return "margin" if audit.settings.get("score", "margin") == "margin" else "score"
+
+
 def _axes(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -54,8 +59,9 @@ def margins(audit: Audit) -> Any:
         )
     ends = [float(retrained.min()), float(retrained.max())]
     panel.plot(ends, ends, color=COLOURS["retrained"], linewidth=1, linestyle="--", label="retrained")
-    panel.set_xlabel("mean margin of retrained models [nats]")
-    panel.set_ylabel("mean margin [nats]")
+    unit = "nats" if word(audit) == "margin" else audit.settings["score"]
+    panel.set_xlabel(f"mean {word(audit)} of retrained models [{unit}]")
+    panel.set_ylabel(f"mean {word(audit)} [{unit}]")
     panel.legend(frameon=False)
     return figure
 
@@ -80,7 +86,7 @@ def attacks(audit: Audit) -> Any:
     panel.hist(found, bins=30, color=COLOURS["unlearned"])
     panel.axvline(0, color=COLOURS["retrained"], linewidth=1, linestyle="--")
     panel.axvline(float(np.mean(found)), color="#D55E00", linewidth=1.5, label="mean over the forget set")
-    panel.set_xlabel("shift of the mean margin [retrained standard deviations]")
+    panel.set_xlabel(f"shift of the mean {word(audit)} [retrained standard deviations]")
     panel.set_ylabel("rows of the forget set")
     panel.legend(frameon=False)
     return figure

@@ -93,6 +93,25 @@ def _sides(audit: Audit) -> str:
     return f"{shares}; by chance 2.5 % each."
 
 
+def remarks(audit: Audit) -> list[str]:
+    """What stands in for margins, and which metrics are left out, of models that are no classifiers."""
+    if figures.word(audit) == "margin":
+        return []
+    said = [
+        f"Task: {audit.settings['task']}. A score stands in for margins: {audit.settings['score']}, of the model's own loss."
+    ]
+    if infinite := audit.settings.get("infinite_losses"):
+        said.append(f"{infinite} losses are infinite and count as the largest finite one.")
+    whys: dict[str, list[str]] = {}
+    for name, why in audit.left_out.items():
+        whys.setdefault(why, []).append(METRICS[name].label)
+    return said + [f"Left out: {', '.join(labels)}, which {_verb(why, len(labels))}." for why, labels in whys.items()]
+
+
+def _verb(why: str, count: int) -> str:
+    return why if count == 1 else why.replace("needs", "need", 1)
+
+
 def print_report(audit: Audit) -> None:
     """The tables in the terminal; needs rich.
 
@@ -107,6 +126,7 @@ def print_report(audit: Audit) -> None:
     """
     import rich
     import rich.box
+    import rich.markup
     import rich.table
 
     for title, shown in (
@@ -119,7 +139,8 @@ def print_report(audit: Audit) -> None:
         for line in shown.rows:
             drawn.add_row(*line)
         rich.print(drawn)
-    rich.print(ANSWERS[audit.settings["question"]])
+    for line in (ANSWERS[audit.settings["question"]], *remarks(audit)):
+        rich.print(rich.markup.escape(line))
 
 
 def to_markdown(audit: Audit) -> str:
@@ -139,7 +160,7 @@ def to_markdown(audit: Audit) -> str:
         f"{models[0]} models of each kind, {models[1]} held out; 95 % intervals over models, and over models and rows; "
         f"level {audit.settings['alpha']:g} per verdict."
     )
-    return f"{ANSWERS[audit.settings['question']]}\n\n{note}\n\n{pages.to_markdown(table(audit))}"
+    return "\n\n".join([ANSWERS[audit.settings["question"]], note, *remarks(audit), pages.to_markdown(table(audit))])
 
 
 def to_json(audit: Audit) -> dict[str, Any]:
@@ -174,7 +195,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
         **judged,
         "over_rows": plain(audit.over_rows),
         "false_positives": plain(audit.false_positives),
-        "worst_examples": worst_examples(audit),
+        "worst_examples": [plain(x) for x in worst_examples(audit)],
+        "left_out": audit.left_out,
     }
 
 
@@ -208,7 +230,7 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
         ),
         (
             figures.margins(audit),
-            "Mean margin of each row of the forget set: unlearned and original models against retrained ones.",
+            f"Mean {figures.word(audit)} of each row of the forget set: unlearned and original models against retrained ones.",
         ),
         (figures.roc(audit), "Loss attack, mean over models, logarithmic axes"),
         (figures.attacks(audit), "Each example, in retrained standard deviations: what a mean over the forget set hides"),
@@ -223,6 +245,7 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
         ),
         Section(
             "Definitions",
+            "\n\n".join(remarks(audit)),
             terms=[(name, METRICS[name].label, f"{METRICS[name].definition}.") for name in audit.judgements],
         ),
     ]

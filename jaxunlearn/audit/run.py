@@ -24,6 +24,7 @@ from jaxunlearn.audit.statistics.checks import require_disjoint, require_models,
 from jaxunlearn.audit.statistics.intervals import Interval
 from jaxunlearn.audit.statistics.resampling import Statistic, crossed_bootstrap
 from jaxunlearn.audit.statistics.verdict import Judgement, false_positive_rate, judge
+from jaxunlearn.audit.tasks import Measured, choose, count_rows, measuring, task_of, told_by, without_padding
 from jaxunlearn.evaluation import class_logits
 from jaxunlearn.loop.preparation import preparation_of
 from jaxunlearn.status import Status
@@ -45,9 +46,10 @@ class Audit(NamedTuple):
     controls: dict[str, Judgement]  # of doing nothing, on rows that training did not memorise; empty without such rows
     false_positives: dict[str, Interval]  # of the verdict on held-out retrained models
     means: dict[str, dict[str, float]]  # of plain measures, for original, unlearned and retrained models
-    margins: dict[str, Float[np.ndarray, "n e"]]  # on the forget set, of each kind of model
+    margins: dict[str, Float[np.ndarray, "n e"]]  # or scores, on the forget set, of each kind of model
     roc: dict[str, tuple[np.ndarray, np.ndarray]]  # false and true positive rates of the loss attack, averaged over models
     settings: dict[str, Any]
+    left_out: dict[str, str] = {}  # metrics that do not fit the task, and why; of classes nothing is left out
 
 
 def run(
@@ -63,6 +65,7 @@ def run(
     num_models: int = 100,
     num_held_out: int | None = None,
     metrics: Sequence[str] | None = None,
+    ignore: int | None = None,
     controls: Examples | None = None,
     max_rows: int = 250,
     alpha: float = 0.05,
@@ -79,19 +82,26 @@ def run(
     held out, and judges every metric of `METRICS` against its floor. What the method reads in `Data.extra` is prepared for
     each original by itself, see `jaxunlearn.prepare`.
 
+    Four tasks are told apart by shapes and dtypes. `classes`: integer targets [n], logits [b, c], or one logit of labels 0 and
+    1. `tokens`: integer targets [n, t], logits [b, t, v]. `labels`: integer targets [n, k] of 0 and 1, logits of their shape.
+    `values`: all others, real targets [n] or [n, k] above all. Margins are those of classes; elsewhere a score that falls with
+    the model's own loss of a row stands in for them, see `jaxunlearn.audit.tasks`, and metrics that do not fit are left out.
+
     Args:
-        model: a classifier, logits [b, c].
+        model: any whose loss is one value per row.
         unlearn: the method.
         retrain: training from fresh weights, e.g. `jaxunlearn.retrain` in `jaxunlearn.iterate`; with an empty request it trains
             the originals.
         variables: tree, shapes and dtypes of the weights; no value of it is used where `retrain` starts afresh.
-        data: training rows with integer targets [n].
+        data: training rows.
         request: one request.
         key: one typed key, for everything.
         test: rows that no model sees; the first `max_rows` of them are looked at.
         num_models: of each kind; 100 for stable values, and at least `2 / alpha - 1`, which is 39 at 5 %.
         num_held_out: further retrained models, by default and at least `num_models`; for floors and false positives.
-        metrics: names from `METRICS`, all of them by default.
+        metrics: names from `jaxunlearn.audit.METRICS`, all that fit the task by default.
+        ignore: target of tokens or labels that do not count, such as -100 for padding; the model's loss is to leave them out by
+            itself. Retained and test rows of nothing else are not looked at.
         controls: rows of the forget set that training does not memorise, as a negative control: on them doing nothing should
             be inside the floor. A verdict there means that they are memorised after all, or that the metric sees something
             else.
@@ -102,11 +112,13 @@ def run(
         progress: called with what is being made and how many models are done.
 
     Returns:
-        `Audit`, on the host. Verdicts are not corrected for their number: at 5 %, eleven of them come to half a false one.
+        `Audit`, on the host. Verdicts are not corrected for their number: at 5 %, a dozen of them come to half a
+            false one and more.
 
     Raises:
         ValueError: too few models, test rows that are training rows as well, a request that is empty or leaves nothing,
-            targets that are not classes, models that diverged, or prepared values that belong to other weights.
+            metrics that do not fit the task, targets that are no tokens, rows of the request that are padding, a loss that is
+            NaN or depends on other rows, models that diverged, or prepared values that belong to other weights.
         TypeError: `unlearn` or `retrain` is an `Unlearner`, `test` is not `Examples`.
 
     Example:
@@ -119,9 +131,9 @@ def run(
     """
     checks.require_unlearn_fn(unlearn, "audit.run")
     checks.require_unlearn_fn(retrain, "audit.run")
-    chosen = list(METRICS) if metrics is None else list(metrics)
-    unknown = [name for name in chosen if name not in METRICS]
-    if unknown or not chosen:
+    asked_for = list(METRICS) if metrics is None else list(metrics)
+    unknown = [name for name in asked_for if name not in METRICS]
+    if unknown or not asked_for:
         raise ValueError(f"run: unknown metrics {unknown}; choose from {', '.join(METRICS)}")
     if not 0 < alpha < 1:
         raise ValueError(f"run: alpha is a level such as 0.05, got {alpha}")
@@ -130,12 +142,15 @@ def run(
     require_models("run (held out)", held, num_models)
     if jnp.ndim(request.indices) != 1:
         raise ValueError(f"run audits one request, got indices {jnp.shape(request.indices)}; call it for each one of them")
-    rows = _rows(data, request, test, max_rows)
-    if controls is not None:
-        rows["control"] = controls
+    rows = _rows(data, request, test, controls, max_rows)
+    task = task_of(model, variables, rows, ignore)
+    chosen, left_out = choose(task, metrics)
+    rows = without_padding(rows, task)
     keys = jax.random.split(key, 4)
     tell = progress or (lambda doing, count: None)
-    make = partial(ensemble, model, rows=rows, block=block, chunk=chunk, mesh=mesh, directory=directory)
+    make = partial(
+        ensemble, model, rows=rows, block=block, chunk=chunk, mesh=mesh, directory=directory, measure=measuring(model, task)
+    )
     # originals and retrained models come from one program, which is compiled once
     asked = _with_empty(request, num_models, num_models + held)
     training = jnp.concatenate([jax.random.split(keys[0], num_models), jax.random.split(keys[2], num_models + held)])
@@ -153,7 +168,11 @@ def run(
         "original": original, "unlearned": unlearned,
         "retrained": _part(retrained, 0, num_models), "held out": _part(retrained, num_models, None),
     }  # fmt: skip
-    answers = {kind: _answers(made, rows) for kind, made in kinds.items()}
+    scoring: dict[str, Any] = {"score": "margin"}
+    if task.name == "classes":
+        answers: dict[str, Any] = {kind: _answers(made, rows) for kind, made in kinds.items()}
+    else:
+        answers, scoring = told_by(kinds, task)
     see = jax.jit(observe)
     seen = {kind: jax.device_get(see(said)) for kind, said in answers.items()}
     on_controls = {kind: _on_controls(x) for kind, x in seen.items()} if controls is not None else {}
@@ -178,7 +197,8 @@ def run(
             size=1 if metric.by_model else max(4, held // 2), num_permutations=_least(alpha),
         )  # fmt: skip
         false_positives[name] = rate(seen["held out"], seen["retrained"], rating)
-    plain = ("retain_accuracy", "forget_accuracy", "test_accuracy", "attack_auc", "attack_tpr")
+    known = [f"{name}_{what}" for what in ("accuracy", "loss") for name in ("retain", "forget", "test")]
+    plain = [name for name in (*known, "attack_auc", "attack_tpr") if name in seen["retrained"]]
     shown = ("original", "unlearned", "retrained")
     return Audit(
         judgements={name: jax.device_get(x) for name, x in judgements.items()},  # one by one, which keeps their order
@@ -194,10 +214,13 @@ def run(
             "num_held_out": held,
             "alpha": alpha,
             "num_permutations": num_permutations,
-            "forgotten_rows": len(rows["forget"].targets),
-            "retained_rows_looked_at": len(rows["retain"].targets),
-            "test_rows": len(rows["test"].targets),
+            "forgotten_rows": count_rows(rows["forget"]),
+            "retained_rows_looked_at": count_rows(rows["retain"]),
+            "test_rows": count_rows(rows["test"]),
+            "task": task.name,
+            **scoring,
         },
+        left_out=left_out,
     )
 
 
@@ -216,7 +239,11 @@ def _check(kind: str, made: Ensemble) -> None:
     for code, told in REFUSED.items():
         if failed := int(np.sum(status == code)):
             raise ValueError(f"run: {failed} of {len(status)} {kind} models {told}")
-    require_numbers("run", **{f"logits of {kind} models": made.logits["forget"]})
+    for name, told in made.logits.items():
+        if isinstance(told, Measured):
+            require_numbers("run", **{f"losses of {kind} models on rows of {name}": told.losses})
+        elif name == "forget":
+            require_numbers("run", **{f"logits of {kind} models": told})
 
 
 def _prepared_for_each(unlearn: UnlearnFn) -> UnlearnFn:
@@ -240,7 +267,8 @@ def _least(alpha: float) -> int:
 def _answers(made: Ensemble, rows: dict[str, Examples]) -> dict[str, Answers]:
     def of(name: str) -> Answers:
         logits: Any = np.asarray(made.logits[name])
-        targets: Any = np.broadcast_to(np.asarray(rows[name].targets), logits.shape[:2])
+        targets: Any = np.asarray(rows[name].targets)
+        targets = np.broadcast_to(targets.astype(np.int32) if targets.dtype == bool else targets, logits.shape[:2])
         return Answers(class_logits(logits, targets), targets)
 
     return {name: of(name) for name in made.logits}
@@ -250,12 +278,13 @@ def _of_answers(statistic: Statistic) -> Statistic:
     return lambda candidate, reference: statistic(observe(candidate), observe(reference))
 
 
-def _rows(data: Data, request: ForgetRequest, test: Examples, most: int) -> dict[str, Examples]:
+def _rows(data: Data, request: ForgetRequest, test: Examples, controls: Examples | None, most: int) -> dict[str, Examples]:
     checks.require_count("max_rows", most)
     if not isinstance(test, Examples):
         raise TypeError(f"run needs rows that no model sees: pass test=Examples(inputs, targets), got {type(test).__name__}")
-    if not np.issubdtype(np.asarray(data.train.targets).dtype, np.integer) or np.ndim(data.train.targets) != 1:
-        raise ValueError("run audits classifiers: targets must be integer classes [n]")
+    _require_same_form("test", test, data.train)
+    if controls is not None:
+        _require_same_form("controls", controls, data.train)
     retained = np.asarray(sampling.retain_weights(data, request)) > 0
     forgotten = (np.asarray(data.present) > 0) & ~retained
     if not forgotten.any() or not retained.any():
@@ -267,14 +296,29 @@ def _rows(data: Data, request: ForgetRequest, test: Examples, most: int) -> dict
     chosen = {
         "forget": take(data.train, np.flatnonzero(forgotten)),
         "retain": take(data.train, np.flatnonzero(retained)[:most]),
-        "test": take(test, np.arange(min(most, len(test.targets)))),
+        "test": take(test, np.arange(min(most, count_rows(test)))),
     }
+    if controls is not None:
+        chosen["control"] = controls
     require_disjoint("run", members=take(data.train, np.flatnonzero(forgotten | retained)), nonmembers=chosen["test"])
     return chosen
 
 
+def _require_same_form(what: str, others: Examples, train: Examples) -> None:
+    """ValueError unless rows differ from training rows in their number only."""
+
+    def form(examples: Examples) -> tuple[Any, list[Any]]:
+        leaves, form = jax.tree.flatten(examples)
+        return form, [(np.shape(x)[1:], jnp.issubdtype(jnp.result_type(x), jnp.floating)) for x in leaves]
+
+    if form(others) != form(train):
+        shapes = [[f"{jnp.result_type(x)}{list(np.shape(x))}" for x in jax.tree.leaves(rows)] for rows in (others, train)]
+        raise ValueError(f"run: rows of {what} have the form {', '.join(shapes[0])}, training rows {', '.join(shapes[1])}")
+
+
 def _on_controls(seen: Observed) -> Observed:
-    return {**seen, "forget_accuracy": seen["control_accuracy"], "forget_margins": seen["control_margins"]}
+    whats = [name.removeprefix("control_") for name in seen if name.startswith("control_")]
+    return {**seen, **{f"forget_{what}": seen[f"control_{what}"] for what in whats}}
 
 
 def _mean_roc(seen: Observed) -> tuple[np.ndarray, np.ndarray]:

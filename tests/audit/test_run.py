@@ -93,6 +93,14 @@ def test_the_ceiling_is_what_doing_nothing_scores(audit):
     assert value == pytest.approx(means["unlearned"] - means["retrained"], abs=1e-6)
 
 
+def test_values_are_those_of_the_metrics_on_margins_to_the_last_bit(audit):
+    unlearned, retrained = (jnp.asarray(audit.margins[kind]) for kind in ("unlearned", "retrained"))
+    found = jax.jit(lambda u, r: (jnp.mean(ju.audit.klom(u, r)), ju.audit.u_lira(u, r).accuracy.estimate))(unlearned, retrained)
+    values = [audit.judgements[name].value.estimate for name in ("klom_forget", "u_lira")]
+    assert [float(x) for x in found] == [float(x) for x in values]
+    assert (audit.settings["task"], audit.settings["score"], audit.left_out) == ("classes", "margin", {})
+
+
 def test_the_worst_examples_come_first(audit):
     shifts = [abs(x["shift"]) for x in worst_examples(audit)]
     assert shifts == sorted(shifts, reverse=True)
@@ -116,8 +124,10 @@ def test_audits_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"run: 3 non-members are members as well .*rows that no model was trained on"):
         run(DATA, REQUEST, KEY, test=jax.tree.map(lambda x: x[3:6], DATA.train), num_models=40)
     real = DATA._replace(train=DATA.train._replace(targets=DATA.train.targets * 1.0))
-    with pytest.raises(ValueError, match="integer classes"):
+    with pytest.raises(ValueError, match=r"rows of test have the form .*int32\[20\], training rows .*float32\[60\]"):
         run(real, REQUEST, KEY, test=TEST, num_models=40)
+    with pytest.raises(TypeError, match="cross_entropy takes class numbers"):
+        run(real, REQUEST, KEY, test=TEST._replace(targets=TEST.targets * 1.0), num_models=40)
 
 
 def test_unlearners_are_told_to_be_iterated():
