@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
 import jaxunlearn as ju
 from jaxunlearn.adapters import from_nnx, to_nnx
+from jaxunlearn.service.checkpoint import load_variables, save_variables
 from tests.adapters import promises
-from tests.adapters.promises import DATA, KEY, KEYS, REQUESTS, ROWS, read, same, write
+from tests.adapters.promises import DATA, KEY, KEYS, REQUESTS, ROWS, form, read, same, write
 from tests.problems import distance, lane
 
 
@@ -231,3 +233,58 @@ def test_streams_that_are_kept_and_rngs_of_the_call_differ():
     model, variables = from_nnx(Both(nnx.Rngs(0)), ju.losses.cross_entropy)
     kept, asked = np.asarray(model.forward(variables, jnp.ones(64), train=True, key=KEY).logits)
     assert not np.array_equal(kept, asked)
+
+
+def with_manager(path, state):
+    with ocp.CheckpointManager(path) as manager:
+        manager.save(3, args=ocp.args.StandardSave(state))
+
+
+@pytest.fixture(scope="module")
+def saved(module, tmp_path_factory):
+    """A state, and pure dicts of it, as orbax writes them."""
+    path = tmp_path_factory.mktemp("nnx")
+    write(path / "state", nnx.state(module))
+    write(path / "split", nnx.split(module)[1])
+    write(path / "pure", nnx.to_pure_dict(nnx.state(module)))
+    with_manager(path / "run", nnx.state(module))
+    return path
+
+
+@pytest.mark.parametrize("name", ["state", "split", "pure", "run/3/default"])
+def test_checkpoints_of_states_are_loaded(saved, model, variables, name):
+    other = from_nnx(create(KEYS[1]), ju.losses.cross_entropy)[1]
+    for like in (other, jax.eval_shape(model.init, KEY)):
+        again = load_variables(saved / name, like)
+        assert form(again) == form(variables)
+        assert same(again, variables)
+
+
+def test_what_unlearned_nnx_modules_are_saved_as_is_loaded(module, variables, tmp_path):
+    half = variables._replace(params=jax.tree.map(lambda x: x / 2, variables.params))
+    save_variables(tmp_path / "unlearned", nnx.state(to_nnx(module, half)))
+    assert same(load_variables(tmp_path / "unlearned", variables), half)
+    restored = load_variables(tmp_path / "unlearned", nnx.state(module))
+    assert same(restored, nnx.state(to_nnx(module, half)))
+
+
+def test_checkpoints_of_other_nnx_modules_name_the_leaves(saved, variables, module, tmp_path):
+    wide = from_nnx(Net(nnx.Rngs(0), width=7), ju.losses.cross_entropy)[1]
+    with pytest.raises(ValueError, match=r"another model: first/bias/value is float32\[8\], not float32\[7\]; "):
+        load_variables(saved / "state", wide)
+    with pytest.raises(ValueError, match=r"another model: first/bias is float32\[8\], not float32\[7\]; "):
+        load_variables(saved / "pure", wide)
+    more = variables._replace(params={**variables.params, "head": {"kernel": jnp.ones(3)}})
+    with pytest.raises(ValueError, match=r"another model: head/kernel/value \(float32\[3\]\) is missing$"):
+        load_variables(saved / "split", more)
+    less = variables._replace(state={name: x for name, x in variables.state.items() if name != "passes"})
+    with pytest.raises(ValueError, match=r"another model: passes/value \(int32\[\]\) is too much$"):
+        load_variables(saved / "state", less)
+    assert same(load_variables(saved / "state", less, partial=True), less)
+    write(tmp_path / "params", nnx.state(module, nnx.Param))
+    with pytest.raises(ValueError, match=r"another model: norm/mean/value \(float32\[8\]\) is missing; norm/var/value"):
+        load_variables(tmp_path / "params", variables)
+    with pytest.raises(FileNotFoundError, match=r"give one of the checkpoints inside: .*run/3/default$"):
+        load_variables(saved / "run", variables)
+    with pytest.raises(FileNotFoundError, match=r"give one of the checkpoints inside: .*run/3/default$"):
+        load_variables(saved / "run" / "3", variables)
