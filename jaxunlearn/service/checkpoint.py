@@ -103,11 +103,15 @@ def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tr
                 raise CheckpointError(_damaged(path, "its metadata cannot be read"))
             advice = f"; give one of the checkpoints inside: {', '.join(inside[:5])}" if inside else ""
             raise FileNotFoundError(f"{path} is not a checkpoint that orbax wrote{advice}")
-        layout, left_out = _fitting(path, layouts_of(target), _form(saved.tree), partial)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(layout.target)
-        args = ocp.args.PyTreeRestore(item=layout.target, restore_args=restore_args, partial_restore=left_out)
+        names = _fitting(path, layouts_of(target), _form(target), _form(saved.tree), partial)
+        wanted = dict(zip(names, jax.tree.leaves(target), strict=True))
+        # the saved tree itself, with nodes that hold nothing: orbax takes no other; `...` is not read
+        item = jax.tree.map_with_path(lambda at, _: wanted.get(trees.path_of(at), ...), saved.tree)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
         with _readable(path):
-            return layout.back(checkpointer.restore(path, args=args))
+            restored = checkpointer.restore(path, args=args)
+    values = {trees.path_of(at): leaf for at, leaf in jax.tree.leaves_with_path(restored)}
+    return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in names])
 
 
 _OF_ORBAX = (OSError, ValueError, LookupError, TypeError, AttributeError)  # whatever meets damaged bytes first
@@ -147,21 +151,20 @@ def _form(values: PyTree) -> dict[str, str]:
     return {trees.path_of(path): describe(leaf) for path, leaf in jax.tree.leaves_with_path(values)}
 
 
-def _fitting(path: Path, layouts: Sequence[Layout], saved: dict[str, str], partial: bool) -> tuple[Layout, bool]:
-    """The layout of a checkpoint, and whether it holds more than that; ValueError by the nearest layout if none fits."""
+def _fitting(
+    path: Path, layouts: Sequence[Layout], like: dict[str, str], saved: dict[str, str], partial: bool
+) -> Sequence[str]:
+    """Where a checkpoint has the leaves of a tree; ValueError, by the nearest layout, if it has not got them."""
     found = []
     for layout in layouts:
-        expected, passed = _form(layout.target), layout.ignores(saved)
-        more = [name for name in saved if name not in expected]
-        wrong = [
-            f"{name} is {saved[name]}, not {expected[name]}"
-            for name in expected
-            if saved.get(name, expected[name]) != expected[name]
-        ]
+        expected, passed = dict(zip(layout.names, like.values(), strict=True)), layout.ignores(saved)
+        shared = [name for name in expected if name in saved and saved[name] != expected[name]]
+        wrong = [f"{name} is {saved[name]}, not {expected[name]}" for name in shared]
         wrong += [f"{name} ({expected[name]}) is missing" for name in expected if name not in saved]
-        wrong += [] if partial else [f"{name} ({saved[name]}) is too much" for name in more if name not in passed]
+        left = [] if partial else [name for name in saved if name not in expected and name not in passed]
+        wrong += [f"{name} ({saved[name]}) is too much" for name in left]
         if not wrong:
-            return layout, bool(more)
+            return layout.names
         found.append((len(expected.keys() & saved.keys()), wrong))
     wrong = max(found, key=lambda one: one[0])[1]  # the first one of the nearest
     more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""

@@ -5,82 +5,42 @@ parameters, statistics and random streams side by side as the module nests them,
 a state, bare if as a pure dict.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jaxtyping import PyTree
 
+from jaxunlearn.tree import path_of
 from jaxunlearn.types import Variables
 
 
 class Layout(NamedTuple):
     """One way to save a tree of weights."""
 
-    target: PyTree  # what a checkpoint of this layout holds, with the leaves of the tree
-    back: Callable[[PyTree], Any]  # from such a tree to the original one
+    names: Sequence[str]  # of its leaves in a checkpoint
     ignores: Callable[[Mapping[str, str]], set[str]] = lambda saved: set()  # names of saved leaves that are no weights
 
 
 def layouts_of(like: PyTree) -> list[Layout]:
-    """The tree as it is, and for `Variables` of nested dicts the layouts of linen and nnx."""
-    own = Layout(like, lambda restored: restored)
-    if not isinstance(like, Variables):
-        return [own]
-    flat, structure = jax.tree.flatten_with_path(like)
-    leaves = [leaf for _, leaf in flat]
-    places = [_keys(path[1:]) for path, _ in flat]  # behind params or state
-    if () in places:
-        return [own]
-
-    def layout(paths: list[tuple[Any, ...]], ignores: Callable[[Mapping[str, str]], set[str]]) -> Layout:
-        def back(restored: PyTree) -> Any:
-            return jax.tree.unflatten(structure, [_at(restored, path) for path in paths])
-
-        return Layout(_nested(paths, leaves), back, ignores)
-
-    in_params = [path[0].name == "params" for path, _ in flat]
-    linen = [("params", *place) if inside else place for place, inside in zip(places, in_params, strict=True)]
-    ways = [(linen, lambda saved: set())]
-    ways += [([(*place, *behind) for place in places], partial(_streams, behind=behind)) for behind in (("value",), ())]
-    return [own, *(layout(paths, ignores) for paths, ignores in ways if _is_tree(paths))]
+    """The tree as it is, and for `Variables` the layouts of linen and nnx."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(like)]
+    names = [path_of(path) for path in paths]
+    found = [Layout(names)]
+    if isinstance(like, Variables):
+        found.append(Layout([name.removeprefix("state/") for name in names]))
+        inner = [path_of(path[1:]) for path in paths]
+        found += [Layout([name + end for name in inner], partial(_streams, end=end)) for end in ("/value", "")]
+    return [layout for layout in found if len(set(layout.names)) == len(names)]
 
 
-def _keys(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Keys of nested dicts; none for other nodes, and for a leaf without a name."""
-    keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
-    return keys if len(keys) == len(path) else ()
-
-
-def _is_tree(paths: list[tuple[Any, ...]]) -> bool:
-    """Whether no leaf lies where another one lies, or on the way to it."""
-    inner = {path[:length] for path in paths for length in range(1, len(path))}
-    return len(set(paths)) == len(paths) and not inner & set(paths)
-
-
-def _nested(paths: list[tuple[Any, ...]], leaves: list[Any]) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    for path, leaf in zip(paths, leaves, strict=True):
-        node = made
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return made
-
-
-def _at(nested: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        nested = nested[key]
-    return nested
-
-
-def _streams(saved: Mapping[str, str], behind: tuple[str, ...]) -> set[str]:
+def _streams(saved: Mapping[str, str], end: str) -> set[str]:
     """Leaves of random streams: a `key` and a `count` of unsigned integers in one node."""
-    names = {part: "/".join((part, *behind)) for part in ("key", "count")}
 
     def nodes(part: str) -> set[str]:
-        kind = {name for name, form in saved.items() if form.startswith("uint32[")}
-        return {name.removesuffix(names[part]) for name in kind if f"/{name}".endswith(f"/{names[part]}")}
+        leaf = f"{part}{end}"
+        found = [name for name, form in saved.items() if form.startswith("uint32[") and f"/{name}".endswith(f"/{leaf}")]
+        return {name.removesuffix(leaf) for name in found}
 
-    return {f"{node}{name}" for node in nodes("key") & nodes("count") for name in names.values()}
+    return {f"{node}{part}{end}" for node in nodes("key") & nodes("count") for part in ("key", "count")}

@@ -83,6 +83,16 @@ def test_trees_whose_names_meet_are_read_as_they_are(tmp_path):
         assert distance(load_variables(path, variables), variables) == 0
 
 
+def test_nodes_that_hold_nothing_are_no_difference(tmp_path):
+    trees = [ju.Variables({"w": jnp.ones(2)}), {"params": {"w": jnp.ones(2)}}, ju.Variables({"w": jnp.ones(2), "e": {}}, {})]
+    for place, written in enumerate(trees):
+        save_variables(tmp_path / str(place), written)
+        for like in trees:
+            again = load_variables(tmp_path / str(place), like)
+            assert jax.tree.structure(again) == jax.tree.structure(like)
+            assert distance(again, like) == 0
+
+
 def test_shardings_are_taken(saved):
     mesh = ju.request_mesh()
     again = load_variables(saved, ju.replicate(RICH, mesh))
