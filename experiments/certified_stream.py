@@ -75,7 +75,7 @@ EPSILON_COLUMNS = [
 
 
 @dataclass
-class Config(script.Base):
+class Config(script.OnData):
     """Command line of the script."""
 
     problem: Literal["softmax", "binary"] = "softmax"

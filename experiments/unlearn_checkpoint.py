@@ -1,18 +1,45 @@
-"""Unlearn rows from a checkpoint of a flax.linen network, and get a new checkpoint and a report.
+"""Unlearn rows from a checkpoint of a network, and get a new checkpoint and a report.
 
     python experiments/unlearn_checkpoint.py --demo                         # trains a checkpoint on digits first
     python experiments/unlearn_checkpoint.py --checkpoint DIR --rows 3 14 15 --out out/request-1
     python experiments/unlearn_checkpoint.py --checkpoint DIR --rows-file ids.txt --network resnet18 --dataset cifar10 \\
         --data-dir DIR --method scrub --settings alpha 0.1 forget_epochs 5 --retrain --training-steps 20000
+    python experiments/unlearn_checkpoint.py --module mine.py --checkpoint DIR --rows 3 14 15      # your model and data
 
 The checkpoint is one that orbax wrote: `{"params": ..., "batch_stats": ...}` as linen's `init` returns them, or a train state
 with such entries, of which nothing else is read. All rows are forgotten in one merged request. Written to the folder `--out`:
-`checkpoint` (weights in linen's form), `report.html` and `unlearn_checkpoint.json`; the last two do not say which rows.
+`checkpoint` (the new weights), `report.html` and `unlearn_checkpoint.json`; the last two do not say which rows.
+
+`--module` takes a Python file with your model, of whatever library, and your data:
+
+    import jax, jaxunlearn as ju, numpy as np
+
+    def forward(variables, inputs, *, train=False, key=None):
+        return ju.Outputs(inputs @ variables.params["w"])
+
+    def model():                          # -> jaxunlearn.Model
+        init = lambda key: ju.Variables({"w": jax.random.normal(key, (20, 2))})
+        return ju.Model(forward, ju.losses.cross_entropy, init)
+
+    def data():                           # -> (train, test), two jaxunlearn.Examples(inputs, targets)
+        x = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+        y = (x[:, 0] > 0).astype(np.int32)
+        return ju.Examples(x[:200], y[:200]), ju.Examples(x[200:], y[200:])
+
+    def variables(checkpoint):            # optional; gets --checkpoint, or None without it -> jaxunlearn.Variables
+        return ju.Variables(dict(np.load(checkpoint)))
+
+    def save(path, variables):            # optional; path is new
+        with open(path, "wb") as file:
+            np.savez(file, **variables.params)
+
+Without `variables`, checkpoints of orbax are read: of `Variables`, of linen's collections, of `nnx.state(module)`; for that
+and for `--retrain` and `--demo` the model needs `init`. Without `save`, orbax writes `Variables`. Such a file for a network of
+flax nnx: experiments/modules/digits_nnx.py.
 """
 
 import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +50,16 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
-from jaxtyping import PRNGKeyArray
 
 import jaxunlearn as ju
-from experiments.common import methods, plots, script
-from experiments.common.data import load
-from experiments.common.models import build
+from experiments.common import methods, plots, script, source
 from experiments.common.outcome import NOTHING, RETRAINED, as_json
 from experiments.common.report import Column, Section, Table
 from experiments.common.running import at, timed
-from jaxunlearn.service.checkpoint import load_variables, save_variables
 
 UNLEARNED = "unlearned"
 FILES = ("trained", "checkpoint", "report.html", "unlearn_checkpoint.json")
-UNREPORTED = ("rows", "rows_file", "checkpoint")  # who asked, and where things are on this machine
+UNREPORTED = ("rows", "rows_file", "checkpoint", "module")  # who asked, and where things are on this machine
 CHUNK = 1024  # rows that are audited side by side
 COLUMNS = [
     Column("model", "model"),
@@ -46,6 +69,7 @@ COLUMNS = [
     Column("auc", "attack AUC", ".3f"),
     Column("tpr", "TPR at 1 % FPR", ".1%"),
 ]
+LOSSES = [Column(f"{split}_loss", f"{split} loss", ".3g") for split in ("retain", "forget", "test")]  # of real targets
 
 
 @dataclass
@@ -60,8 +84,14 @@ class Config(script.Base):
     """A text file of such numbers, separated by white space; instead of --rows."""
     demo: bool = False
     """First train a checkpoint into OUT/trained; without rows, forget the first 32."""
-    network: str = "mlp"
-    """mlp, cnn or resnet18, as it was trained."""
+    network: str | None = None
+    """mlp (if not given), cnn or resnet18, as it was trained."""
+    dataset: str | None = None
+    """digits (if not given), or an image data set prepared by TFDS."""
+    data_dir: str | None = None
+    """Where TFDS finds prepared data."""
+    module: Path | None = None
+    """A Python file with your own model and data, in place of these three; see above."""
     standardise: bool = False
     """Pixels are standardised by channel instead of left in [0, 1]."""
     method: str = "gradient_difference"
@@ -95,33 +125,29 @@ def main(config: Config) -> dict[str, Any]:
     keys: dict[str, Any] = dict(
         zip(("train", UNLEARNED, RETRAINED), jax.random.split(jax.random.key(config.seed), 3), strict=True)
     )
-    dataset = load(config.dataset, config.data_dir, scaling="standardise" if config.standardise else "unit")
-    data = ju.training_data(*dataset.train)
-    test = jax.tree.map(jnp.asarray, dataset.test)
-    model = build(config.network, dataset.train.inputs.shape[1:], dataset.num_classes)
+    origin = _source(config)
+    model, data, test = origin.model, ju.training_data(*origin.train), jax.tree.map(jnp.asarray, origin.test)
     request = ju.merge(ju.from_indices(data, [_rows(config)]))
     unlearn = _method(config, model)
-    retrain = ju.iterate(
-        ju.retrain(model, optax.adam(config.training_learning_rate)),
-        num_steps=config.training_steps,
-        batch_size=config.batch_size,
-    )
+    procedures = {UNLEARNED: (unlearn, config.method)}
+    if config.demo or config.retrain:
+        procedures[RETRAINED] = _retraining(config, model), "retraining"
 
     checkpoint = config.checkpoint
     if config.demo:
         checkpoint = config.out / "trained"
-        console.print(f"training a {config.network} on {config.dataset}")
-        fresh = jax.jit(_init(model))(keys["train"])
-        trained = jax.jit(retrain)(fresh, data, ju.empty_request(), keys["train"])
-        _save(checkpoint, ju.check(trained, allow=[ju.Status.EMPTY_REQUEST]).variables)
-    assert checkpoint is not None  # one of the two was given
-    variables = _load(checkpoint, model)
+        console.print(f"training {origin.name}")
+        assert model.init is not None  # as `_retraining` asks for
+        fresh = jax.jit(model.init)(keys["train"])
+        trained = jax.jit(procedures[RETRAINED][0])(fresh, data, ju.empty_request(), keys["train"])
+        origin.write(checkpoint, ju.check(trained, allow=[ju.Status.EMPTY_REQUEST]).variables)
+    variables = origin.read(checkpoint)
 
     num_rows = int(request.weights.sum())
     models, seconds = {NOTHING: variables}, {}
-    for name, function, doing in ((UNLEARNED, unlearn, config.method), (RETRAINED, retrain, "retraining")):
+    for name, (function, doing) in procedures.items():
         if name == UNLEARNED or config.retrain:
-            console.print(f"{doing} without {num_rows} of {len(dataset.train.targets)} rows")
+            console.print(f"{doing} without {num_rows} of {len(data.present)} rows")
             ready = jax.jit(ju.prepare(function))(variables, data, keys["train"])
             done = timed(function, variables, ready, request, keys[name])
             models[name] = ju.check(done.result).variables
@@ -130,7 +156,7 @@ def main(config: Config) -> dict[str, Any]:
     found = jax.device_get(jax.jit(_audit, static_argnums=0)(model, list(models.values()), data, request, test))
     audits, curves = ({name: at(part, place) for place, name in enumerate(models)} for part in found)
 
-    _save(config.out / "checkpoint", models[UNLEARNED])
+    origin.write(config.out / "checkpoint", models[UNLEARNED])
     summary = script.summary_of(
         config,
         forgotten_rows=num_rows,
@@ -138,19 +164,27 @@ def main(config: Config) -> dict[str, Any]:
         models={name: {**as_json(audits[name]), **seconds.get(name, {})} for name in models},
     )
     summary["config"] = {name: value for name, value in summary["config"].items() if name not in UNREPORTED}
-    table = Table(COLUMNS, [{"model": name, **audits[name]} for name in models], "Each model, with 95 % intervals over rows")
+    summary["config"]["module"] = config.module.name if config.module else None
+    columns = COLUMNS if "forget_accuracy" in audits[NOTHING] else [COLUMNS[0], *LOSSES, *COLUMNS[-2:]]
+    table = Table(columns, [{"model": name, **audits[name]} for name in models], "Each model, with 95 % intervals over rows")
     notes = [f"checkpoint: {config.out / 'checkpoint'}"]
     if config.demo:
-        notes.append(f"next: python {sys.argv[0]} --checkpoint {checkpoint} --rows 3 14 15 --out {config.out}-2")
+        module = f"--module {config.module} " if config.module else ""
+        notes.append(f"next: python {sys.argv[0]} {module}--checkpoint {checkpoint} --rows 3 14 15 --out {config.out}-2")
     return script.finish(
         config, console, "unlearn_checkpoint", summary, title="Rows unlearned from a checkpoint",
-        intro=_intro(config, num_rows), sections=[Section("Before and after", "", [table], _figures(audits, curves))],
+        intro=_intro(config, origin.name, num_rows),
+        sections=[Section("Before and after", "", [table], _figures(audits, curves))],
         tables=[table], notes=notes,
     )  # fmt: skip
 
 
 def _check(config: Config) -> None:
-    if config.demo == (config.checkpoint is not None):
+    beside = ("network", "dataset", "data_dir", "standardise")
+    wrong = [f"--{name.replace('_', '-')}" for name in beside if getattr(config, name) not in (None, False)]
+    if config.module is not None and wrong:
+        raise SystemExit(f"--module has a model and data of its own: leave {', '.join(wrong)} out")
+    if (config.demo and config.checkpoint) or not (config.demo or config.checkpoint or config.module):
         raise SystemExit("give either --checkpoint DIR, or --demo, which trains one first")
     if config.rows and config.rows_file is not None:
         raise SystemExit("give either --rows or --rows-file, not both")
@@ -159,6 +193,12 @@ def _check(config: Config) -> None:
     taken = [name for name in FILES if (config.out / name).exists()]
     if taken:
         raise SystemExit(f"{config.out} holds {', '.join(taken)} already, which is not overwritten: choose another --out")
+
+
+def _source(config: Config) -> source.Source:
+    if config.module is not None:
+        return source.from_file(config.module)
+    return source.by_name(config.network or "mlp", config.dataset or "digits", config.data_dir, standardise=config.standardise)
 
 
 def _rows(config: Config) -> list[int]:
@@ -191,6 +231,15 @@ def _method(config: Config, model: ju.Model) -> ju.UnlearnFn:
     )
 
 
+def _retraining(config: Config, model: ju.Model) -> ju.UnlearnFn:
+    if model.init is None:
+        raise SystemExit(
+            "training and retraining start from Model.init, which is None: leave --demo and --retrain out, or give it"
+        )
+    optimizer = optax.adam(config.training_learning_rate)
+    return ju.iterate(ju.retrain(model, optimizer), num_steps=config.training_steps, batch_size=config.batch_size)
+
+
 def _number(text: str) -> int | float | str:
     for kind in (int, float):
         try:
@@ -200,28 +249,16 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def _init(model: ju.Model) -> Callable[[PRNGKeyArray], ju.Variables]:
-    assert model.init is not None  # every network of `build` has one
-    return model.init
-
-
-def _load(path: Path, model: ju.Model) -> ju.Variables:
-    like = jax.eval_shape(_init(model), jax.eval_shape(lambda: jax.random.key(0)))
-    found = load_variables(path, {"params": like.params, **(like.state or {})}, partial=True)
-    params = found.pop("params")
-    return ju.Variables(params, found or ())
-
-
-def _save(path: Path, variables: ju.Variables) -> None:
-    save_variables(path, {"params": variables.params, **(variables.state or {})})
-
-
 def _audit(
     model: ju.Model, models: list[ju.Variables], data: ju.Data, request: ju.ForgetRequest, test: ju.Examples
 ) -> tuple[dict[str, Any], ju.audit.Roc]:
     """Figures of each model and its ROC curve, with a leading axis for the models."""
     forgotten = jnp.sum(request.weights)
-    sizes = {"retain": jnp.sum(data.present) - forgotten, "forget": forgotten, "test": jnp.float32(len(test.targets))}
+    sizes = {
+        "retain": jnp.sum(data.present) - forgotten,
+        "forget": forgotten,
+        "test": jnp.float32(jax.tree.leaves(test)[0].shape[0]),
+    }
 
     def one(variables: ju.Variables) -> tuple[dict[str, Any], ju.audit.Roc]:
         performance = ju.audit.performance(model, variables, data, request, test, chunk=CHUNK)
@@ -229,15 +266,16 @@ def _audit(
         scores = ju.audit.loss_scores(model, variables, data, request, test, chunk=CHUNK)
         figures: dict[str, Any] = {"auc": attack.auc, "tpr": attack.tpr}
         for part, size in sizes.items():
-            right = jnp.round(getattr(performance.accuracy, part) * size)
-            figures[f"{part}_accuracy"] = ju.audit.clopper_pearson(right, size)
+            if performance.accuracy is not None:
+                right = jnp.round(getattr(performance.accuracy, part) * size)
+                figures[f"{part}_accuracy"] = ju.audit.clopper_pearson(right, size)
             figures[f"{part}_loss"] = getattr(performance.loss, part)
         return figures, ju.audit.roc_curve(*scores)
 
     return jax.lax.map(one, jax.tree.map(lambda *x: jnp.stack(x), *models))
 
 
-def _intro(config: Config, num_rows: int) -> str:
+def _intro(config: Config, name: str, num_rows: int) -> str:
     guarantee = ju.METHODS[config.method].guarantee
     promise = "It guarantees nothing." if guarantee == "none" else f"Its guarantee is {guarantee}."
     reference = (
@@ -247,7 +285,7 @@ def _intro(config: Config, num_rows: int) -> str:
         else "Without a retrained model (--retrain) nobody can tell from this table how much should have been forgotten."
     )
     return f"""\
-{num_rows} rows were unlearned from a {config.network} trained on {config.dataset}, by {config.method}. {promise}
+{num_rows} rows were unlearned from {name}, by {config.method}. {promise}
 
 {reference}
 
@@ -257,14 +295,14 @@ left where they are; deleting them is up to you."""
 
 
 def _figures(audits: dict, curves: dict) -> list[tuple[Any, str]]:
+    attack = plots.roc_curves(curves), "The loss attack."
+    if "forget_accuracy" not in audits[NOTHING]:
+        return [attack]
     splits = ("forget", "retain", "test")
     accuracy = plots.accuracy_bars(
         {name: {split: figures[f"{split}_accuracy"] for split in splits} for name, figures in audits.items()}
     )
-    return [
-        (accuracy, "Accuracy of each model. On the line of the retrained model is right; lower is not better."),
-        (plots.roc_curves(curves), "The loss attack."),
-    ]
+    return [(accuracy, "Accuracy of each model. On the line of the retrained model is right; lower is not better."), attack]
 
 
 if __name__ == "__main__":

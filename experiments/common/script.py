@@ -21,10 +21,6 @@ from experiments.common.training import environment
 class Base:
     """Flags of every script."""
 
-    dataset: str = "digits"
-    """digits, or an image data set prepared by TFDS."""
-    data_dir: str | None = None
-    """Where TFDS finds prepared data."""
     out: Path = Path("out")
     """Folder of the results."""
     smoke: bool = False
@@ -33,7 +29,17 @@ class Base:
 
 
 @dataclass
-class OnNetworks(Base):
+class OnData(Base):
+    """Flags of scripts that know their data sets by name."""
+
+    dataset: str = "digits"
+    """digits, or an image data set prepared by TFDS."""
+    data_dir: str | None = None
+    """Where TFDS finds prepared data."""
+
+
+@dataclass
+class OnNetworks(OnData):
     """Flags of scripts that train networks."""
 
     network: str = "mlp"

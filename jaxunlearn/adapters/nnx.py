@@ -1,5 +1,6 @@
 """flax.nnx modules."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,10 @@ def from_nnx(
 
     The module is called as `module(inputs)` and returns logits, or `(logits, features)` with a dict of named features. Its
     layers learn from `train()` and `eval()` how to run. `Variables.params` holds the `nnx.Param`s as nested dicts,
-    `Variables.state` all other variables but the random streams, which a training pass seeds from its key.
+    `Variables.state` all other variables but the random streams, which a training pass seeds from its key. A module whose
+    `__call__` has an argument `rngs`, for layers that keep no stream, gets an `nnx.Rngs` of that key in training, else None.
+
+    Weights that orbax saved from `nnx.state(module)` are read by `jaxunlearn.checkpoint.load_variables(path, variables)`.
 
     Args:
         module: a trained `flax.nnx.Module`.
@@ -56,9 +60,11 @@ def from_nnx(
     graph, _, streams, _ = nnx.split(module, nnx.Param, nnx.RngState, ...)
     variables = _take(module)
     names = sorted({leaf.tag for _, leaf in nnx.to_flat_state(streams)})
+    takes_rngs = "rngs" in inspect.signature(module).parameters
 
     def forward(variables: Variables, inputs: PyTree, *, train: bool = False, key: Any = None) -> Outputs:
         copy = nnx.merge(graph, variables.params, streams, variables.state or {}, copy=True)
+        options: dict[str, Any] = {"rngs": None} if takes_rngs else {}
         if not train:
             copy.eval()
         else:
@@ -67,7 +73,9 @@ def from_nnx(
                 raise ValueError(f"the module draws from the random streams {names}: pass a key to forward(train=True)")
             keys: dict[str, Any] = {name: jax.random.fold_in(key, position) for position, name in enumerate(names)}
             nnx.reseed(copy, policy="match_shape", **keys)
-        out = copy(inputs)
+            if takes_rngs and key is not None:
+                options["rngs"] = nnx.Rngs(jax.random.fold_in(key, len(names)))
+        out = copy(inputs, **options)
         logits, features = out if isinstance(out, tuple) else (out, {})
         return Outputs(logits, features, _take(copy).state if train else variables.state)
 

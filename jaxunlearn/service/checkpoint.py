@@ -1,7 +1,7 @@
 """Durable weights, and durable progress for `jaxunlearn.feed`, through orbax (extra `checkpoint`)."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from jaxunlearn import checks
 from jaxunlearn import tree as trees
 from jaxunlearn.service.errors import CheckpointError, unwritten
+from jaxunlearn.service.layouts import Layout, layouts_of
 
 Tree = TypeVar("Tree")
 
@@ -56,10 +57,14 @@ def save_variables(path: str | Path, variables: PyTree) -> None:
 def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tree:
     """Read weights that `save_variables` or an orbax checkpointer for trees wrote.
 
+    `Variables` are also found in a checkpoint of linen's collections, `{"params": ..., "batch_stats": ...}`, of
+    `nnx.state(module)`, of the state that `nnx.split` returns, and of either as a pure dict. Random streams of nnx are passed
+    over, as `from_nnx` seeds them itself.
+
     Args:
-        path: of the checkpoint.
-        like: a tree of the saved form, arrays or what `jax.eval_shape(model.init, key)` returns; the result takes its
-            shardings, by default the first device.
+        path: of the checkpoint. Of a CheckpointManager: the item of a step, such as `run/100/default`.
+        like: a tree of the saved form, or `Variables`: arrays or what `jax.eval_shape(model.init, key)` returns; the result
+            takes its shardings, by default the first device.
         partial: leave out what the checkpoint holds besides, such as the state of an optimizer.
 
     Returns:
@@ -93,16 +98,20 @@ def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tr
         with _readable(path):
             saved = checkpointer.metadata(path).item_metadata
         if saved is None:
-            if any((path / name).exists() for name in _MARKS):
-                raise CheckpointError(_damaged(path, "its metadata cannot be read"))
             inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in path.glob(f"{depth}/_METADATA"))
+            if not inside and any((path / name).exists() for name in _MARKS):
+                raise CheckpointError(_damaged(path, "its metadata cannot be read"))
             advice = f"; give one of the checkpoints inside: {', '.join(inside[:5])}" if inside else ""
             raise FileNotFoundError(f"{path} is not a checkpoint that orbax wrote{advice}")
-        _require_form(path, _form(target), _form(saved.tree), partial)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=partial)
+        names = _fitting(path, layouts_of(target), _form(target), _form(saved.tree), partial)
+        wanted = dict(zip(names, jax.tree.leaves(target), strict=True))
+        # the saved tree itself, with nodes that hold nothing: orbax takes no other; `...` is not read
+        item = jax.tree.map_with_path(lambda at, _: wanted.get(trees.path_of(at), ...), saved.tree)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
         with _readable(path):
-            return checkpointer.restore(path, args=args)
+            restored = checkpointer.restore(path, args=args)
+    values = {trees.path_of(at): leaf for at, leaf in jax.tree.leaves_with_path(restored)}
+    return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in names])
 
 
 _OF_ORBAX = (OSError, ValueError, LookupError, TypeError, AttributeError)  # whatever meets damaged bytes first
@@ -142,14 +151,24 @@ def _form(values: PyTree) -> dict[str, str]:
     return {trees.path_of(path): describe(leaf) for path, leaf in jax.tree.leaves_with_path(values)}
 
 
-def _require_form(path: Path, expected: dict[str, str], saved: dict[str, str], partial: bool) -> None:
-    shared = [name for name in expected if name in saved and saved[name] != expected[name]]
-    wrong = [f"{name} is {saved[name]}, not {expected[name]}" for name in shared]
-    wrong += [f"{name} ({expected[name]}) is missing" for name in expected if name not in saved]
-    wrong += [] if partial else [f"{name} ({saved[name]}) is too much" for name in saved if name not in expected]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"the checkpoint at {path} holds the weights of another model: {'; '.join(wrong[:5])}{more}")
+def _fitting(
+    path: Path, layouts: Sequence[Layout], like: dict[str, str], saved: dict[str, str], partial: bool
+) -> Sequence[str]:
+    """Where a checkpoint has the leaves of a tree; ValueError, by the nearest layout, if it has not got them."""
+    found = []
+    for layout in layouts:
+        expected, passed = dict(zip(layout.names, like.values(), strict=True)), layout.ignores(saved)
+        shared = [name for name in expected if name in saved and saved[name] != expected[name]]
+        wrong = [f"{name} is {saved[name]}, not {expected[name]}" for name in shared]
+        wrong += [f"{name} ({expected[name]}) is missing" for name in expected if name not in saved]
+        left = [] if partial else [name for name in saved if name not in expected and name not in passed]
+        wrong += [f"{name} ({saved[name]}) is too much" for name in left]
+        if not wrong:
+            return layout.names
+        found.append((len(expected.keys() & saved.keys()), wrong))
+    wrong = max(found, key=lambda one: one[0])[1]  # the first one of the nearest
+    more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise ValueError(f"the checkpoint at {path} holds the weights of another model: {'; '.join(wrong[:5])}{more}")
 
 
 class Directory:

@@ -3,14 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
 import jaxunlearn as ju
 from jaxunlearn.adapters import from_nnx, to_nnx
+from jaxunlearn.service.checkpoint import load_variables, save_variables
 from tests.adapters import promises
-from tests.adapters.promises import DATA, KEY, KEYS, REQUESTS, ROWS, read, same, write
-from tests.problems import lane
+from tests.adapters.promises import DATA, KEY, KEYS, REQUESTS, ROWS, form, read, same, write
+from tests.problems import distance, lane
 
 
 class Passes(nnx.Variable):
@@ -156,3 +158,133 @@ def test_orbax_checkpoint_in_and_out(module, answers, tmp_path):
     write(tmp_path / "unlearned", nnx.state(unlearned))
     again = nnx.merge(graph, read(tmp_path / "unlearned", like))
     assert same(from_nnx(again, ju.losses.cross_entropy)[1], result.variables)
+
+
+class Asks(nnx.Module):
+    """Dropout that keeps no stream: its draws come with the call."""
+
+    def __init__(self, rngs):
+        self.first, self.last = nnx.Linear(4, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
+        self.drops = nnx.List([nnx.Dropout(0.5), nnx.Dropout(0.5, rng_collection="other")])
+
+    def __call__(self, x, *, rngs):
+        hidden = nnx.relu(self.first(x))
+        dropped = [drop(hidden, rngs=rngs) for drop in self.drops]
+        return self.last(sum(dropped)), {"hidden": dropped[0], "other": dropped[1]}
+
+
+@pytest.fixture(scope="module")
+def asking():
+    return from_nnx(Asks(nnx.Rngs(0)), ju.losses.cross_entropy)
+
+
+def test_modules_that_ask_for_rngs_get_them_in_training(asking):
+    model, variables = asking
+    assert variables.state == ()
+    promises.dropout_follows_the_key(model, variables)
+    promises.no_key_is_used_twice(model, variables)
+    features = model.forward(variables, ROWS, train=True, key=KEY).features
+    assert not np.array_equal(features["hidden"], features["other"])
+    with pytest.raises(ValueError, match="no `rngs` argument was provided to Dropout"):
+        model.forward(variables, ROWS, train=True)
+
+
+def test_gradients_of_modules_that_ask_for_rngs(asking):
+    model, variables = asking
+
+    def gradient(variables, key):
+        def loss(params):
+            outputs = model.forward(variables._replace(params=params), ROWS, train=True, key=key)
+            return jnp.mean(model.loss(outputs, DATA.train))
+
+        return jax.grad(loss)(variables.params)
+
+    alone = [gradient(variables, key) for key in KEYS]
+    assert distance(*alone) > 1e-3
+    assert distance(jax.jit(gradient)(variables, KEYS[0]), alone[0]) < 1e-5
+    together = jax.jit(jax.vmap(gradient, (None, 0)))(variables, KEYS)
+    assert max(distance(lane(together, place), alone[place]) for place in (0, 1)) < 1e-5
+
+
+def test_batched_equals_single_for_modules_that_ask_for_rngs(asking):
+    model, variables = asking
+    promises.batched_equals_single(promises.answered(model, variables), variables)
+
+
+def test_sequences_pass_rngs_on_and_need_none_without_dropout():
+    rngs = nnx.Rngs(0)
+    model, variables = from_nnx(nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5)), ju.losses.cross_entropy)
+    draws = [model.forward(variables, ROWS, train=True, key=key).logits for key in (KEYS[0], KEYS[0], KEYS[1])]
+    assert np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+    plain, variables = from_nnx(nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), nnx.relu), ju.losses.cross_entropy)
+    assert np.array_equal(plain.forward(variables, ROWS, train=True).logits, plain.forward(variables, ROWS).logits)
+
+
+def test_streams_that_are_kept_and_rngs_of_the_call_differ():
+    class Both(nnx.Module):
+        def __init__(self, rngs):
+            self.weight = nnx.Param(jnp.ones(()))
+            self.kept, self.asked = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5)
+
+        def __call__(self, x, rngs=None):
+            return jnp.stack([self.kept(self.weight * x), self.asked(self.weight * x, rngs=rngs)])
+
+    model, variables = from_nnx(Both(nnx.Rngs(0)), ju.losses.cross_entropy)
+    kept, asked = np.asarray(model.forward(variables, jnp.ones(64), train=True, key=KEY).logits)
+    assert not np.array_equal(kept, asked)
+
+
+def with_manager(path, state):
+    with ocp.CheckpointManager(path) as manager:
+        manager.save(3, args=ocp.args.StandardSave(state))
+
+
+@pytest.fixture(scope="module")
+def saved(module, tmp_path_factory):
+    """A state, and pure dicts of it, as orbax writes them."""
+    path = tmp_path_factory.mktemp("nnx")
+    write(path / "state", nnx.state(module))
+    write(path / "split", nnx.split(module)[1])
+    write(path / "pure", nnx.to_pure_dict(nnx.state(module)))
+    with_manager(path / "run", nnx.state(module))
+    return path
+
+
+@pytest.mark.parametrize("name", ["state", "split", "pure", "run/3/default"])
+def test_checkpoints_of_states_are_loaded(saved, model, variables, name):
+    other = from_nnx(create(KEYS[1]), ju.losses.cross_entropy)[1]
+    for like in (other, jax.eval_shape(model.init, KEY)):
+        again = load_variables(saved / name, like)
+        assert form(again) == form(variables)
+        assert same(again, variables)
+
+
+def test_what_unlearned_nnx_modules_are_saved_as_is_loaded(module, variables, tmp_path):
+    half = variables._replace(params=jax.tree.map(lambda x: x / 2, variables.params))
+    save_variables(tmp_path / "unlearned", nnx.state(to_nnx(module, half)))
+    assert same(load_variables(tmp_path / "unlearned", variables), half)
+    restored = load_variables(tmp_path / "unlearned", nnx.state(module))
+    assert same(restored, nnx.state(to_nnx(module, half)))
+
+
+def test_checkpoints_of_other_nnx_modules_name_the_leaves(saved, variables, module, tmp_path):
+    wide = from_nnx(Net(nnx.Rngs(0), width=7), ju.losses.cross_entropy)[1]
+    with pytest.raises(ValueError, match=r"another model: first/bias/value is float32\[8\], not float32\[7\]; "):
+        load_variables(saved / "state", wide)
+    with pytest.raises(ValueError, match=r"another model: first/bias is float32\[8\], not float32\[7\]; "):
+        load_variables(saved / "pure", wide)
+    more = variables._replace(params={**variables.params, "head": {"kernel": jnp.ones(3)}})
+    with pytest.raises(ValueError, match=r"another model: head/kernel/value \(float32\[3\]\) is missing$"):
+        load_variables(saved / "split", more)
+    less = variables._replace(state={name: x for name, x in variables.state.items() if name != "passes"})
+    with pytest.raises(ValueError, match=r"another model: passes/value \(int32\[\]\) is too much$"):
+        load_variables(saved / "state", less)
+    assert same(load_variables(saved / "state", less, partial=True), less)
+    write(tmp_path / "params", nnx.state(module, nnx.Param))
+    with pytest.raises(ValueError, match=r"another model: norm/mean/value \(float32\[8\]\) is missing; norm/var/value"):
+        load_variables(tmp_path / "params", variables)
+    with pytest.raises(FileNotFoundError, match=r"give one of the checkpoints inside: .*run/3/default$"):
+        load_variables(saved / "run", variables)
+    with pytest.raises(FileNotFoundError, match=r"give one of the checkpoints inside: .*run/3/default$"):
+        load_variables(saved / "run" / "3", variables)

@@ -63,6 +63,36 @@ def test_any_orbax_tree_is_read(tmp_path):
         load_variables(tmp_path / "run", like)
 
 
+def test_collections_of_linen_are_variables(tmp_path):
+    like = ju.Variables({"Dense_0": {"kernel": jnp.ones(2)}}, {"batch_stats": {"Norm_0": {"mean": jnp.arange(3.0)}}})
+    save_variables(tmp_path / "linen", {"params": like.params, **like.state})
+    again = load_variables(tmp_path / "linen", jax.eval_shape(lambda: like))
+    assert jax.tree.structure(again) == jax.tree.structure(like)
+    assert distance(again, like) == 0
+    with pytest.raises(ValueError, match=r"another model: batch_stats/Norm_0/mean \(float32\[3\]\) is too much$"):
+        load_variables(tmp_path / "linen", like._replace(state=()))
+    with pytest.raises(ValueError, match=r"another model: cache/x \(float32\[1\]\) is missing$"):
+        load_variables(tmp_path / "linen", like._replace(state={**like.state, "cache": {"x": jnp.ones(1)}}))
+
+
+def test_trees_whose_names_meet_are_read_as_they_are(tmp_path):
+    for state in ({"w": jnp.zeros(2)}, {"w": {"x": jnp.zeros(2)}}, jnp.zeros(2)):
+        variables = ju.Variables({"w": jnp.ones(2)}, state)
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        save_variables(path, variables)
+        assert distance(load_variables(path, variables), variables) == 0
+
+
+def test_nodes_that_hold_nothing_are_no_difference(tmp_path):
+    trees = [ju.Variables({"w": jnp.ones(2)}), {"params": {"w": jnp.ones(2)}}, ju.Variables({"w": jnp.ones(2), "e": {}}, {})]
+    for place, written in enumerate(trees):
+        save_variables(tmp_path / str(place), written)
+        for like in trees:
+            again = load_variables(tmp_path / str(place), like)
+            assert jax.tree.structure(again) == jax.tree.structure(like)
+            assert distance(again, like) == 0
+
+
 def test_shardings_are_taken(saved):
     mesh = ju.request_mesh()
     again = load_variables(saved, ju.replicate(RICH, mesh))
