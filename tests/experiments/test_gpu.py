@@ -40,6 +40,7 @@ def found_in(folder):
     return json.loads((folder / "gpu.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_part_runs_in_the_smallest_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: None)  # PyTorch has its own test below
     monkeypatch.setenv("OUT", str(tmp_path))

@@ -15,6 +15,7 @@ from experiments.common.scale import Scale
 ONE_DEVICE = Scale(mesh=False)  # a program of eight faked devices takes eight times as long; `test_scale.py` has a mesh
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_before_it_times(tmp_path, capsys):
     batched.main(batched.Config(requests=8, steps=1, rounds=1, out=tmp_path / "batched.json"))
     summary = json.loads((tmp_path / "batched.json").read_text())

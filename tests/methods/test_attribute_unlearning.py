@@ -373,6 +373,7 @@ def removed():
     return {"plain": looked(plain, data), **{x: looked(removal(plain, data, 0.9, x), data) for x in (0.0, 0.9, 1.9)}}
 
 
+@pytest.mark.slow
 def test_the_attribute_goes_and_label_and_third_attribute_stay(removed):
     plain, after = removed["plain"], removed[1.9]
     assert after[0] > plain[0] - 0.02

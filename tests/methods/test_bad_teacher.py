@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import jaxunlearn as ju
 from tests.methods.runs import DATA, KEY, MODEL, REQUEST, VARIABLES, answer, descended, one_step, sweep_equals_single_runs
@@ -35,5 +36,6 @@ def test_it_follows_its_two_teachers():
     assert distance(params, descended(nudged.params, loss)) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("bad_teacher", alpha=[0.5, 0.4], temperature=[1.0, 2.0])

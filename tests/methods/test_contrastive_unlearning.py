@@ -107,6 +107,7 @@ def test_a_batch_of_the_forget_set_is_repeated_with_fresh_rows_of_the_retain_set
     assert len({tuple(x[1].tolist()) for x in slots}) == 7
 
 
+@pytest.mark.slow
 def test_a_sweep_over_every_setting_equals_single_runs():
     settings = {"contrastive_weight": [1.0, 3.0], "retain_weight": [1.0, 0.9], "temperature": [0.5, 0.7], "repeats": [1, 2]}
     sweep_equals_single_runs("contrastive_unlearning", **settings)
@@ -156,6 +157,7 @@ def accuracy(variables, examples, chosen):
     return right[np.asarray(chosen)].mean()
 
 
+@pytest.mark.slow
 def test_the_class_form_stops_every_request_at_chance(problem, trained):
     data, requests, keys = problem[0], ju.from_classes(problem[0], [[0], [1], [2]]), jax.random.split(KEY, 3)
     stepwise, loop = method(contrastive_weight=1.0), {"num_steps": 80, "batch_size": 32}

@@ -127,6 +127,7 @@ def test_steps_follow_their_objectives():
         assert distance(after.variables.params, expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_sweep_over_every_setting_equals_single_runs():
     settings = {
         "alignment_weight": [1.0, 2.0], "feature_weight": [0.0, 0.5], "temperature": [1.0, 2.0], "own_class": [0.0, 0.3],
@@ -152,6 +153,7 @@ def test_bad_input_gets_a_clear_error():
             jax.eval_shape(ju.iterate(method(**options), 6, batch_size=4), VARIABLES, DATA, REQUEST, KEY)
 
 
+@pytest.mark.slow
 def test_a_forgotten_class_moves_into_the_space_of_the_others_and_is_unlearned():
     data = blobs(300, seed=4)
     train = ju.iterate(ju.retrain(MODEL, optax.sgd(0.3)), num_steps=300, batch_size=32)

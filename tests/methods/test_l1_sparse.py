@@ -33,6 +33,7 @@ def test_a_parameter_at_zero_stays_there():
     assert distance(answer("l1_sparse", start, gamma=0.2, static={"model": FLAT}).variables, start) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("l1_sparse", gamma=[0.01, 0.1])
 

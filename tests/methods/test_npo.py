@@ -36,6 +36,7 @@ def test_each_row_is_damped_by_its_own_likelihood_ratio():
     assert float(stats["log_ratio"]) == pytest.approx(float(log_ratio.mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("npo", beta=[0.2, 2.0], retain_weight=[1.0, 0.5])
 

@@ -77,5 +77,6 @@ def test_the_classes_that_are_to_go_are_avoided():
         sampling.forgotten_classes(request.target, 2)
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("random_label", alpha=[0.2, 0.6])

@@ -30,5 +30,6 @@ def test_it_keeps_the_state():
     assert distance(result.variables.params, start.params) > 0
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("task_vector", scale=[0.3, 0.6])

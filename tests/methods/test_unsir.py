@@ -81,5 +81,6 @@ def test_inputs_without_gradients_are_refused():
         method("unsir", network())(VARIABLES, words, lane(ju.from_indices(words, [[1]]), 0), KEY)
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("unsir", impair_share=[0.2, 0.6])
