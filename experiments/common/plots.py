@@ -22,6 +22,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLACK, DARK, GREY, FAINT = "#1A1A1A", "#404040", "#767676", "#DADADA"
 PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
 DOTS_PER_INCH = 160
+ROOM_BEHIND_A_NUMBER, ROOM_BEHIND_A_TIME = 0.2, 0.36  # shares of a panel
 
 Curve = Roc | tuple[np.ndarray, np.ndarray]  # false and true positive rates come first
 
@@ -63,7 +64,7 @@ def accuracy_bars(
         for row, (method, (mean, low, high)) in enumerate(values.items()):
             error = [[mean - low], [high - mean]]
             panel.errorbar(mean, row, xerr=error, fmt="o", color=colours[method], markersize=6, capsize=3, linewidth=1.8)
-            _beside(panel, row, f"{mean:.1f}")
+            _behind(panel, np.nanmax([mean, high]), row, f"{mean:.1f}")
         _percent_axis(panel, np.array(list(values.values())))
         panel.set_title(split, fontsize=11, loc="left", fontweight="bold")
         panel.set_xlabel("accuracy [%]")
@@ -159,15 +160,18 @@ def time_per_request(
     times = np.array([milliseconds[method] for method in methods])
     run.barh(range(len(methods)), times, color=colours, height=0.62)
     run.set_xscale("log")
-    run.set_xlim(10 ** np.floor(np.log10(times.min()) - 0.3), 10 ** np.ceil(np.log10(times.max())))
-    compilation.barh(
-        range(len(methods)), [compile_seconds[method] for method in methods], color=colours, height=0.62, alpha=0.45
-    )
+    low, high = 10 ** np.floor(np.log10(times.min()) - 0.3), times.max()
+    run.set_xlim(low, low * (high / low) ** (1 / (1 - ROOM_BEHIND_A_TIME)))
+    run.set_xticks([10.0**power for power in _powers(low, high)], minor=False)
+    run.set_xticks([], minor=True)
+    compilations = [compile_seconds[method] for method in methods]
+    compilation.barh(range(len(methods)), compilations, color=colours, height=0.62, alpha=0.45)
+    compilation.set_xlim(0, max(*compilations, 1e-3) / (1 - ROOM_BEHIND_A_NUMBER))
     for row, (method, time) in enumerate(zip(methods, times, strict=True)):
         compared = reference in milliseconds and method != reference
         faster = f" ({_short(milliseconds[reference] / time)}x)" if compared else ""
-        _beside(run, row, f"{_short(time)}{faster}")
-        _beside(compilation, row, _short(compile_seconds[method]))
+        _behind(run, time, row, f"{_short(time)}{faster}")
+        _behind(compilation, compile_seconds[method], row, _short(compile_seconds[method]))
     run.set_title("run, for each request", fontsize=11, loc="left", fontweight="bold")
     speed_up = f" (speed-up over {reference})" if reference in milliseconds else ""
     run.set_xlabel(f"time [ms], log scale{speed_up}")
@@ -333,10 +337,19 @@ def _style(panel: Axes, grid: str) -> None:
     panel.set_axisbelow(True)
 
 
-def _beside(panel: Axes, row: int, text: str) -> None:
-    """A number right of the axes, where it covers nothing."""
-    place = (1.03, row)
-    panel.annotate(text, place, xycoords=("axes fraction", "data"), va="center", fontsize=9, color=DARK, annotation_clip=False)
+def _behind(panel: Axes, x: float, row: int, text: str) -> None:
+    """A number right of what it belongs to, inside of its panel: between panels it would read as a tick of the next one."""
+    if np.isfinite(x):
+        panel.annotate(
+            text, (x, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, color=DARK, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+        )  # fmt: skip
+
+
+def _powers(low: float, high: float) -> range:
+    """Of ten, from `low` to `high`, seven at most."""
+    first, last = round(np.log10(low)), int(np.ceil(np.log10(high)))
+    return range(first, last + 1, 1 + (last - first) // 7)
 
 
 def _name_rows(panel: Axes, methods: list[str]) -> None:
@@ -346,12 +359,13 @@ def _name_rows(panel: Axes, methods: list[str]) -> None:
 
 
 def _percent_axis(panel: Axes, values: np.ndarray) -> None:
-    """Room around all intervals, at least four points wide, and no tick at an accuracy that cannot be."""
+    """Room around all intervals and for numbers behind them, at least four points wide, and no tick that cannot be."""
     low, high = np.nanmin(values), np.nanmax(values)
     margin = max(0.08 * (high - low), (4 - (high - low)) / 2, 0.4)
-    panel.set_xlim(low - margin, high + margin)
-    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low - margin, high + margin)
-    panel.set_xticks([x for x in ticks if max(0, low - margin) <= x <= min(100, high + margin)])
+    low, high = low - margin, high + margin
+    panel.set_xlim(low, low + (high - low) / (1 - ROOM_BEHIND_A_NUMBER))
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    panel.set_xticks([x for x in ticks if max(0, low) <= x <= min(100, high)])
 
 
 def _entitle(figure: Figure, title: str | None) -> None:

@@ -140,6 +140,36 @@ def test_roc_legend_tells_the_area():
         assert panel.get_xscale() == ("log" if log else "linear")
 
 
+def require_numbers_within(figure):
+    """No number is outside of its panel, where it could be read as a tick of the next one."""
+    figure.canvas.draw()
+    for panel in figure.axes:
+        box = panel.get_window_extent()
+        for text in panel.texts:
+            place = text.get_window_extent()
+            assert box.x0 < place.x0, text
+            assert place.x1 < box.x1, text
+
+
+@pytest.mark.parametrize("means", [(1.0, 1.0), (0.0, 1.0), (0.93, 0.95), (1.0, 0.0)])
+def test_accuracies_stand_in_their_panels(means):
+    names = {"scrub": means[0], "retrained": means[1]}
+    accuracies = {
+        name: {split: Interval(mean, max(0, mean - 0.01), min(1, mean + 0.01)) for split in ("forget", "retain", "test")}
+        for name, mean in names.items()
+    }
+    figure = plots.accuracy_bars(accuracies)
+    require_numbers_within(figure)
+    assert [text.get_text() for text in figure.axes[0].texts] == [f"{100 * mean:.1f}" for mean in means]
+    assert max(max(panel.get_xticks()) for panel in figure.axes) <= 100
+
+
+@pytest.mark.parametrize("times", [(900, 30), (90_000, 0.02), (1.0, 1.0), (12, 11), (1e6, 1e-3)])
+def test_times_stand_in_their_panels(times):
+    figure = plots.time_per_request(dict(zip(("retrained", "scrub"), times, strict=True)), {"retrained": 1234.5, "scrub": 0.0})
+    require_numbers_within(figure)
+
+
 def test_time_tells_the_speed_up():
     figure = plots.time_per_request({"retrained": 900.0, "scrub": 30.0}, {"retrained": 2.0, "scrub": 3.0})
     run, compilation = figure.axes
