@@ -237,7 +237,7 @@ def lane(stacked, position):
 
     def cut(x):
         is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return x[position] if is_key else np.asarray(x)[position]
+        return x[position] if is_key else np.asarray(np.asarray(x)[position])
 
     return jax.tree.map(cut, stacked)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxunlearn import checks
@@ -106,6 +107,8 @@ def to_nnx(module: Any, variables: Variables) -> Any:
     checks.require_extra("flax", "flax")
     from flax import nnx
 
+    # arrays of NumPy would be changed in place by `counter[...] += 1` in a module
+    variables = jax.tree.map(jnp.asarray, variables)
     params, state = adopt(_take(module), variables, "these variables do not fit the module")
     graph, _, streams, _ = nnx.split(module, nnx.Param, nnx.RngState, ...)
     return nnx.merge(graph, params, streams, state or {}, copy=True)
