@@ -23,7 +23,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a script and as a module
 
 import numpy as np
-import tyro
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -50,7 +49,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = replace(
             config, seeds=2, requests=2, rows=200, training_steps=20, unlearning_steps=5, memorisation_models=16,
-            tune_seeds=2, tune_requests=2, tune_draws=config.tune_draws[:1],
+            tune_seeds=2, tune_requests=2, tune_draws=config.tune_draws[:1], scenario=config.scenario or ("random",),
+            methods=config.methods or ("scrub", "ssd"),
         )  # fmt: skip
     config = replace(config, methods=tuple(dict.fromkeys(map(methods.known, config.methods or methods.on_networks()))))
     mesh, console = script.begin(config)
@@ -209,4 +209,4 @@ NOTES = {
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    script.run(main, Config, __doc__)

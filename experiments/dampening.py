@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a scrip
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jaxunlearn as ju
 from experiments.common import plots, script
@@ -178,4 +177,4 @@ def figure(rows: list[dict[str, Any]], ends: dict[str, Any], kind: str):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    script.run(main, Config, __doc__)

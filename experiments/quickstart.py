@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a scrip
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jaxunlearn as ju
 from experiments.common import plots, script
@@ -62,6 +61,7 @@ SETTINGS: dict[str, dict[str, dict[str, float]]] = {
 }
 METHODS = tuple(SETTINGS[RANDOM])
 ORDER = (NOTHING, *METHODS, AGAIN, RETRAINED)
+SMOKE = (NOTHING, "scrub", AGAIN, RETRAINED)  # a program less for every method left out
 
 COLUMNS = [
     Column("method", "method"),
@@ -99,13 +99,14 @@ def main(config: Config) -> dict[str, Any]:
         raise SystemExit("--seeds must be at least 2: intervals and spreads are taken over seeds")
     if config.smoke:
         config = replace(config, seeds=2, random_requests=3, rows=200, training_steps=20, unlearning_steps=5)
+    order = SMOKE if config.smoke else ORDER
     mesh, console = script.begin(config)
     setting = config.setting()
     asked, parts = joined(kinds_of_requests(setting, config.random_requests, config.request_seed))
     bench = programs(setting, network=config.network, num_steps=config.unlearning_steps, scale=config.scale, mesh=mesh)
     lanes = config.seeds * asked.requests.indices.shape[0]
     answers: dict[str, Timed] = {}
-    with script.progress(console, "quickstart", config.seeds + (len(ORDER) - 1) * lanes) as advance:
+    with script.progress(console, "quickstart", config.seeds + (len(order) - 1) * lanes) as advance:
 
         def tell(count: int) -> None:
             advance(done=count)
@@ -113,12 +114,12 @@ def main(config: Config) -> dict[str, Any]:
         advance("training the originals")
         models = originals(bench, asked, config.training_seeds(), tell=tell)
         ready = Ready(asked, models, Seeds(config.draw, config.request_seed, 0, config.training_seeds()))
-        for method in (NOTHING, RETRAINED, AGAIN, *METHODS):
+        for method in (NOTHING, RETRAINED, AGAIN, *(method for method in METHODS if method in order)):
             advance(method)
             answers[method] = answer(bench, ready, method, settings_of(method, parts), tell=tell)
         advance("auditing")
         reference = answers[RETRAINED].result.variables
-        found = {method: audited(bench, ready, answers[method], reference) for method in ORDER}
+        found = {method: audited(bench, ready, answers[method], reference) for method in order}
     reported = {kind: describe(config, kind, part, found, answers) for kind, part in parts.items()}
     sections = []
     for kind, one in reported.items():
@@ -236,4 +237,4 @@ again` is the floor: a second retraining for every request, which no method can 
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    script.run(main, Config, __doc__)

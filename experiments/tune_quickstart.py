@@ -15,7 +15,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a script and as a module
 
 import numpy as np
-import tyro
 
 import jaxunlearn as ju
 from experiments.common import report, script
@@ -64,6 +63,10 @@ def main(config: Config) -> list[dict[str, Any]]:
         config = replace(
             config, seeds=2, random_requests=2, rows=200, training_steps=5, unlearning_steps=2, draws=config.draws[:1]
         )
+    points, names = POINTS, tuple(GRIDS[RANDOM])
+    if config.smoke:  # the first point of one method, for both kinds of requests
+        names = names[-1:]
+        points = [next(point for point in POINTS if point[:2] == (kind, names[0])) for kind in GRIDS]
     mesh, console = script.begin(config)
     settings = [replace(config, draw=draw).setting() for draw in config.draws]
     settings = [setting._replace(model=settings[0].model) for setting in settings]
@@ -71,7 +74,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     ready: dict[str, list[Ready]] = {kind: [] for kind in GRIDS}
     references: dict[str, list[Outcome]] = {kind: [] for kind in GRIDS}
     records = []
-    with script.progress(console, "searching", len(config.draws) + len(POINTS)) as advance:
+    with script.progress(console, "searching", len(config.draws) + len(points)) as advance:
         for draw, setting in zip(config.draws, settings, strict=True):
             advance(f"draw {draw}")
             kinds = kinds_of_requests(setting, config.random_requests, draw)
@@ -81,7 +84,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                 ready[kind].append(Ready(scenario, models, seeds))
                 references[kind].append(tried(bench, ready[kind][-1], RETRAINED, {}))
             advance(done=1)
-        for kind, method, point in POINTS:
+        for kind, method, point in points:
             advance(f"{kind}: {method}")
             answers = [answer(bench, one, method, point) for one in ready[kind]]
             outcomes = [audited(bench, one, done)[0] for one, done in zip(ready[kind], answers, strict=True)]
@@ -94,8 +97,8 @@ def main(config: Config) -> list[dict[str, Any]]:
                     {"scenario": kind, "method": method, "settings": point, "gaps": gaps, "gaps_in_seed_spreads": scaled}
                 )
             advance(done=1)
-    for kind, grids in GRIDS.items():
-        for method in grids:
+    for kind in GRIDS:
+        for method in names:
             best = min((record for record in records if (record["scenario"], record["method"]) == (kind, method)), key=worst)
             shown = ", ".join(f"{name} {value:+.1f}" for name, value in best["gaps_in_seed_spreads"].items())
             console.print(f"{kind:14} {method:20} {best['settings']}  worst {worst(best):.1f} ({shown})")
@@ -111,4 +114,4 @@ def worst(record: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    script.run(main, Config, __doc__)

@@ -42,14 +42,13 @@ import inspect
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a script and as a module
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 import jaxunlearn as ju
 from experiments.common import methods, plots, script, source
@@ -78,7 +77,7 @@ class Config(script.Base):
 
     checkpoint: Path | None = None
     """Folder of the trained checkpoint."""
-    rows: tuple[int, ...] = ()
+    rows: Annotated[tuple[int, ...], script.unless_given("none")] = ()
     """Rows of the training split to forget, counted from 0."""
     rows_file: Path | None = None
     """A text file of such numbers, separated by white space; instead of --rows."""
@@ -102,7 +101,7 @@ class Config(script.Base):
     """Steps of the method."""
     batch_size: int = 64
     """Rows per step, of the forget set and of the retain set each; of training, too."""
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: Annotated[dict[str, str], script.unless_given("none")] = field(default_factory=dict)
     """Further hyper-parameters of the method, e.g. alpha 0.97."""
     retrain: bool = False
     """Also retrain without the rows, as a reference."""
@@ -306,4 +305,4 @@ def _figures(audits: dict, curves: dict) -> list[tuple[Any, str]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    script.run(main, Config, __doc__)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
@@ -77,6 +78,22 @@ class Unlearning(OnNetworks):
     def training_seeds(self) -> range:
         """One per original model."""
         return range(self.training_seed, self.training_seed + self.seeds)
+
+
+def unless_given(words: str) -> Any:
+    """What `--help` says of a flag without a value, where tyro would write nothing: `Annotated[tuple[int, ...], ...]`."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {words})")
+
+
+Flags = TypeVar("Flags", bound=Base)
+
+
+def run(main: Callable[[Flags], Any], flags: type[Flags], description: str | None) -> None:
+    """Read the command line and run the script; programs of a smoke run are compiled in less time and run for longer."""
+    config = tyro.cli(flags, description=description)
+    if config.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)
+    main(config)
 
 
 def begin(config: Base) -> tuple[Mesh | None, Console]:

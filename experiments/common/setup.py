@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -24,9 +24,9 @@ class Config(script.Unlearning):
 
     dataset: str = "digits"
     """digits, breast_cancer, diabetes, or an image data set prepared by TFDS."""
-    scenario: tuple[scenarios.Name, ...] = ()
+    scenario: Annotated[tuple[scenarios.Name, ...], script.unless_given("all that fit")] = ()
     """Which scenarios; by default all that fit the data set."""
-    methods: tuple[str, ...] = ()
+    methods: Annotated[tuple[str, ...], script.unless_given("all")] = ()
     """Which methods of `jaxunlearn.METHODS`; by default all that take a model."""
     seeds: int = 3
     requests: int = 8

@@ -1,15 +1,26 @@
 """The scripts, at sizes that only show that they run."""
 
+import contextlib
+import importlib
+import io
 import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import tyro
+from rich.console import Console
 
+import experiments
 import jaxunlearn as ju
 from experiments import audit, curvature, dampening, quickstart, representation, tune_quickstart
 from experiments.benchmarks import audit as audit_benchmark
 from experiments.benchmarks import batched, timing
-from experiments.common import outcome, study
+from experiments.common import outcome, script, study
 from experiments.common.scale import Scale
 
 ONE_DEVICE = Scale(mesh=False)  # a program of eight faked devices takes eight times as long; `test_scale.py` has a mesh
@@ -96,7 +107,8 @@ def test_an_audit_of_the_smallest_size_writes_its_report(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_representations_are_compared_with_the_dense_matrix(tmp_path):
-    summary = curvature.main(curvature.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
+    small = {"rows": 60, "training_steps": 30, "polish_steps": 5, "requests": 2, "request_size": 4, "seeds": 1, "rank": 8}
+    summary = curvature.main(curvature.Config(**small, damping=(1e-2,), repeats=1, scale=ONE_DEVICE, out=tmp_path))
     rows = {row["representation"]: row for row in summary["rows"]}
     assert rows["dense GGN"]["error"] == 0
     assert all(np.isfinite(row["error"]) for row in rows.values())
@@ -118,12 +130,72 @@ def test_dampening_is_swept_over_thresholds_and_batch_sizes(tmp_path):
 
 @pytest.mark.slow
 def test_features_are_judged_beside_retrained_models(tmp_path):
-    summary = representation.main(representation.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
+    small = {"rows": 200, "training_steps": 20, "unlearning_steps": 3, "seeds": 8, "classes": 2, "betas": (1e-3, 1e-1)}
+    fewer = {"peers": ("ssd",), "autoencoder_steps": 5, "deep_steps": 5, "random_rows": 10}
+    summary = representation.main(representation.Config(**small, **fewer, scale=ONE_DEVICE, out=tmp_path))
     words = summary["words"]
     assert {"affine map, standard", "affine map, zero-shot", "deep map", "ssd", "retrained again"} <= set(words)
     assert "deleted" not in " ".join(words.values())
     assert json.loads((tmp_path / "representation.json").read_text())["chosen_beta"].keys() == {"standard", "zero_shot"}
     assert "</html>" in (tmp_path / "report.html").read_text()
+
+
+def scripts():
+    """Names of scripts whose flags tyro reads."""
+    folder = Path(experiments.__file__).parent
+    paths = sorted([*folder.glob("[a-z]*.py"), *folder.glob("benchmarks/[a-z]*.py")])
+    found = [path for path in paths if "tyro.cli(" in path.read_text() or "script.run(" in path.read_text()]
+    return [".".join(path.relative_to(folder.parent).with_suffix("").parts) for path in found]
+
+
+@pytest.mark.parametrize("name", scripts())
+def test_help_has_no_empty_default(name, capsys):
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "kronfluence", "threadpoolctl"):  # of the extra `benchmarks`
+            raise
+        pytest.skip(f"needs {error.name}")
+    with pytest.raises(SystemExit, match="0"):
+        tyro.cli(module.Config, description=module.__doc__, args=["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: " in text
+    assert not re.findall(r"--[\w-]+ [^()]*\(default: ?\)", text)
+
+
+def test_a_bar_ends_at_its_end_whatever_was_counted():
+    for counted, ends in ((3.0, True), (10, True), (12, True), (3, False)):
+        file = io.StringIO()
+        with contextlib.suppress(ZeroDivisionError), script.progress(Console(file=file, width=120), "x", 10) as advance:
+            advance("half way", done=counted)
+            if not ends:
+                raise ZeroDivisionError
+        assert ("100%" in file.getvalue().splitlines()[-1]) == ends
+
+
+def test_all_bars_are_the_one_that_ends():
+    """But for reading files, by `rich.progress.track`, which ends with what it walks over."""
+    folder = Path(experiments.__file__).parent
+    made = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if "Progress(" in path.read_text()]
+    assert made == ["common/script.py"]
+    used = [path.stem for path in folder.glob("[a-z]*.py") if "script.progress(" in path.read_text()]
+    assert {"audit", "compare", "curvature", "dampening", "quickstart", "tune_quickstart"} <= set(used)
+
+
+def test_only_a_smoke_run_is_compiled_in_a_hurry(monkeypatch):
+    @dataclass
+    class Flags(script.Base):
+        pass
+
+    seen = []
+    set_to = []
+    monkeypatch.setattr(jax.config, "update", lambda *values: set_to.append(values))
+    for arguments, expected in ((["--smoke"], [("jax_disable_most_optimizations", True)]), ([], [])):
+        set_to.clear()
+        monkeypatch.setattr(sys, "argv", ["script", *arguments])
+        script.run(seen.append, Flags, "A script.")
+        assert set_to == expected
+    assert [flags.smoke for flags in seen] == [True, False]
 
 
 def test_metrics_equal_their_twins_before_they_are_timed(tmp_path):
