@@ -46,8 +46,8 @@ def usable_slots(data: Data, request: ForgetRequest) -> Bool[Array, "k"]:
     """Slots that name a present row for the first time; padding, rows out of range and repetitions are left out."""
     num_rows = data.present.shape[0]
     indices = row_numbers(request)
-    usable = (request.weights > 0) & (indices >= 0) & (indices < num_rows)
-    usable &= data.present[jnp.where(usable, indices, 0)] > 0
+    usable = jnp.asarray((request.weights > 0) & (indices >= 0) & (indices < num_rows))  # NumPy's have no `at`
+    usable &= jnp.asarray(data.present)[jnp.where(usable, indices, 0)] > 0
     order = jnp.argsort(jnp.where(usable, indices, num_rows))
     ascending = jnp.where(usable, indices, num_rows)[order]
     first = jnp.concatenate([jnp.ones(1, bool), ascending[1:] != ascending[:-1]])

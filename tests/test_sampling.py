@@ -127,6 +127,12 @@ def test_masked_mean_ignores_whatever_stands_in_padding():
     assert gradient[jnp.array([0, 2])].tolist() == pytest.approx([0.5, 7.5])
 
 
+def test_requests_and_rows_of_numpy_are_taken():
+    data = jax.tree.map(np.asarray, blobs(12))
+    request = ju.ForgetRequest(np.array([3, 3, 99]), np.ones(3, np.float32))
+    assert sampling.usable_slots(data, request).tolist() == [True, False, False]
+
+
 def test_the_mean_of_no_row_is_what_the_caller_says():
     values = jnp.array([1.0, jnp.nan])
     assert float(sampling.masked_mean(values, jnp.zeros(2), empty=0)) == 0
