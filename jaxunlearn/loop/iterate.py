@@ -193,7 +193,9 @@ def iterate(
         stats["visited"] = jnp.sum(progress.visited) / jnp.maximum(split.num_forget, 1).astype(jnp.float32)
         code = view.status
         if unlearner.judged is not None:
-            own = split if unlearner.view is None else sampling.split(data, request, split_key)
+            own = (
+                split if unlearner.view is None else sampling.split(data, request, jax.random.fold_in(loop_key, 3 * num_steps))
+            )
             rows = sampling.spread_retain(own, min(ROWS, data.present.shape[0]))
             found, conditions = damage(unlearner.judged, variables, final, rows, damaged_at)
             stats |= found
