@@ -305,7 +305,7 @@ aligned = jax.jit(jax.vmap(ju.audit.dimensional_alignment_score))
 
 
 @jax.jit
-def similar(z: Float[Array, "s e D"], anchors: Float[Array, "a e D"]) -> Float[Array, "s"]:
+def similar(z: Float[Array, "s e D"], anchors: Float[Array, "a e D"]) -> Float[Array, " s"]:
     """Mean CKA of models with the anchors."""
     return jnp.mean(jax.vmap(jax.vmap(ju.audit.linear_cka, (None, 0)), (0, None))(z, anchors), axis=1)
 

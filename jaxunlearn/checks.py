@@ -90,7 +90,7 @@ def check_forward(model: Model, variables: Variables, inputs: PyTree) -> Outputs
     return outputs
 
 
-def row_losses(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "b"]:
+def row_losses(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, " b"]:
     """The model's loss, one value per row; ValueError or TypeError for another one, with what it is called with."""
     try:
         losses = model.loss(outputs, examples)

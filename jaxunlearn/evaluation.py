@@ -47,7 +47,7 @@ def map_rows(function: Callable[[Any], PyTree], examples: PyTree, *, chunk: int 
     return jax.tree.map(lambda x: jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, repeated:]]), values)
 
 
-def class_labels(targets: Any) -> Int[Array, "n"]:
+def class_labels(targets: Any) -> Int[Array, " n"]:
     """Targets of a classifier; ValueError unless they are one array of integers."""
     if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.integer) or jnp.ndim(targets) != 1:
         raise ValueError("this method compares classes: targets must be one array of integer labels, shape [n]")
@@ -62,9 +62,9 @@ def class_logits(logits: Float[Array, "... 1"], targets: Any) -> Float[Array, ".
 
 
 def sum_rows(
-    function: Callable[[Any, Float[Array, "b"]], PyTree],
+    function: Callable[[Any, Float[Array, " b"]], PyTree],
     examples: PyTree,
-    weights: Float[Array, "n"],
+    weights: Float[Array, " n"],
     *,
     chunk: int | None = None,
 ) -> PyTree:
@@ -109,7 +109,7 @@ def sum_rows(
         return jax.lax.scan(add, zeros, jnp.arange(0, rows, chunk))[0]
 
 
-def evaluate(model: Model, variables: Variables, examples: Examples) -> tuple[Outputs, Float[Array, "b"]]:
+def evaluate(model: Model, variables: Variables, examples: Examples) -> tuple[Outputs, Float[Array, " b"]]:
     """Outputs and unreduced losses in evaluation mode; ValueError unless there is one loss per row."""
     outputs = model.forward(variables, examples.inputs, train=False)
     return outputs, checks.row_losses(model, outputs, examples)

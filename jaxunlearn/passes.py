@@ -22,15 +22,15 @@ class Pass(NamedTuple):
     """One training pass over a weighted batch."""
 
     outputs: Outputs
-    losses: Float[Array, "b"]  # the model's loss, one value per row
-    weights: Float[Array, "b"]
+    losses: Float[Array, " b"]  # the model's loss, one value per row
+    weights: Float[Array, " b"]
 
     @property
     def loss(self) -> Float[Array, ""]:
         """Weighted mean of the model's loss."""
         return self.mean(self.losses)
 
-    def mean(self, values: Float[Array, "b"]) -> Float[Array, ""]:
+    def mean(self, values: Float[Array, " b"]) -> Float[Array, ""]:
         """Weighted mean of other values of the same rows."""
         return masked_mean(values, self.weights, empty=0)
 

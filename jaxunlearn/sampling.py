@@ -15,7 +15,7 @@ from jaxunlearn.types import Batch, BatchSizes, Data, Examples, ForgetRequest, S
 COUNTED = 256  # numbers up to which comparing with each of them is quicker, and compiles quicker, than a binary search
 
 
-def masked_mean(values: Float[Array, "b"], weights: Float[Array, "b"], *, empty: float) -> Float[Array, ""]:
+def masked_mean(values: Float[Array, " b"], weights: Float[Array, " b"], *, empty: float) -> Float[Array, ""]:
     """`sum(w x) / sum(w)` over rows with `w > 0`, at least in float32; rows of weight 0 may hold anything, NaN included.
 
     Args:
@@ -37,12 +37,12 @@ def masked_mean(values: Float[Array, "b"], weights: Float[Array, "b"], *, empty:
     return jnp.where(total > 0, mean, jnp.asarray(empty, dtype))
 
 
-def row_numbers(request: ForgetRequest) -> Int[Array, "k"]:
+def row_numbers(request: ForgetRequest) -> Int[Array, " k"]:
     """`request.indices` wide enough to hold the number of rows too, which marks unusable slots."""
     return request.indices.astype(jnp.promote_types(request.indices.dtype, jnp.int32))
 
 
-def usable_slots(data: Data, request: ForgetRequest) -> Bool[Array, "k"]:
+def usable_slots(data: Data, request: ForgetRequest) -> Bool[Array, " k"]:
     """Slots that name a present row for the first time; padding, rows out of range and repetitions are left out."""
     num_rows = data.present.shape[0]
     indices = row_numbers(request)
@@ -68,7 +68,7 @@ def is_empty(request: ForgetRequest) -> Bool[Array, ""]:
     return ~jnp.any(jnp.stack([jnp.any(request.weights > 0), *targets]))
 
 
-def forgotten_classes(target: Any, num_classes: int) -> Bool[Array, "c"]:
+def forgotten_classes(target: Any, num_classes: int) -> Bool[Array, " c"]:
     """The classes a request names as a whole; none if its target is something else than multi-hot classes."""
     if not (hasattr(target, "dtype") and target.dtype == bool and target.ndim == 1):
         return jnp.zeros(num_classes, bool)
@@ -77,7 +77,7 @@ def forgotten_classes(target: Any, num_classes: int) -> Bool[Array, "c"]:
     return jnp.pad(target, (0, num_classes - target.shape[0]))
 
 
-def classes_gone(data: Data, request: ForgetRequest, num_classes: int) -> Bool[Array, "c"]:
+def classes_gone(data: Data, request: ForgetRequest, num_classes: int) -> Bool[Array, " c"]:
     """The classes of which no row stays: those that a request names, and those whose present rows it all holds.
 
     Args:
@@ -102,7 +102,7 @@ def classes_gone(data: Data, request: ForgetRequest, num_classes: int) -> Bool[A
     return (there > 0) & ((gone == there) | forgotten_classes(request.target, num_classes))
 
 
-def retain_weights(data: Data, request: ForgetRequest) -> Float[Array, "n"]:
+def retain_weights(data: Data, request: ForgetRequest) -> Float[Array, " n"]:
     """1 on the retain set, 0 elsewhere. Size n per request: for audits and full-batch sums, not for training loops."""
     rows = jnp.where(usable_slots(data, request), row_numbers(request), data.present.shape[0])
     return jnp.asarray(data.present).at[rows].set(0, mode="drop")
@@ -129,12 +129,12 @@ def split(data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Split:
     )
 
 
-def take(examples: Examples, rows: jax.Array, weights: Float[Array, "b"]) -> Examples:
+def take(examples: Examples, rows: jax.Array, weights: Float[Array, " b"]) -> Examples:
     """Gather rows; those of weight 0 come back as the first one that counts, see `fill`."""
     return fill(jax.tree.map(lambda x: jnp.asarray(x)[rows], examples), weights)
 
 
-def fill(examples: PyTree, weights: Float[Array, "b"], row: PyTree = None) -> PyTree:
+def fill(examples: PyTree, weights: Float[Array, " b"], row: PyTree = None) -> PyTree:
     """Overwrite rows of weight 0 with one that counts, so that what they held reaches no gradient.
 
     A valid row and not zeros: a model that divides by the norm of its input has no derivative there, and 0 * NaN is NaN.
@@ -153,7 +153,7 @@ def fill(examples: PyTree, weights: Float[Array, "b"], row: PyTree = None) -> Py
     return jax.tree.map(overwrite, examples, row)
 
 
-def first_that_counts(examples: PyTree, weights: Float[Array, "b"]) -> PyTree:
+def first_that_counts(examples: PyTree, weights: Float[Array, " b"]) -> PyTree:
     """The first row of positive weight; where there is none, the first row with zeros in its inexact leaves."""
     some = jnp.any(weights > 0)
     first = jax.lax.argmax((weights > 0).astype(jnp.int32), 0, jnp.int32)  # int32 in every scope of float64
@@ -165,7 +165,7 @@ def first_that_counts(examples: PyTree, weights: Float[Array, "b"]) -> PyTree:
     return jax.tree.map(pick, examples)
 
 
-def blank(examples: Examples, weights: Float[Array, "b"]) -> Examples:
+def blank(examples: Examples, weights: Float[Array, " b"]) -> Examples:
     """Overwrite the inexact leaves of rows of weight 0 with zeros; for sums of products of rows, not for models."""
 
     def zero(x):
@@ -197,21 +197,21 @@ def spread_retain(split: Split, size: int) -> Weighted:
     return _retained(split, jnp.clip(ranks, 0, jnp.maximum(split.num_retain - 1, 0)))
 
 
-def _retained(split: Split, order: Int[Array, "b"]) -> Weighted:
+def _retained(split: Split, order: Int[Array, " b"]) -> Weighted:
     """Rows by their places in the retain set."""
     rows = _up_to(split.present_before, order + _up_to(split.retained_before, order))
     weights = jnp.broadcast_to(split.num_retain > 0, order.shape).astype(jnp.float32)
     return Weighted(_drawn(split, rows, weights), weights, rows)
 
 
-def _up_to(ascending: Int[Array, "m"], values: Int[Array, "..."]) -> Int[Array, "..."]:
+def _up_to(ascending: Int[Array, " m"], values: Int[Array, "..."]) -> Int[Array, "..."]:
     """How many entries are at most each value."""
     if ascending.shape[0] <= COUNTED:
         return jnp.sum(ascending <= values[..., None], axis=-1, dtype=jnp.int32)
     return jnp.searchsorted(ascending, values, side="right").astype(jnp.int32)
 
 
-def _drawn(split: Split, rows: Int[Array, "b"], weights: Float[Array, "b"]) -> Examples:
+def _drawn(split: Split, rows: Int[Array, " b"], weights: Float[Array, " b"]) -> Examples:
     """Rows of one side; a side that has none repeats the first present row, which a model can read."""
     rows = jnp.where(weights > 0, rows, split.first_present)
     some = split.present_before[-1] > 0

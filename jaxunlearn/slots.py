@@ -26,8 +26,8 @@ class Made:
     """A prepared value and what it was made from."""
 
     value: PyTree
-    weights: UInt32[Array, "2"]  # digest of the variables
-    present: UInt32[Array, "2"]  # digest of `Data.present`; zeros where it does not matter
+    weights: UInt32[Array, " 2"]  # digest of the variables
+    present: UInt32[Array, " 2"]  # digest of `Data.present`; zeros where it does not matter
     how: str  # e.g. "features of layer 'penultimate'"
 
 
@@ -40,7 +40,7 @@ class Slot(NamedTuple):
     stamped: bool = True
     of_rows: bool = True  # whether a stamped value also depends on which rows are present
 
-    def made(self, value: PyTree, *, at: PyTree, present: Float[Array, "n"], how: str = "") -> Made:
+    def made(self, value: PyTree, *, at: PyTree, present: Float[Array, " n"], how: str = "") -> Made:
         """A value with its stamp, for `Result.extra` of a method that carries it on.
 
         Args:
@@ -109,7 +109,7 @@ class Slot(NamedTuple):
         return held.value, stale
 
 
-def _rows(present: Float[Array, "n"]) -> UInt32[Array, "2"]:
+def _rows(present: Float[Array, " n"]) -> UInt32[Array, " 2"]:
     return tree.digest(jnp.asarray(present) > 0)  # whatever dtype it is kept in
 
 

@@ -80,7 +80,7 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 
-def digest(tree: PyTree) -> UInt32[Array, "2"]:
+def digest(tree: PyTree) -> UInt32[Array, " 2"]:
     """64 bits that tell values apart, on the device: one pass over the leaves, equal with and without `jit` and `vmap`.
 
     Bits, positions, paths, shapes and dtypes count. Good against mistakes, not against an adversary; `content_digest` is for

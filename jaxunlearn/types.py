@@ -24,7 +24,7 @@ _OWN: Any = object()  # stands for a new dictionary: a default one would be shar
 
 class _Data(NamedTuple):
     train: Examples
-    present: Float[jax.Array, "n"]  # 1 while a row is part of the training set, 0 once it was removed
+    present: Float[jax.Array, " n"]  # 1 while a row is part of the training set, 0 once it was removed
     extra: dict[str, PyTree]  # see `jaxunlearn.slots`
 
 
@@ -55,8 +55,8 @@ class ForgetRequest(NamedTuple):
     same request with other draws, as with another key.
     """
 
-    indices: Int[jax.Array, "k"]  # rows of `data.train`
-    weights: Float[jax.Array, "k"]  # 1 in a used slot, 0 in a padding slot
+    indices: Int[jax.Array, " k"]  # rows of `data.train`
+    weights: Float[jax.Array, " k"]  # 1 in a used slot, 0 in a padding slot
     target: PyTree = ()  # what the request is about: multi-hot classes Bool[c], an attribute, a concept
 
 
@@ -83,7 +83,7 @@ class Forward(Protocol):
     ) -> Outputs: ...
 
 
-ExampleLoss: TypeAlias = Callable[[Outputs, Examples], Float[jax.Array, "b"]]
+ExampleLoss: TypeAlias = Callable[[Outputs, Examples], Float[jax.Array, " b"]]
 
 
 class Head(NamedTuple):
@@ -147,8 +147,8 @@ class Weighted(NamedTuple):
     """A batch of rows with weights; rows of weight 0 are zeros and count for nothing."""
 
     examples: Examples
-    weights: Float[jax.Array, "b"]
-    slots: Int[jax.Array, "b"]  # where a row came from: slot of the request (forget) or row of `data.train` (retain)
+    weights: Float[jax.Array, " b"]
+    slots: Int[jax.Array, " b"]  # where a row came from: slot of the request (forget) or row of `data.train` (retain)
 
 
 class Batch(NamedTuple):
@@ -177,11 +177,11 @@ class Split(NamedTuple):
 
     data: Data
     request: ForgetRequest
-    slots: Int[jax.Array, "k"]  # usable slots of the request in random order, the others behind them
+    slots: Int[jax.Array, " k"]  # usable slots of the request in random order, the others behind them
     num_forget: Int[jax.Array, ""]
     num_retain: Int[jax.Array, ""]
-    present_before: Int[jax.Array, "n"]  # present rows up to and including each row
-    retained_before: Int[jax.Array, "k"]  # retained rows in front of each forgotten one, ascending
+    present_before: Int[jax.Array, " n"]  # present rows up to and including each row
+    retained_before: Int[jax.Array, " k"]  # retained rows in front of each forgotten one, ascending
     first_present: Int[jax.Array, ""]  # what is read where no row counts
 
 

@@ -59,12 +59,12 @@ def scores(outputs: Outputs, examples: Examples) -> Float[Array, "b m"]:
 
 
 def expected_scores(
-    own: Float[Array, "k"],
-    counts: Bool[Array, "k"],
-    held_out: Float[Array, "h"],
+    own: Float[Array, " k"],
+    counts: Bool[Array, " k"],
+    held_out: Float[Array, " h"],
     *,
-    groups: tuple[Int[Array, "k"], Int[Array, "h"]] | None = None,
-) -> Float[Array, "k"]:
+    groups: tuple[Int[Array, " k"], Int[Array, " h"]] | None = None,
+) -> Float[Array, " k"]:
     """The score of each row had it not been seen: the quantile of its rank among held-out scores, never above its own.
 
     A row of rank r among m (ties share the mean of their ranks) gets the held-out quantile of `(r + 1/2) / m`.
@@ -94,7 +94,7 @@ def expected_scores(
     return jnp.minimum(own, found)
 
 
-def _quantile(ascending: Float[Array, "h"], start: Any, end: Any, share: Float[Array, "k"]) -> Float[Array, "k"]:
+def _quantile(ascending: Float[Array, " h"], start: Any, end: Any, share: Float[Array, " k"]) -> Float[Array, " k"]:
     """Quantiles of `ascending[start:end]`, the i-th entry standing at `(i + 1/2) / count`, linear in between."""
     last = jnp.maximum(end - start - 1, 0)
     place = jnp.clip(share * (end - start) - 0.5, 0, last)
@@ -104,7 +104,7 @@ def _quantile(ascending: Float[Array, "h"], start: Any, end: Any, share: Float[A
     return low + jnp.where(part > 0, part * (high - low), 0)
 
 
-def _ranks(values: Float[Array, "k"], groups: Int[Array, "k"]) -> Float[Array, "k"]:
+def _ranks(values: Float[Array, " k"], groups: Int[Array, " k"]) -> Float[Array, " k"]:
     """`(rank + 1/2) / size` of every value within its group; ties share their mean."""
     order = jnp.lexsort((values, groups))
     ascending, names = values[order], groups[order]

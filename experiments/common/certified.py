@@ -25,7 +25,7 @@ class Stream(NamedTuple):
     compile_seconds: float
 
 
-def deletions(labels: Int[np.ndarray, "n"], number: int, seed: int, *, keep: float = KEPT) -> Int[np.ndarray, "number"]:
+def deletions(labels: Int[np.ndarray, " n"], number: int, seed: int, *, keep: float = KEPT) -> Int[np.ndarray, " number"]:
     """Random rows in random order that leave a fraction `keep` of every class, and two rows at least.
 
     Args:
@@ -44,7 +44,7 @@ def stream(
     problem: ju.convex.Problem,
     data: ju.Data,
     head: ju.Variables,
-    rows: Int[np.ndarray, "r"],
+    rows: Int[np.ndarray, " r"],
     *,
     steps: int,
     capacity: int,

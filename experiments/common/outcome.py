@@ -44,7 +44,7 @@ def outcome(
     test: ju.Examples,
     request: ju.ForgetRequest,
     unseen: ju.Examples,
-    unseen_weights: Float[Array, "m"],
+    unseen_weights: Float[Array, " m"],
     reference: ju.Variables | None = None,
 ) -> tuple[Outcome, Details | None]:
     """Audit one model.

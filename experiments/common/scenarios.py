@@ -77,7 +77,7 @@ def memorisation(
     seed: int,
     chunk: int | None = None,
     mesh: Mesh | None = None,
-) -> Float[np.ndarray, "n"]:
+) -> Float[np.ndarray, " n"]:
     """How far each training row must be seen to be known (Feldman, 2020, arXiv 1906.05271):
 
         mem_i = P[f(x_i) = y_i | i in S] - P[f(x_i) = y_i | i not in S],
@@ -118,7 +118,7 @@ def memorisation(
 
 
 def memorised_rows(
-    study: Study, values: Float[np.ndarray, "n"], *, num_requests: int = 8, size: int = 32, request_seed: int
+    study: Study, values: Float[np.ndarray, " n"], *, num_requests: int = 8, size: int = 32, request_seed: int
 ) -> tuple[Scenario, Scenario, Scenario]:
     """Requests of one size from the low, medium and high third of the rows by memorisation.
 
@@ -401,7 +401,7 @@ def build(
     seed: int,
     request_seed: int,
     audit_seed: int,
-    values: Callable[[], Float[np.ndarray, "n"]],
+    values: Callable[[], Float[np.ndarray, " n"]],
 ) -> tuple[Scenario, ...]:
     """The scenarios of one name (see `NAMES`) at their default sizes, shrunk for small training sets.
 
@@ -447,5 +447,5 @@ def _require_classes(study: Study, least: int, what: str) -> None:
         raise ValueError(f"{what} needs at least {least} classes, this study has {study.num_classes}")
 
 
-def _relabelled(data: ju.Data, targets: Int[np.ndarray, "n"]) -> ju.Data:
+def _relabelled(data: ju.Data, targets: Int[np.ndarray, " n"]) -> ju.Data:
     return data._replace(train=data.train._replace(targets=jnp.asarray(targets)))

@@ -28,7 +28,7 @@ class Ensemble(NamedTuple):
 
     logits: dict[str, Any]  # for each named set of rows, [n, e, ...]; or what `measure` returns
     variables: Variables  # leading axis n
-    status: Int[Array, "n"]
+    status: Int[Array, " n"]
 
 
 def ensemble(

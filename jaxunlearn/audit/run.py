@@ -330,5 +330,5 @@ def _mean_roc(seen: Observed) -> tuple[np.ndarray, np.ndarray]:
 
 @jax.jit
 @jax.vmap
-def _curves(members: Float[Array, "f"], others: Float[Array, "t"]) -> Roc:
+def _curves(members: Float[Array, " f"], others: Float[Array, " t"]) -> Roc:
     return roc_curve(members, jnp.ones_like(members), others, jnp.ones_like(others))

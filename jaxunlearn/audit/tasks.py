@@ -131,8 +131,8 @@ def without_padding(rows: dict[str, Examples], task: Task) -> dict[str, Examples
 class Measured(NamedTuple):
     """What is kept of a model on some rows."""
 
-    losses: Float[Array, "e"]
-    successes: Float[Array, "e"] | None  # share of tokens or labels that are right
+    losses: Float[Array, " e"]
+    successes: Float[Array, " e"] | None  # share of tokens or labels that are right
 
 
 def measuring(model: Model, task: Task) -> Callable[[Variables, Examples], Measured] | None:
@@ -150,7 +150,7 @@ def measuring(model: Model, task: Task) -> Callable[[Variables, Examples], Measu
     return measure
 
 
-def _successes(task: Task, logits: PyTree, targets: PyTree) -> Float[Array, "e"] | None:
+def _successes(task: Task, logits: PyTree, targets: PyTree) -> Float[Array, " e"] | None:
     if task.name == "values":
         return None
     hits = jnp.argmax(logits, axis=-1) == targets if task.name == "tokens" else (logits.reshape(targets.shape) > 0) == targets

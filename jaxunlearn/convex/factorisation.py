@@ -29,7 +29,7 @@ class Factorisation(NamedTuple):
     """What removals from one model share. `D = d c`; `q` columns of rows removed since the eigendecomposition."""
 
     vectors: Float[Array, "D D"]
-    values: Float[Array, "D"]
+    values: Float[Array, " D"]
     centre: Float[Array, "d c"]  # the weights W0 at which the Hessian was taken
     gram: Float[Array, "d d"]  # X' X
     spectral_norm: Float[Array, ""]  # at least that of X
@@ -116,7 +116,7 @@ class Downdate(NamedTuple):
     """The factorisation without the rows of one request."""
 
     vectors: Float[Array, "D D"]
-    values: Float[Array, "D"]  # e - l2 m, m counting all rows removed so far
+    values: Float[Array, " D"]  # e - l2 m, m counting all rows removed so far
     columns: Float[Array, "D p"]  # V
     solved: Float[Array, "D p"]  # P V
     small: Float[Array, "p p"]  # lower Cholesky factor of I - V' P V
@@ -135,7 +135,7 @@ class Downdate(NamedTuple):
         return product.reshape(b.shape)
 
 
-def _apply_inverse(vectors: Float[Array, "D D"], values: Float[Array, "D"], b: Float[Array, "D"]) -> Float[Array, "D"]:
+def _apply_inverse(vectors: Float[Array, "D D"], values: Float[Array, " D"], b: Float[Array, " D"]) -> Float[Array, " D"]:
     return vectors @ ((b @ vectors) / values)
 
 

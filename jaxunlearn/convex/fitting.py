@@ -26,7 +26,7 @@ class Optimum(NamedTuple):
 def minimise(
     problem: Problem,
     examples: Examples,
-    weights: Float[Array, "n"],
+    weights: Float[Array, " n"],
     start: Float[Array, "d c"],
     linear: Float[Array, "d c"],
     *,

@@ -16,7 +16,9 @@ Solver: TypeAlias = Literal["dense", "cg"]
 BLOCK_ELEMENTS = 2**20  # 8 MiB of float64: a block of rows stays in the cache while it is used several times
 
 
-def sum_over_rows(function: Callable[..., PyTree], examples: Examples, weights: Float[Array, "n"], *, width: int = 1) -> PyTree:
+def sum_over_rows(
+    function: Callable[..., PyTree], examples: Examples, weights: Float[Array, " n"], *, width: int = 1
+) -> PyTree:
     """`sum_blocks function(inputs, targets)` over rows with `weights > 0`, in float64, reading the rows once.
 
     Args:
@@ -57,7 +59,7 @@ def perturbation_of(data: Data, like: Float[Array, "d c"]) -> Float[Array, "d c"
 
 
 def gradient(
-    problem: Problem, kernel: Float[Array, "d c"], examples: Examples, weights: Float[Array, "n"], linear: Float[Array, "d c"]
+    problem: Problem, kernel: Float[Array, "d c"], examples: Examples, weights: Float[Array, " n"], linear: Float[Array, "d c"]
 ) -> Float[Array, "d c"]:
     """Gradient of the objective over rows with `weights > 0`; `linear` is the perturbation."""
 
@@ -70,7 +72,7 @@ def gradient(
 
 
 def hessian(
-    problem: Problem, kernel: Float[Array, "d c"], examples: Examples, weights: Float[Array, "n"]
+    problem: Problem, kernel: Float[Array, "d c"], examples: Examples, weights: Float[Array, " n"]
 ) -> Float[Array, "d*c d*c"]:
     """Hessian of the objective over rows with `weights > 0`, in the order of `kernel.ravel()`."""
     d, c = kernel.shape
@@ -88,7 +90,7 @@ def newton_direction(
     problem: Problem,
     kernel: Float[Array, "d c"],
     examples: Examples,
-    weights: Float[Array, "n"],
+    weights: Float[Array, " n"],
     slope: Float[Array, "d c"],
     solver: Solver = "dense",
 ) -> Float[Array, "d c"]:

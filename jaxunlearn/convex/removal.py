@@ -29,7 +29,7 @@ class Setting(NamedTuple):
     kernel: Float[Array, "d c"]  # the trained weights
     linear: Float[Array, "d c"]  # the secret of an objective perturbation, or zeros
     gone: Examples  # the forget set, float64 inputs [k, d]; zeros in unused slots
-    counts: Float[Array, "k"]  # 1 in used slots
+    counts: Float[Array, " k"]  # 1 in used slots
     num_forget: Float[Array, ""]
     num_retain: Float[Array, ""]
     num_present: Float[Array, ""]  # both together; the same for all requests of a batch
@@ -70,7 +70,7 @@ def measure(
     before: Float[Array, "d c"],
     step: Float[Array, "d c"],
     *,
-    retained: Float[Array, "n"] | None = None,
+    retained: Float[Array, " n"] | None = None,
 ) -> Measured:
     """Exact gradient after a step, and what its bounds need. Rows are read once.
 

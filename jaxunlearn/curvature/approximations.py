@@ -26,7 +26,7 @@ class Fit(Protocol):
     """`fit(variables, examples, weights, key) -> Representation`; what `dense`, `diagonal`, `kfac`, ... make."""
 
     def __call__(
-        self, variables: Variables, examples: Examples, weights: Float[Array, "n"], key: PRNGKeyArray, /
+        self, variables: Variables, examples: Examples, weights: Float[Array, " n"], key: PRNGKeyArray, /
     ) -> "Representation": ...
 
 
@@ -112,7 +112,7 @@ class LowRank(Representation):
     for them, whatever the function.
     """
 
-    values: Float[Array, "r"]
+    values: Float[Array, " r"]
     vectors: Float[Array, "r d"]
     chosen: tuple[bool, ...]  # which leaves of the params, in their order
 
@@ -166,13 +166,13 @@ def chosen_leaves(params: PyTree, layers: Layers | None) -> tuple[bool, ...]:
     return chosen
 
 
-def pack(v: PyTree, chosen: tuple[bool, ...]) -> Float[Array, "d"]:
+def pack(v: PyTree, chosen: tuple[bool, ...]) -> Float[Array, " d"]:
     """The chosen leaves as one vector, at least in float32."""
     leaves = [x.ravel() for x, take in zip(jax.tree.leaves(widened(v)), chosen, strict=True) if take]
     return jnp.concatenate(leaves)
 
 
-def unpack(flat: Float[Array, "d"], like: PyTree, chosen: tuple[bool, ...]) -> PyTree:
+def unpack(flat: Float[Array, " d"], like: PyTree, chosen: tuple[bool, ...]) -> PyTree:
     """The tree that `pack` made a vector of; zeros in the other leaves."""
     leaves, form = jax.tree.flatten(like)
     sizes = [x.size for x, take in zip(leaves, chosen, strict=True) if take]

@@ -22,7 +22,7 @@ Average: TypeAlias = Literal["batch", "sample"]
 class Measure(NamedTuple):
     """A way to compute importances; those made in different ways cannot be compared."""
 
-    make: Callable[[Model, Variables, Examples, Float[Array, "n"]], PyTree]  # (model, variables, examples, weights)
+    make: Callable[[Model, Variables, Examples, Float[Array, " n"]], PyTree]  # (model, variables, examples, weights)
     how: str
     slot: slots.Slot
 
@@ -31,7 +31,7 @@ def batch_means(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"],
+    weights: Float[Array, " n"],
     *,
     batch_size: int,
     function: Callable[[jax.Array], jax.Array] = jnp.square,
@@ -103,7 +103,7 @@ def measure(
             slot,
         )
 
-    def of_rows(model: Model, variables: Variables, examples: Examples, weights: Float[Array, "n"]) -> PyTree:
+    def of_rows(model: Model, variables: Variables, examples: Examples, weights: Float[Array, " n"]) -> PyTree:
         def total(examples, weights):
             gradients = row_gradients(model, variables, examples)
             return jax.tree.map(lambda g: jnp.tensordot(weights, function(g), axes=1), gradients)

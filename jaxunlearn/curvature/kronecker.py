@@ -69,7 +69,7 @@ class Kronecker(Representation):
     bases: list[tuple[Float[Array, "g i i"], Float[Array, "g o o"]]]  # eigenvectors, in columns, for every group of a layer
     values: list[Float[Array, "g i o"]]
     block_leaves: tuple[int, ...]
-    blocks: list[tuple[Float[Array, "m"], Float[Array, "m m"]]]  # eigenvalues and eigenvectors
+    blocks: list[tuple[Float[Array, " m"], Float[Array, "m m"]]]  # eigenvalues and eigenvectors
     diagonal_leaves: tuple[int, ...]
     diagonals: list[Array]
 
@@ -331,6 +331,6 @@ def _grouped(function, rows, group: int):
     return sum(parts[1:], parts[0])
 
 
-def _counted(weights: Float[Array, "b"], *arrays: Array) -> list[Array]:
+def _counted(weights: Float[Array, " b"], *arrays: Array) -> list[Array]:
     """Arrays with zeros in rows of weight 0, whatever they held."""
     return [jnp.where(weights.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, 0) for x in arrays]

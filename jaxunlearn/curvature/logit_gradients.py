@@ -46,13 +46,13 @@ def check_kind(kind: Kind, examples: Examples, key: PRNGKeyArray | None) -> None
         checks.check_key(key)
 
 
-def draws(kind: Kind, key: PRNGKeyArray | None, count: int) -> UInt32[Array, "n"]:
+def draws(kind: Kind, key: PRNGKeyArray | None, count: int) -> UInt32[Array, " n"]:
     """A seed per row, from which `slopes` draws its target or signs; zeros where nothing is drawn."""
     return jax.random.bits(key, (count,)) if kind in RANDOM and key is not None else jnp.zeros(count, jnp.uint32)
 
 
 def slopes(
-    kind: Kind, model: Model, outputs: Outputs, examples: Examples, seeds: UInt32[Array, "b"]
+    kind: Kind, model: Model, outputs: Outputs, examples: Examples, seeds: UInt32[Array, " b"]
 ) -> Float[Array, "s b ..."]:
     """The vectors u of every row, see the module.
 

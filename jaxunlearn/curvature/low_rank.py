@@ -51,17 +51,17 @@ def lanczos(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
 
 
 def _tridiagonal(
-    product: Matvec, start: Float[Array, "p"], rank: int, key: PRNGKeyArray
-) -> tuple[Float[Array, "rank p"], Float[Array, "rank"], Float[Array, "rank-1"]]:
+    product: Matvec, start: Float[Array, " p"], rank: int, key: PRNGKeyArray
+) -> tuple[Float[Array, "rank p"], Float[Array, " rank"], Float[Array, " rank-1"]]:
     """Orthonormal rows Q and the diagonals of `Q C Q'`; where the space is used up, a random vector goes on beside it."""
     limits = jnp.finfo(start.dtype)
 
-    def outside(v: Float[Array, "p"], basis: Float[Array, "rank p"]) -> Float[Array, "p"]:
+    def outside(v: Float[Array, " p"], basis: Float[Array, "rank p"]) -> Float[Array, " p"]:
         for _ in range(2):  # the second time takes off what rounding left
             v = v - jnp.dot(jnp.dot(basis, v, precision="highest"), basis, precision="highest")
         return v
 
-    def unit(v: Float[Array, "p"]) -> Float[Array, "p"]:
+    def unit(v: Float[Array, " p"]) -> Float[Array, " p"]:
         return v / jnp.maximum(jnp.linalg.norm(v), limits.tiny)
 
     def step(carry, place):

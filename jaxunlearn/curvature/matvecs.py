@@ -37,7 +37,7 @@ def hvp(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     *,
     chunk: int | None = None,
 ) -> Matvec:
@@ -78,7 +78,7 @@ def ggn_vp(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     *,
     chunk: int | None = None,
 ) -> Matvec:
@@ -104,7 +104,7 @@ def fisher_vp(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     *,
     chunk: int | None = None,
 ) -> Matvec:
@@ -127,7 +127,7 @@ def sampled_fisher_vp(
     variables: Variables,
     examples: Examples,
     key: PRNGKeyArray,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     *,
     kind: Literal["sampled", "signed"] = "sampled",
     chunk: int | None = None,
@@ -152,7 +152,7 @@ def empirical_fisher_vp(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     *,
     chunk: int | None = None,
 ) -> Matvec:
@@ -174,7 +174,7 @@ def jacobian_vp(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     *,
     chunk: int | None = None,
 ) -> Matvec:
@@ -231,7 +231,7 @@ def damped(matvec: Matvec, damping: float | jax.Array) -> Matvec:
 
 
 def gradient_sum(
-    model: Model, variables: Variables, examples: Examples, weights: Float[Array, "n"], *, chunk: int | None = None
+    model: Model, variables: Variables, examples: Examples, weights: Float[Array, " n"], *, chunk: int | None = None
 ) -> PyTree:
     """Weighted sum of the gradients of all rows, without the regularizer, at least in float32.
 
@@ -257,7 +257,7 @@ def widened(values: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), values)
 
 
-def _summed(model: Model, params: PyTree, variables: Variables, examples: Examples, weights: Float[Array, "b"]) -> jax.Array:
+def _summed(model: Model, params: PyTree, variables: Variables, examples: Examples, weights: Float[Array, " b"]) -> jax.Array:
     losses = evaluate(model, variables._replace(params=params), examples)[1]
     return jnp.sum(jnp.where(weights > 0, losses, 0) * weights)
 
@@ -267,7 +267,7 @@ def _through_logits(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"] | None,
+    weights: Float[Array, " n"] | None,
     key: PRNGKeyArray | None,
     chunk: int | None,
 ) -> Matvec:
@@ -309,10 +309,10 @@ def _bent(u: Float[Array, "s b ..."], moved: Float[Array, "b ..."]) -> Float[Arr
 
 
 def _mean_product(
-    linear: Callable[[PyTree, Float[Array, "b"]], Matvec],
+    linear: Callable[[PyTree, Float[Array, " b"]], Matvec],
     params: PyTree,
     rows: PyTree,
-    weights: Float[Array, "n"],
+    weights: Float[Array, " n"],
     chunk: int | None,
 ) -> Matvec:
     """`v -> C v`, from what makes the product summed over some rows."""
@@ -334,7 +334,7 @@ def _mean_product(
     return lambda v: mean(v, lambda v: sum_rows(lambda part, w: linear(part, w)(v), rows, weights, chunk=chunk))
 
 
-def _weights(examples: Examples, weights: Float[Array, "n"] | None) -> Float[Array, "n"]:
+def _weights(examples: Examples, weights: Float[Array, " n"] | None) -> Float[Array, " n"]:
     rows = tree.leading_axis(examples, "examples")
     if weights is None:
         return jnp.ones(rows)

@@ -44,7 +44,7 @@ def row_gradients(model: Model, variables: Variables, examples: Examples) -> PyT
     return jax.vmap(of_row)(examples)
 
 
-def row_factors(kind: Kind, model: Model, variables: Variables, examples: Examples, seeds: UInt32[Array, "b"]) -> PyTree:
+def row_factors(kind: Kind, model: Model, variables: Variables, examples: Examples, seeds: UInt32[Array, " b"]) -> PyTree:
     """The vectors `J' u_s` of every row, whose outer products sum to its part of the matrix.
 
     Args:
@@ -62,7 +62,7 @@ def row_factors(kind: Kind, model: Model, variables: Variables, examples: Exampl
     return jax.vmap(of_row)(examples, seeds)
 
 
-def row_squares(kind: Kind, model: Model, variables: Variables, examples: Examples, seeds: UInt32[Array, "b"]) -> PyTree:
+def row_squares(kind: Kind, model: Model, variables: Variables, examples: Examples, seeds: UInt32[Array, " b"]) -> PyTree:
     """`sum_s (J' u_s)^2` of every row, one s after the other, so that one vector of a row is in memory at a time.
 
     Args:

@@ -8,7 +8,7 @@ from jaxunlearn.slots import ATTRIBUTES
 from jaxunlearn.types import Data, ForgetRequest
 
 
-def attributes_of(data: Data, request: ForgetRequest) -> tuple[Int[Array, "n A"], Bool[Array, "A"]]:
+def attributes_of(data: Data, request: ForgetRequest) -> tuple[Int[Array, "n A"], Bool[Array, " A"]]:
     """Attribute values of all rows and which attributes a request asks for; ValueError or TypeError if one is missing."""
     values, asked = jnp.asarray(ATTRIBUTES.get(data)), request.target
     num_rows = data.present.shape[0]
@@ -27,7 +27,7 @@ def attributes_of(data: Data, request: ForgetRequest) -> tuple[Int[Array, "n A"]
 def frequencies(data: Data, request: ForgetRequest, values: Int[Array, "n A"], num_values: int) -> Float[Array, "A V"]:
     """How often each value occurs among the rows that are used; what depends on the data alone is counted once for a batch."""
 
-    def count(values: Int[Array, "m A"], weights: Float[Array, "m"]) -> Float[Array, "A V"]:
+    def count(values: Int[Array, "m A"], weights: Float[Array, " m"]) -> Float[Array, "A V"]:
         known = (values >= 0) & (values < num_values)
         columns = jnp.arange(values.shape[1])
         counts = jnp.where(known, weights[:, None], 0)
@@ -38,7 +38,7 @@ def frequencies(data: Data, request: ForgetRequest, values: Int[Array, "n A"], n
     return count(values, (data.present > 0).astype(jnp.float32)) - count(named, usable.astype(jnp.float32))
 
 
-def entropy_of(counts: Float[Array, "A V"]) -> Float[Array, "A"]:
+def entropy_of(counts: Float[Array, "A V"]) -> Float[Array, " A"]:
     """Entropy of each row of counts, in nats; 0 where nothing was counted."""
     shares = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
     return -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1)), 0), axis=-1)

@@ -13,12 +13,12 @@ class Eigenspace(NamedTuple):
     """Eigenvectors of a second moment, and how much of each counts; of fixed shape, whatever their number."""
 
     directions: Float[Array, "r D"]  # orthonormal, r = min(m, D), largest eigenvalue first
-    shares: Float[Array, "r"]  # in [0, 1]
+    shares: Float[Array, " r"]  # in [0, 1]
 
 
 def eigenspace(
     features: Float[Array, "m D"],
-    weights: Float[Array, "m"],
+    weights: Float[Array, " m"],
     *,
     energy: Scalar = 0.95,
     rank: int | None = None,
@@ -55,7 +55,7 @@ def eigenspace(
     return Eigenspace(directions, (found & kept).astype(values.dtype))
 
 
-def alignment(features: Float[Array, "b D"], weights: Float[Array, "b"], space: Eigenspace) -> Float[Array, ""]:
+def alignment(features: Float[Array, "b D"], weights: Float[Array, " b"], space: Eigenspace) -> Float[Array, ""]:
     """`sum_i share_i ||Z u_i||^2 / ||Z||^2`, in [0, 1]; 1 where all features are 0.
 
     Features that all collapse onto a mean of the space score 1 too, so look at a linear probe as well.

@@ -22,14 +22,14 @@ from jaxunlearn.types import Model, Result, UnlearnFn
 class Concept(NamedTuple):
     """Moments of features z and indicators c of m parts of a concept, over all present rows; float64."""
 
-    mean: Float[Array, "D"]
+    mean: Float[Array, " D"]
     covariance: Float[Array, "D D"]
     cross: Float[Array, "D m"]  # covariance of z and c
     prototypes: Float[Array, "D m"]  # mean of the rows with c = 1, less that of the rest; 0 for an empty part
-    rest: Float[Array, "D"]  # mean of the rows without the concept
+    rest: Float[Array, " D"]  # mean of the rows without the concept
 
 
-Eraser = Callable[[Concept], tuple[Float[Array, "D D"], Float[Array, "D"]]]  # z -> z A + b
+Eraser = Callable[[Concept], tuple[Float[Array, "D D"], Float[Array, " D"]]]  # z -> z A + b
 
 
 def erase(model: Model, eraser: Eraser, *, layer: str, reason: str) -> UnlearnFn:
@@ -78,7 +78,7 @@ def spanned(directions: Float[Array, "D m"]) -> Float[Array, "D m"]:
     return left * (sizes > 1e-9 * jnp.maximum(sizes[0], jnp.finfo(sizes.dtype).tiny))
 
 
-def without(directions: Float[Array, "D m"], around: Float[Array, "D"]) -> tuple[Float[Array, "D D"], Float[Array, "D"]]:
+def without(directions: Float[Array, "D m"], around: Float[Array, " D"]) -> tuple[Float[Array, "D D"], Float[Array, " D"]]:
     """`z -> z - Q Q' (z - around)` for orthonormal columns Q."""
     removed = directions @ directions.T
     return jnp.eye(removed.shape[0]) - removed, around @ removed

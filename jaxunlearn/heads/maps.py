@@ -144,7 +144,7 @@ def current_map(variables: Variables, width: int) -> Layers:
     return variables.params.map if isinstance(variables.params, Mapped) else identity(width)
 
 
-def affine_map(variables: Variables, width: int) -> tuple[Float[Array, "D D"], Float[Array, "D"]]:
+def affine_map(variables: Variables, width: int) -> tuple[Float[Array, "D D"], Float[Array, " D"]]:
     """Kernel and bias of the map that is there; ValueError if it is a deeper one."""
     layers = current_map(variables, width)
     if len(layers) > 1:

@@ -114,7 +114,7 @@ def moments_of(model: Model, variables: Variables, data: Data, layer: str) -> tu
     return MOMENTS.read(data, at=body(model, variables, layer), how=f"layer {layer!r}")
 
 
-def second_moments(features: Float[Array, "n D"], weights: Float[Array, "n"]) -> Float[Array, "h h"]:
+def second_moments(features: Float[Array, "n D"], weights: Float[Array, " n"]) -> Float[Array, "h h"]:
     """Sum of `h h'` over rows with weights, `h = (z, 1)`; in float64 where that is on."""
     dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
     ones = jnp.ones((features.shape[0], 1), dtype)
@@ -122,7 +122,7 @@ def second_moments(features: Float[Array, "n D"], weights: Float[Array, "n"]) ->
     return jnp.dot((weights[:, None].astype(dtype) * rows).T, rows, precision="highest")
 
 
-def checked_kernel(head: Head, variables: Variables, width: int) -> tuple[Float[Array, "D c"], Float[Array, "c"]]:
+def checked_kernel(head: Head, variables: Variables, width: int) -> tuple[Float[Array, "D c"], Float[Array, " c"]]:
     """Kernel and bias of the head, at least in float32; ValueError if it does not act on features of this width."""
     kernel, bias = head.get(variables)
     if kernel.shape[0] != width:

@@ -45,7 +45,7 @@ def then(first: UnlearnFn, second: UnlearnFn) -> UnlearnFn:
     return prepared_by(unlearn, preparation_of(first), preparation_of(second))
 
 
-Select: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Int[Array, "k"] | Float[Array, "k"]]
+Select: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Int[Array, " k"] | Float[Array, " k"]]
 
 
 def filtered(select: Select, unlearn: UnlearnFn) -> UnlearnFn:

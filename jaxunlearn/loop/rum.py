@@ -17,7 +17,7 @@ from jaxunlearn.status import Status, combine
 from jaxunlearn.types import Data, ForgetRequest, Result, UnlearnFn, Variables
 
 
-def rum(unlearners: Sequence[UnlearnFn | None], memorisation: Float[Array, "n"]) -> UnlearnFn:
+def rum(unlearners: Sequence[UnlearnFn | None], memorisation: Float[Array, " n"]) -> UnlearnFn:
     """Unlearn the parts of a request in order of their memorisation, lowest first.
 
     Parts are of equal size, up to one row; three of them are the paper's low, medium and high. Rows of one part are in nobody's
@@ -81,7 +81,7 @@ def rum(unlearners: Sequence[UnlearnFn | None], memorisation: Float[Array, "n"])
     return prepared_by(unlearn, *map(preparation_of, unlearners))
 
 
-def parts(data: Data, request: ForgetRequest, count: int, scores: Float[Array, "n"]) -> Int[Array, "k"]:
+def parts(data: Data, request: ForgetRequest, count: int, scores: Float[Array, " n"]) -> Int[Array, " k"]:
     """Part of each slot by the rank of its row's score within the request; -1 for slots that are not used."""
     if jnp.shape(scores) != jnp.shape(data.present):
         raise ValueError(f"rum needs one score per training row, shape {jnp.shape(data.present)}, got {jnp.shape(scores)}")

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from jaxunlearn.types import Examples, Outputs
 
 
-def cross_entropy(outputs: Outputs, examples: Examples) -> Float[Array, "b"]:
+def cross_entropy(outputs: Outputs, examples: Examples) -> Float[Array, " b"]:
     """`-log softmax(logits)[y]`, for classifiers.
 
     Args:

@@ -31,14 +31,14 @@ def unit_rows(features: Float[Array, "b D"]) -> Float[Array, "b D"]:
 
 def class_contrast(
     features: Float[Array, "b D"],
-    labels: Int[Array, "b"],
+    labels: Int[Array, " b"],
     others: Float[Array, "m D"],
-    other_labels: Int[Array, "m"],
-    other_weights: Float[Array, "m"],
+    other_labels: Int[Array, " m"],
+    other_weights: Float[Array, " m"],
     *,
     temperature: Scalar = 1.0,
     denominator: Denominator = "paper",
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """Near to the rows of other classes, far from those of the own class.
 
         l_i = -mean_{a: y_a != y_i} z_i z_a / T + s_i log sum_{p: y_p = y_i} exp(z_i z_p / T)

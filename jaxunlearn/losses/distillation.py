@@ -10,7 +10,7 @@ from jaxunlearn.types import Scalar
 
 def kl_divergence(
     teacher_logits: Float[Array, "b c"], student_logits: Float[Array, "b c"], *, temperature: Scalar = 1.0
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """`T^2 KL(softmax(teacher / T) || softmax(student / T))`; the factor keeps gradients of one size at every temperature.
 
     Args:
@@ -37,7 +37,7 @@ def kl_divergence(
     return temperature**2 * _kl(teacher, student)
 
 
-def jensen_shannon(first_logits: Float[Array, "b c"], second_logits: Float[Array, "b c"]) -> Float[Array, "b"]:
+def jensen_shannon(first_logits: Float[Array, "b c"], second_logits: Float[Array, "b c"]) -> Float[Array, " b"]:
     """`(KL(p || m) + KL(q || m)) / 2` with `m = (p + q) / 2`: symmetric, between 0 and log 2.
 
     Args:
@@ -60,7 +60,7 @@ def jensen_shannon(first_logits: Float[Array, "b c"], second_logits: Float[Array
     return (_kl(p, mixture) + _kl(q, mixture)) / 2
 
 
-def _kl(log_p: Float[Array, "b c"], log_q: Float[Array, "b c"]) -> Float[Array, "b"]:
+def _kl(log_p: Float[Array, "b c"], log_q: Float[Array, "b c"]) -> Float[Array, " b"]:
     never = jnp.isneginf(log_p)
     # replaced before they are subtracted: the derivative of inf - inf is NaN even where it is not used
     log_p, log_q = (jnp.where(never, 0, x) for x in (log_p, log_q))

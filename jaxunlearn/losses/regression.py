@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from jaxunlearn.types import Examples, Outputs
 
 
-def squared_error(outputs: Outputs, examples: Examples) -> Float[Array, "b"]:
+def squared_error(outputs: Outputs, examples: Examples) -> Float[Array, " b"]:
     """`1/2 sum_j (output_j - target_j)^2`, for regression.
 
     Args:

@@ -51,9 +51,9 @@ class Context(NamedTuple):
     """What stays as it is during a run."""
 
     attributes: Int[Array, "n A"]  # of every training row
-    asked: Bool[Array, "A"]
+    asked: Bool[Array, " A"]
     seen: Bool[Array, "A V"]  # values that some row has
-    entropy: Float[Array, "A"]  # H(z), nats
+    entropy: Float[Array, " A"]  # H(z), nats
 
 
 class Errors(NamedTuple):
@@ -61,7 +61,7 @@ class Errors(NamedTuple):
 
     reconstruction: Float[Array, ""]  # mean squared error of an input's entry
     label: Float[Array, ""]
-    attributes: Float[Array, "A"]  # nats
+    attributes: Float[Array, " A"]  # nats
 
 
 def bound_weights(alpha: Scalar, beta: Scalar, gamma: Scalar) -> tuple[Scalar, Scalar, Scalar]:

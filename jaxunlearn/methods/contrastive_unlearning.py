@@ -48,7 +48,7 @@ def stop_rule(
     model: Model,
     form: Literal["class", "sample"],
     *,
-    classes: Bool[Array, "c"] | None = None,
+    classes: Bool[Array, " c"] | None = None,
     chunk: int | None = None,
 ) -> Look:
     """When the paper stops, to be passed on as `stop=`.

@@ -48,11 +48,11 @@ METHOD = Method(
 def distil_without_own_class(
     teacher_logits: Float[Array, "b c"],
     student_logits: Float[Array, "b c"],
-    labels: Int[Array, "b"],
+    labels: Int[Array, " b"],
     *,
     temperature: Scalar = 1.0,
     own_class: Scalar = 0.0,
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """`KL(q || softmax(student))`, q the prediction of the teacher at a temperature, without the class of the row.
 
     Args:

@@ -123,7 +123,7 @@ def _released(
 
     variance = jax.tree.map(lambda f: shaped(f, 1e3, input_axis) * (10 if f.ndim == 1 else 1), fisher)
     means, fishers = head.get(variables), head.get(variables._replace(params=fisher))
-    classes: Float[Array, "c"] = forgotten_classes(target, means[1].shape[-1])
+    classes: Float[Array, " c"] = forgotten_classes(target, means[1].shape[-1])
     mean = head.set(variables, *(jnp.where(classes, 0, w) for w in means))
     of_head = [10 * jnp.where(classes, 1e-4, shaped(f, 1e2, -2)) for f in fishers]
     return mean.params, head.set(variables._replace(params=variance), *of_head).params

@@ -96,7 +96,7 @@ def just_in_time(
     return descend(model, optimizer, objective, on_empty=METHOD.on_empty, judge=False)
 
 
-def _norm(rows: PyTree) -> Float[Array, "b"]:
+def _norm(rows: PyTree) -> Float[Array, " b"]:
     """Euclidean norm per row over all leaves, with a gradient of 0 where it is 0."""
     total = sum(jnp.sum(x.astype(jnp.float32).reshape(x.shape[0], -1) ** 2, axis=1) for x in jax.tree.leaves(rows))
     return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)

@@ -125,7 +125,7 @@ def perturbed(part: Weighted, draws: int, noise_scale: Scalar, key: PRNGKeyArray
 
 def _activity(
     model: Model, variables: Variables, examples: Examples
-) -> tuple[tuple[layer_tracing.Layer, ...], list[Array], Float[Array, "N p"], Float[Array, "N"]]:
+) -> tuple[tuple[layer_tracing.Layer, ...], list[Array], Float[Array, "N p"], Float[Array, " N"]]:
     """Layers, leaves of the params, outputs of every unit (means over positions) and losses."""
     params = widened(variables.params)
 
@@ -152,7 +152,7 @@ def _activity(
     return found.layers, leaves, activity, losses
 
 
-def foci(activity: Float[Array, "N p"], losses: Float[Array, "N"], *, max_units: int) -> Bool[Array, "p"]:
+def foci(activity: Float[Array, "N p"], losses: Float[Array, " N"], *, max_units: int) -> Bool[Array, " p"]:
     """Feature ordering by conditional independence: which columns are chosen, one after the other, to predict the losses.
 
     Args:
@@ -194,7 +194,7 @@ def foci(activity: Float[Array, "N p"], losses: Float[Array, "N"], *, max_units:
     return chosen
 
 
-def dependence(ranks: Int[Array, "N"], above: Int[Array, "N"], near: Int[Array, "N"]) -> Float[Array, ""]:
+def dependence(ranks: Int[Array, " N"], above: Int[Array, " N"], near: Int[Array, " N"]) -> Float[Array, ""]:
     """`T(Y, Z) = sum_i (N min(R_i, R_M(i)) - L_i^2) / sum_i L_i (N - L_i)`, M(i) the nearest neighbour in Z.
 
     R_i counts values up to that of i, L_i those from it on. Near 0 if they are independent, near 1 if Y is a function of Z.
@@ -206,7 +206,7 @@ def dependence(ranks: Int[Array, "N"], above: Int[Array, "N"], near: Int[Array, 
     return jnp.where(total > 0, jnp.sum(count * smaller - above**2) / jnp.where(total > 0, total, 1), 0)
 
 
-def conditional_dependence(ranks: Int[Array, "N"], given: Int[Array, "N"], near: Int[Array, "N"]) -> Float[Array, ""]:
+def conditional_dependence(ranks: Int[Array, " N"], given: Int[Array, " N"], near: Int[Array, " N"]) -> Float[Array, ""]:
     """`T(Y, Z | X) = sum_i (min(R_i, R_M(i)) - min(R_i, R_N(i))) / sum_i (R_i - min(R_i, R_N(i)))`.
 
     N(i) and M(i) are the nearest neighbours in X and in (X, Z); 0 where Y is a function of X.
@@ -217,7 +217,7 @@ def conditional_dependence(ranks: Int[Array, "N"], given: Int[Array, "N"], near:
 
 
 def _weights_into(
-    layers: tuple[layer_tracing.Layer, ...], leaves: list[Array], chosen: Bool[Array, "p"], params: PyTree
+    layers: tuple[layer_tracing.Layer, ...], leaves: list[Array], chosen: Bool[Array, " p"], params: PyTree
 ) -> PyTree:
     """1 for kernels and biases of chosen units, 0 for everything else."""
     masks = [jnp.zeros(x.shape, x.dtype) for x in leaves]

@@ -29,7 +29,7 @@ METHOD = Method(
 )
 
 
-def _squared_logits(outputs: Outputs, examples: Examples) -> Float[Array, "b"]:
+def _squared_logits(outputs: Outputs, examples: Examples) -> Float[Array, " b"]:
     return jnp.sum(outputs.logits.reshape(outputs.logits.shape[0], -1) ** 2, axis=1)
 
 

@@ -32,8 +32,8 @@ METHOD = Method(
 
 
 def wrong_labels(
-    key: PRNGKeyArray, slots: Int[Array, "b"], labels: Int[Array, "b"], excluded: Bool[Array, "c"]
-) -> Int[Array, "b"]:
+    key: PRNGKeyArray, slots: Int[Array, " b"], labels: Int[Array, " b"], excluded: Bool[Array, " c"]
+) -> Int[Array, " b"]:
     """A label for each row, uniform over the classes that are neither its own nor excluded; one slot always draws the same.
 
     Where nothing is left, excluded classes other than the row's own are drawn too.

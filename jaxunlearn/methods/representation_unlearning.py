@@ -53,8 +53,8 @@ class Targets(NamedTuple):
 
     variables: Variables
     anchors: Float[Array, "m D"]  # what the map must keep besides the retain set: rows of the head, or nothing
-    anchor_weights: Float[Array, "m"]
-    centre: Float[Array, "D"]  # where features of the forget set are pulled
+    anchor_weights: Float[Array, " m"]
+    centre: Float[Array, " D"]  # where features of the forget set are pulled
     spread: Float[Array, ""]  # mean squared distance of the targets from it
     view: View  # features in place of inputs
 
@@ -184,19 +184,19 @@ def _request_alone(model: Model, variables: Variables, data: Data, request: Forg
     return View(Data(rows, present), request._replace(indices=slots), combine(STALE=stale))
 
 
-def class_counts(data: Data, num_classes: int) -> Float[Array, "c"]:
+def class_counts(data: Data, num_classes: int) -> Float[Array, " c"]:
     """Present rows of every class; ValueError unless targets are class labels."""
     targets = class_labels(data.train.targets)
     return jnp.zeros(num_classes).at[targets].add(jnp.where(data.present > 0, 1.0, 0.0))
 
 
-def class_shares(counts: Float[Array, "c"], request: ForgetRequest) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+def class_shares(counts: Float[Array, " c"], request: ForgetRequest) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Shares of the classes among all rows, and among rows of the classes that are not forgotten as a whole."""
     kept = jnp.where(sampling.forgotten_classes(request.target, counts.shape[0]), 0, counts)
     return counts / jnp.maximum(jnp.sum(counts), 1), kept / jnp.maximum(jnp.sum(kept), 1)
 
 
-def centre_and_spread(z: Float[Array, "n D"], weights: Float[Array, "n"]) -> tuple[Float[Array, "D"], Float[Array, ""]]:
+def centre_and_spread(z: Float[Array, "n D"], weights: Float[Array, " n"]) -> tuple[Float[Array, " D"], Float[Array, ""]]:
     """Weighted mean, and the mean squared distance from it; rows of weight 0 may hold anything."""
     z = jnp.where(weights[:, None] > 0, z, 0)
     share = weights / jnp.sum(weights)

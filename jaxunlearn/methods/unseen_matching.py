@@ -50,9 +50,9 @@ class _Targets(NamedTuple):
 
     trained: Variables
     scores: Float[Array, "k m"]
-    unit: Float[Array, "m"]  # difference up to which the loss is quadratic
-    classes: Bool[Array, "c"]  # of which no row stays
-    whole: Bool[Array, "k"]  # rows of such a class
+    unit: Float[Array, " m"]  # difference up to which the loss is quadratic
+    classes: Bool[Array, " c"]  # of which no row stays
+    whole: Bool[Array, " k"]  # rows of such a class
 
 
 def unseen_matching(
@@ -139,7 +139,7 @@ def unseen_matching(
     return descend(model, optimizer, objective, context=targets, on_empty=METHOD.on_empty)
 
 
-def _apart(model: Model, outputs: Outputs, context: _Targets, examples: Examples) -> Float[Array, "b"]:
+def _apart(model: Model, outputs: Outputs, context: _Targets, examples: Examples) -> Float[Array, " b"]:
     """Divergence from the trained model's prediction among the classes that stay."""
     trained = model.forward(context.trained, examples.inputs, train=False).logits
     trained, moved = (class_logits(x, examples.targets) for x in (trained, outputs.logits))

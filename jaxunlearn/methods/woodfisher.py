@@ -93,7 +93,7 @@ def inverse_blocks(
     model: Model,
     variables: Variables,
     examples: Examples,
-    weights: Float[Array, "n"],
+    weights: Float[Array, " n"],
     *,
     damping: Scalar,
     block_size: int,

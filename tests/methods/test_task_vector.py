@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from tests.methods.runs import KEY, VARIABLES, answer, forget_losses, sweep_equals_single_runs
 from tests.problems import distance, normalized_network

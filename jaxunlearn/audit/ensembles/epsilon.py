@@ -21,7 +21,7 @@ class _Counts(NamedTuple):
 
 
 def epsilon_lower_bound(
-    first: Float[Array, "m"], second: Float[Array, "m"], *, delta: ArrayLike, level: float = 0.95
+    first: Float[Array, " m"], second: Float[Array, " m"], *, delta: ArrayLike, level: float = 0.95
 ) -> Float[Array, ""]:
     """Largest epsilon that a threshold test on releases from two worlds disproves, with confidence.
 
@@ -66,7 +66,7 @@ def _plain_worth(low: Array, high: Array, delta: ArrayLike) -> Array:
 
 
 def gaussian_epsilon_lower_bound(
-    first: Float[Array, "m"], second: Float[Array, "m"], *, delta: ArrayLike, level: float = 0.95
+    first: Float[Array, " m"], second: Float[Array, " m"], *, delta: ArrayLike, level: float = 0.95
 ) -> Float[Array, ""]:
     """As `epsilon_lower_bound`, for releases that carry Gaussian noise: sharper, as one threshold says all of a Gaussian.
 
@@ -152,14 +152,14 @@ def _gaussian_epsilon(mu: Array, delta: ArrayLike) -> Float[Array, ""]:
     return low
 
 
-def _thresholds(first: Float[Array, "m"], second: Float[Array, "m"]) -> Float[Array, "t"]:
+def _thresholds(first: Float[Array, " m"], second: Float[Array, " m"]) -> Float[Array, " t"]:
     """Quantiles of the scores, dense in both tails."""
     pooled = jnp.sort(jnp.concatenate([first, second]))
     steps = jnp.unique(jnp.round(jnp.geomspace(1, pooled.size / 2, 200)).astype(int), size=200, fill_value=1)
     return pooled[jnp.concatenate([steps - 1, pooled.size - steps])]
 
 
-def _events(first: Float[Array, "m"], second: Float[Array, "m"], thresholds: Float[Array, "t"]) -> _Counts:
+def _events(first: Float[Array, " m"], second: Float[Array, " m"], thresholds: Float[Array, " t"]) -> _Counts:
     """Counts [4, t] of: above in the first world, above in the second, below in the first, below in the second."""
     below = [jnp.searchsorted(jnp.sort(x), thresholds, side="left") for x in (first, second)]
     above = [x.size - counts for x, counts in zip((first, second), below, strict=True)]

@@ -30,8 +30,8 @@ class ForgettingQuality(NamedTuple):
     """What `forgetting_quality` returns."""
 
     score: Float[Array, ""]  # F, mean of the points
-    epsilons: Float[Array, "e"]  # of the best attack on each example, at most 50
-    points: Float[Array, "e"]  # 2^-floor(2 epsilon), 0 where epsilon is more than the number of models can show
+    epsilons: Float[Array, " e"]  # of the best attack on each example, at most 50
+    points: Float[Array, " e"]  # 2^-floor(2 epsilon), 0 where epsilon is more than the number of models can show
 
 
 @in_float64
@@ -107,7 +107,7 @@ def competition_score(
     return jnp.asarray(score) * (jnp.asarray(retain) / retain_reference) * (jnp.asarray(test) / test_reference)
 
 
-def _epsilon(candidate: Float[Array, "n"], compared: Float[Array, "m"], delta: float) -> Float[Array, ""]:
+def _epsilon(candidate: Float[Array, " n"], compared: Float[Array, " m"], delta: float) -> Float[Array, ""]:
     ranges = jnp.ptp(candidate), jnp.ptp(compared)
     point = jnp.minimum(*ranges) < NARROW * jnp.maximum(*ranges)
     apart = (jnp.maximum(*ranges) == 0) & (candidate[0] != compared[0])
@@ -117,7 +117,7 @@ def _epsilon(candidate: Float[Array, "n"], compared: Float[Array, "m"], delta: f
     return jnp.where(jnp.isfinite(candidate.sum() + compared.sum()), epsilon, jnp.nan)
 
 
-def _ratio(true: Int[Array, "t"], false: Int[Array, "t"], first: int, second: int, delta: float) -> Float[Array, "t"]:
+def _ratio(true: Int[Array, " t"], false: Int[Array, " t"], first: int, second: int, delta: float) -> Float[Array, " t"]:
     """`e^epsilon` of rules that claim `true` of `first` and `false` of `second` models, 1 for those that are left out."""
     missed, alarms = (first - true).astype(jnp.float32), false.astype(jnp.float32)
     miss_rate, alarm_rate = missed / first, alarms / second
@@ -125,7 +125,7 @@ def _ratio(true: Int[Array, "t"], false: Int[Array, "t"], first: int, second: in
     return jnp.where((missed == 0) | (alarms == 0), jnp.where(missed + alarms == 0, jnp.inf, 1), both)
 
 
-def _threshold_ratio(candidate: Float[Array, "n"], compared: Float[Array, "m"], delta: float) -> Float[Array, ""]:
+def _threshold_ratio(candidate: Float[Array, " n"], compared: Float[Array, " m"], delta: float) -> Float[Array, ""]:
     """Rules "at least t" for the distribution with the larger median, t on a grid over the pooled range.
 
     Counts change between neighbouring margins only, so it is enough to know between which of them the grid has a place.
@@ -152,14 +152,14 @@ def _threshold_ratio(candidate: Float[Array, "n"], compared: Float[Array, "m"], 
     return jnp.max(ratios, where=has_place, initial=1)
 
 
-def _median(values: Float[Array, "v"], chosen: Bool[Array, "v"], size: int) -> Float[Array, ""]:
+def _median(values: Float[Array, " v"], chosen: Bool[Array, " v"], size: int) -> Float[Array, ""]:
     """Of the chosen ones among ascending values, `size` of them."""
     rank = jnp.cumsum(chosen)
     middle = chosen & ((rank == (size + 1) // 2) | (rank == size // 2 + 1))
     return jnp.sum(jnp.where(middle, values, 0)) * (0.5 if size % 2 == 0 else 1)
 
 
-def _interval_ratio(candidate: Float[Array, "n"], compared: Float[Array, "m"], delta: float) -> Float[Array, ""]:
+def _interval_ratio(candidate: Float[Array, " n"], compared: Float[Array, " m"], delta: float) -> Float[Array, ""]:
     """Rules "within [l, r]" for the distribution with the smaller range.
 
     With the step `d` of both grids, right ends are `max - 2 + i d` and left ends `min - 4 + (i + j) d`, so that twice as many
@@ -193,7 +193,7 @@ def _interval_ratio(candidate: Float[Array, "n"], compared: Float[Array, "m"], d
     return jnp.where(wider, one_way(compared, candidate), one_way(candidate, compared))
 
 
-def _at_most(places: Float[Array, "n"], size: int) -> Int[Array, "size"]:
+def _at_most(places: Float[Array, " n"], size: int) -> Int[Array, " size"]:
     """How many of the places are at most 0, 1, ... size - 1."""
     found = jnp.clip(places, 0, size).astype(jnp.int32)
     return jnp.cumsum(jnp.zeros(size + 1, jnp.int32).at[found].add(1))[:size]

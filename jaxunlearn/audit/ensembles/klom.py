@@ -24,7 +24,7 @@ def klom(
     floor: float = 1e-5,
     limit: float = 100.0,
     reference: bool = False,
-) -> Float[Array, "e"]:
+) -> Float[Array, " e"]:
     """KL divergence between histograms of margins, for every example.
 
         KLoM(x) = sum_b p_b log(p_b / q_b),    q_b raised to `floor` where p_b > 0, then normalised
@@ -61,7 +61,7 @@ def klom(
     if not (0 < floor < 1 and limit > 0):
         raise ValueError(f"klom: expected 0 < floor < 1 and limit > 0, got {floor} and {limit}")
 
-    def divergence(candidate: Float[Array, "n b"], compared: Float[Array, "m b"]) -> Float[Array, "b"]:
+    def divergence(candidate: Float[Array, "n b"], compared: Float[Array, "m b"]) -> Float[Array, " b"]:
         candidate, compared = (jnp.clip(x.astype(jnp.float64), -limit, limit) for x in (candidate, compared))
         low = jnp.minimum(candidate.min(axis=0), compared.min(axis=0))
         high = jnp.maximum(candidate.max(axis=0), compared.max(axis=0))

@@ -94,7 +94,7 @@ class ULira(NamedTuple):
     """What `u_lira` returns."""
 
     accuracy: Interval  # over examples, of balanced guesses on models that no Gaussian was fitted to; 0.5 is perfect unlearning
-    by_example: Float[Array, "e"]
+    by_example: Float[Array, " e"]
     candidate_scores: Float[Array, "n e"]  # probability that the model saw the row and unlearned it
     reference_scores: Float[Array, "m e"]
 

@@ -14,8 +14,8 @@ from jaxunlearn.checks import is_concrete
 class Memorisation(NamedTuple):
     """Estimates with their standard errors over models."""
 
-    estimate: Float[Array, "e"]
-    standard_error: Float[Array, "e"]
+    estimate: Float[Array, " e"]
+    standard_error: Float[Array, " e"]
 
 
 def memorisation(values: Float[Array, "m e"], members: Bool[Array, "m e"]) -> Memorisation:

@@ -18,15 +18,15 @@ from jaxunlearn.checks import check_range, is_concrete
 
 
 def rmia(
-    target: Float[Array, "e"],
+    target: Float[Array, " e"],
     references: Float[Array, "m e"],
-    population_target: Float[Array, "z"],
+    population_target: Float[Array, " z"],
     population_references: Float[Array, "m z"],
     *,
     members: Bool[Array, "m e"] | None = None,
     a: ArrayLike = 0.3,
     gamma: float = 1.0,
-) -> Float[Array, "e"]:
+) -> Float[Array, " e"]:
     """Fraction of population rows to which the target model gives a smaller ratio to the average model than to this row.
 
         r(x) = p(x) / Pr(x),    score(x) = mean_z [r(x) > gamma r(z)]
@@ -86,7 +86,7 @@ def _offline(mean: Float[Array, "..."], a: ArrayLike) -> Float[Array, "..."]:
     return (1 + jnp.asarray(a)) / 2 * mean + (1 - jnp.asarray(a)) / 2
 
 
-def _online(references: Float[Array, "m e"], members: Bool[Array, "m e"]) -> Float[Array, "e"]:
+def _online(references: Float[Array, "m e"], members: Bool[Array, "m e"]) -> Float[Array, " e"]:
     members = jnp.asarray(members, bool)
     if members.shape != references.shape:
         raise ValueError(f"rmia: members {members.shape} do not fit references {references.shape}")
@@ -105,14 +105,14 @@ class Tuned(NamedTuple):
     """What `tune_rmia` found."""
 
     a: Float[Array, ""]
-    auc: Float[Array, "11"]  # for a = 0, 0.1, ... 1
+    auc: Float[Array, " 11"]  # for a = 0, 0.1, ... 1
 
 
 def tune_rmia(
-    target: Float[Array, "e"],
-    target_members: Bool[Array, "e"],
+    target: Float[Array, " e"],
+    target_members: Bool[Array, " e"],
     references: Float[Array, "m e"],
-    population_target: Float[Array, "z"],
+    population_target: Float[Array, " z"],
     population_references: Float[Array, "m z"],
 ) -> Tuned:
     """The `a` with the largest area under the ROC curve on a model whose members are known, another one than the attacked.

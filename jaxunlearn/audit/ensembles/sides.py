@@ -14,7 +14,7 @@ class Sides(NamedTuple):
 
     under: Float[Array, ""]  # share of rows on the side of the original
     over: Float[Array, ""]  # share of rows on the other side
-    by_row: Int[Array, "e"]  # 1, -1, or 0 where the row is not told from chance
+    by_row: Int[Array, " e"]  # 1, -1, or 0 where the row is not told from chance
 
 
 def row_sides(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from jaxunlearn.audit.statistics.checks import require_numbers
 
 
-def entanglement(features: Float[Array, "n d"], forgotten: Bool[Array, "n"], *, reference: bool = False) -> Float[Array, ""]:
+def entanglement(features: Float[Array, "n d"], forgotten: Bool[Array, " n"], *, reference: bool = False) -> Float[Array, ""]:
     """Spread within forget set and retain set against the distance between them, in features of the original model.
 
         (mean_{D_r} ||z - mu_r||^2 + mean_{D_f} ||z - mu_f||^2) / ((||mu_r - mu||^2 + ||mu_f - mu||^2) / 2)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxunlearn.audit.statistics.verdict import Judgement, Verdict, judge
 
-Measured = Mapping[str, Float[Array, "n"]]  # one value per model, by the name of the measure
+Measured = Mapping[str, Float[Array, " n"]]  # one value per model, by the name of the measure
 
 
 class FeatureAudit(NamedTuple):

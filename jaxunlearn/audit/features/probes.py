@@ -20,10 +20,10 @@ class Probe(NamedTuple):
     """What `linear_probe` returns."""
 
     accuracy: Float[Array, ""]  # on test rows
-    recall: Float[Array, "c"]  # on the test rows of every class; NaN for a class without any
+    recall: Float[Array, " c"]  # on the test rows of every class; NaN for a class without any
     gradient_norm: Float[Array, ""]  # of the training loss where the solver ended, largest entry
     kernel: Float[Array, "D c"]
-    bias: Float[Array, "c"]
+    bias: Float[Array, " c"]
 
 
 class Clusters(NamedTuple):
@@ -35,12 +35,12 @@ class Clusters(NamedTuple):
 
 def linear_probe(
     features: Float[Array, "n D"],
-    labels: Int[Array, "n"],
+    labels: Int[Array, " n"],
     test_features: Float[Array, "e D"],
-    test_labels: Int[Array, "e"],
+    test_labels: Int[Array, " e"],
     *,
     num_classes: int,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     l2: float = 1e-4,
     num_steps: int = 100,
 ) -> Probe:
@@ -116,14 +116,14 @@ def linear_probe(
 
 def knn_accuracy(
     bank: Float[Array, "n D"],
-    labels: Int[Array, "n"],
+    labels: Int[Array, " n"],
     queries: Float[Array, "e D"],
-    targets: Int[Array, "e"],
+    targets: Int[Array, " e"],
     *,
     num_classes: int,
     neighbours: int = 5,
-    bank_weights: Float[Array, "n"] | None = None,
-    query_weights: Float[Array, "e"] | None = None,
+    bank_weights: Float[Array, " n"] | None = None,
+    query_weights: Float[Array, " e"] | None = None,
     chunk: int | None = None,
 ) -> Float[Array, ""]:
     """Accuracy of the vote of the nearest neighbours by the cosine; ties go to the smallest label.
@@ -170,7 +170,7 @@ def knn_accuracy(
 
 
 def cluster_scores(
-    features: Float[np.ndarray, "n D"], labels: Int[np.ndarray, "n"], *, num_clusters: int, seed: int = 0
+    features: Float[np.ndarray, "n D"], labels: Int[np.ndarray, " n"], *, num_clusters: int, seed: int = 0
 ) -> Clusters:
     """How well k-means on normalised features finds the classes; on the host, by scikit-learn, best of ten starts.
 

@@ -31,9 +31,9 @@ Suffix: TypeAlias = Callable[[Array], Array]  # states [n, ..., D] -> logits [n,
 class SparseAutoencoder(NamedTuple):
     """`h ~ G a + b`, `a = topk(relu(E (h - b) + e))`; as rows, `a = (h - b) E' + e`."""
 
-    centre: Float[Array, "D"]  # b
+    centre: Float[Array, " D"]  # b
     encoder: Float[Array, "D s"]  # E'
-    latent_bias: Float[Array, "s"]  # e
+    latent_bias: Float[Array, " s"]  # e
     decoder: Float[Array, "s D"]  # G', rows of length 1
 
 
@@ -134,7 +134,7 @@ def fit_sparse_autoencoder(
     return made
 
 
-def experts(codes: Float[Array, "n s"], labels: Int[Array, "n"], *, num_classes: int, count: int = 10) -> Bool[Array, "c s"]:
+def experts(codes: Float[Array, "n s"], labels: Int[Array, " n"], *, num_classes: int, count: int = 10) -> Bool[Array, "c s"]:
     """Features that belong to each class, by a rule of this library: mean code on the class less the largest mean on any other.
 
     Args:
@@ -169,7 +169,7 @@ def restore(
     unlearned: Float[Array, "n ... D"],
     original: Float[Array, "n ... D"],
     autoencoder: SparseAutoencoder,
-    mask: Bool[Array, "s"],
+    mask: Bool[Array, " s"],
     *,
     strength: Scalar,
     mode: Mode = "safe",
@@ -246,8 +246,8 @@ class Restoration(NamedTuple):
     """Accuracies on rows of the forgotten class."""
 
     unlearned: Float[Array, ""]
-    restored: Float[Array, "a"]  # for every strength
-    random: Float[Array, "a"]  # with as many random features in place of the experts
+    restored: Float[Array, " a"]  # for every strength
+    random: Float[Array, " a"]  # with as many random features in place of the experts
     everything: Float[Array, ""]  # with the whole state of the original model
 
 
@@ -256,11 +256,11 @@ def restoration_curve(
     unlearned: Float[Array, "n ... D"],
     original: Float[Array, "n ... D"],
     autoencoder: SparseAutoencoder,
-    mask: Bool[Array, "s"],
+    mask: Bool[Array, " s"],
     label: int | Int[Array, ""],
     key: PRNGKeyArray,
     *,
-    strengths: Float[Array, "a"],
+    strengths: Float[Array, " a"],
     mode: Mode = "safe",
     class_token: bool = False,
 ) -> Restoration:

@@ -13,7 +13,7 @@ from jaxunlearn.heads import alignment, eigenspace
 from jaxunlearn.types import Scalar
 
 Features = Float[Array, "n D"]
-Weights = Float[Array, "n"]
+Weights = Float[Array, " n"]
 
 
 def linear_cka(
@@ -117,7 +117,7 @@ def dimensional_alignment_score(
     forget: Features,
     retain: Float[Array, "m D"],
     forget_weights: Weights | None = None,
-    retain_weights: Float[Array, "m"] | None = None,
+    retain_weights: Float[Array, " m"] | None = None,
     *,
     energy: Scalar = 0.95,
     ridge: Scalar | None = None,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from jaxunlearn.audit.statistics.checks import require_numbers
 from jaxunlearn.checks import is_concrete
 
-Features = Float[np.ndarray, "n"] | Float[np.ndarray, "n f"]
+Features = Float[np.ndarray, " n"] | Float[np.ndarray, "n f"]
 
 
 def svc_efficacy(retain: Features, test: Features, forget: Features) -> float:
@@ -50,7 +50,7 @@ def svc_efficacy(retain: Features, test: Features, forget: Features) -> float:
     return 1 - float(np.mean(attacker.predict(asked)))
 
 
-def entropy_attack(retain: Float[np.ndarray, "n"], test: Float[np.ndarray, "m"], forget: Float[np.ndarray, "k"]) -> float:
+def entropy_attack(retain: Float[np.ndarray, " n"], test: Float[np.ndarray, " m"], forget: Float[np.ndarray, " k"]) -> float:
     """Share of the forget set that a balanced logistic regression on prediction entropy takes for members.
 
     Args:
@@ -78,7 +78,7 @@ def entropy_attack(retain: Float[np.ndarray, "n"], test: Float[np.ndarray, "m"],
 
 
 def loss_attack_accuracy(
-    forget: Float[np.ndarray, "n"], test: Float[np.ndarray, "n"], *, num_splits: int = 10, seed: int = 0
+    forget: Float[np.ndarray, " n"], test: Float[np.ndarray, " n"], *, num_splits: int = 10, seed: int = 0
 ) -> float:
     """Accuracy of a logistic regression that tells the losses of the forget set from those of test rows.
 

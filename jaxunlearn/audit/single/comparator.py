@@ -22,7 +22,7 @@ class ComparatorScore(NamedTuple):
     """What `comparator_score` returns."""
 
     quality: Float[Array, ""]  # 1 minus the strongest attack; 1 is not told apart
-    attacks: Float[Array, "4"]  # strength of each of `ATTACKS`, in [0, 1]
+    attacks: Float[Array, " 4"]  # strength of each of `ATTACKS`, in [0, 1]
 
 
 def comparator_score(
@@ -70,7 +70,7 @@ def comparator_score(
     return ComparatorScore(1 - jnp.max(attacks), attacks)
 
 
-def _strength(candidate: Float[Array, "k"], reference: Float[Array, "k"]) -> Float[Array, ""]:
+def _strength(candidate: Float[Array, " k"], reference: Float[Array, " k"]) -> Float[Array, ""]:
     """Strength of the best threshold that takes high scores for the candidate."""
     thresholds = jnp.concatenate([candidate, reference])
     missed, rejected = (jnp.searchsorted(jnp.sort(x), thresholds, side="left") / x.size for x in (candidate, reference))

@@ -13,7 +13,7 @@ from jaxunlearn.audit.statistics.checks import require_numbers
 
 
 def interclass_confusion(
-    logits: Float[Array, "... n c"], targets: Int[Array, "n"], classes: tuple[int, int]
+    logits: Float[Array, "... n c"], targets: Int[Array, " n"], classes: tuple[int, int]
 ) -> Float[Array, "..."]:
     """Share of the rows of two classes that are predicted as the other one.
 

@@ -17,7 +17,7 @@ def divergence(
     first: Variables,
     second: Variables,
     examples: Examples,
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, " n"] | None = None,
     *,
     chunk: int | None = None,
 ) -> Float[Array, ""]:

@@ -25,18 +25,18 @@ from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Scalar, Varia
 class Scores(NamedTuple):
     """Membership scores, higher for members; rows of weight 0 may hold anything. Unpack it: `auc(*scores)`."""
 
-    members: Float[Array, "k"]
-    member_weights: Float[Array, "k"]
-    nonmembers: Float[Array, "m"]
-    nonmember_weights: Float[Array, "m"]
+    members: Float[Array, " k"]
+    member_weights: Float[Array, " k"]
+    nonmembers: Float[Array, " m"]
+    nonmember_weights: Float[Array, " m"]
 
 
 class Roc(NamedTuple):
     """Points of a ROC curve, from (0, 0) to (1, 1); rows at or above a threshold count as members."""
 
-    fpr: Float[Array, "p"]
-    tpr: Float[Array, "p"]
-    thresholds: Float[Array, "p"]
+    fpr: Float[Array, " p"]
+    tpr: Float[Array, " p"]
+    thresholds: Float[Array, " p"]
 
 
 class AtFpr(NamedTuple):
@@ -57,10 +57,10 @@ class MembershipInference(NamedTuple):
 
 
 def auc(
-    member_scores: Float[Array, "k"],
-    member_weights: Float[Array, "k"],
-    nonmember_scores: Float[Array, "m"],
-    nonmember_weights: Float[Array, "m"],
+    member_scores: Float[Array, " k"],
+    member_weights: Float[Array, " k"],
+    nonmember_scores: Float[Array, " m"],
+    nonmember_weights: Float[Array, " m"],
 ) -> Float[Array, ""]:
     """Area under the ROC curve: `P(member > non-member) + P(member = non-member) / 2`, the Mann-Whitney statistic.
 
@@ -93,10 +93,10 @@ def auc(
 
 
 def tpr_at_fpr(
-    member_scores: Float[Array, "k"],
-    member_weights: Float[Array, "k"],
-    nonmember_scores: Float[Array, "m"],
-    nonmember_weights: Float[Array, "m"],
+    member_scores: Float[Array, " k"],
+    member_weights: Float[Array, " k"],
+    nonmember_scores: Float[Array, " m"],
+    nonmember_weights: Float[Array, " m"],
     fpr: Scalar = 0.01,
     level: float = 0.95,
 ) -> AtFpr:
@@ -142,10 +142,10 @@ def tpr_at_fpr(
 
 
 def roc_curve(
-    member_scores: Float[Array, "k"],
-    member_weights: Float[Array, "k"],
-    nonmember_scores: Float[Array, "m"],
-    nonmember_weights: Float[Array, "m"],
+    member_scores: Float[Array, " k"],
+    member_weights: Float[Array, " k"],
+    nonmember_scores: Float[Array, " m"],
+    nonmember_weights: Float[Array, " m"],
 ) -> Roc:
     """The whole ROC curve, for plots.
 
@@ -204,7 +204,7 @@ def loss_scores(
     """
     require_disjoint("loss_attack", members=data.train, nonmembers=test)
 
-    def score(examples: Examples) -> Float[Array, "b"]:
+    def score(examples: Examples) -> Float[Array, " b"]:
         return -evaluate(model, variables, examples)[1]
 
     forgotten = forget_rows(data, request)
@@ -261,24 +261,24 @@ def loss_attack(
     return MembershipInference(area, tpr_at_fpr(*scores, fpr=fpr, level=level).tpr, num_members, num_nonmembers)
 
 
-def _select(scores: Float[Array, "k"], weights: Float[Array, "k"]) -> Float[Array, "k"]:
+def _select(scores: Float[Array, " k"], weights: Float[Array, " k"]) -> Float[Array, " k"]:
     if jnp.ndim(scores) != 1 or jnp.shape(scores) != jnp.shape(weights):
         raise ValueError(f"scores and weights must be of one shape [k], got {jnp.shape(scores)} and {jnp.shape(weights)}")
     return jnp.where(weights > 0, scores, 0)
 
 
-def _all_known(*scores: Float[Array, "k"]) -> Bool[Array, ""]:
+def _all_known(*scores: Float[Array, " k"]) -> Bool[Array, ""]:
     return ~jnp.any(jnp.isnan(jnp.concatenate(scores)))
 
 
-def _cumulative(scores: Float[Array, "m"], weights: Float[Array, "m"]) -> tuple[Float[Array, "m"], Float[Array, "m+1"]]:
+def _cumulative(scores: Float[Array, " m"], weights: Float[Array, " m"]) -> tuple[Float[Array, " m"], Float[Array, " m+1"]]:
     """Scores in ascending order, and the weight of the first 0, 1, ..., m of them."""
     order = jnp.argsort(scores)
     weights = jnp.where(weights > 0, weights, 0)[order]
     return scores[order], jnp.concatenate([jnp.zeros(1, weights.dtype), jnp.cumsum(weights)])
 
 
-def _share_from(scores: Float[Array, "m"], weights: Float[Array, "m"], thresholds: Float[Array, "p"]) -> Float[Array, "p"]:
+def _share_from(scores: Float[Array, " m"], weights: Float[Array, " m"], thresholds: Float[Array, " p"]) -> Float[Array, " p"]:
     """Share of the weight with `score >= threshold`."""
     ascending, below = _cumulative(scores, weights)
     return (below[-1] - below[jnp.searchsorted(ascending, thresholds, side="left")]) / below[-1]

@@ -28,7 +28,7 @@ class Performance(NamedTuple):
     loss: Sets  # means of the model's loss, in its unit
 
 
-def accuracy(logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> Float[Array, ""]:
+def accuracy(logits: Float[Array, "b c"], targets: Int[Array, " b"], weights: Float[Array, " b"]) -> Float[Array, ""]:
     """`sum(w [argmax_j logits_j = y]) / sum(w)`: the share of rows whose largest logit is that of their label.
 
     Args:
@@ -65,7 +65,7 @@ def _is_classification(logits, targets) -> bool:
     return one_logit or (jnp.ndim(logits) == 2 and jnp.shape(targets) == jnp.shape(logits)[:1])
 
 
-def _correct(logits: Float[Array, "b c"], targets: Int[Array, "b"]) -> Float[Array, "b"]:
+def _correct(logits: Float[Array, "b c"], targets: Int[Array, " b"]) -> Float[Array, " b"]:
     logits = class_logits(logits, targets)
     hit = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), jnp.nan, hit)
@@ -114,7 +114,7 @@ def performance(
         classes = _is_classification(outputs.logits, examples.targets)
         return _correct(outputs.logits, examples.targets) if classes else None, losses
 
-    def means(train: Float[Array, "n"], unseen: Float[Array, "m"]) -> Sets:
+    def means(train: Float[Array, " n"], unseen: Float[Array, " m"]) -> Sets:
         parts = ((train, retained), (train[rows], forgotten), (unseen, jnp.ones(unseen.shape[0])))
         return Sets(*(masked_mean(values, weights, empty=jnp.nan) for values, weights in parts))
 

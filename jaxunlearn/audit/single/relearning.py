@@ -27,7 +27,7 @@ class Relearning(NamedTuple):
 
     steps: Float[Array, ""]  # until the target, a multiple of `look_every`; the cap where it was not reached
     reached: Bool[Array, ""]
-    accuracies: Float[Array, "r+1"]  # on the forget set, before the first step and at every look
+    accuracies: Float[Array, " r+1"]  # on the forget set, before the first step and at every look
 
 
 def relearn_time(

@@ -110,7 +110,7 @@ def crossed_bootstrap(
 
 
 @partial(jax.jit, static_argnums=0)
-def _values_over_rows(statistic: Statistic, sides: tuple, draws: tuple) -> Float[Array, "k"]:
+def _values_over_rows(statistic: Statistic, sides: tuple, draws: tuple) -> Float[Array, " k"]:
     def one(draw: tuple) -> jax.Array:
         *models, examples = draw
         return statistic(
@@ -123,7 +123,7 @@ def _values_over_rows(statistic: Statistic, sides: tuple, draws: tuple) -> Float
     return jax.lax.map(one, draws)
 
 
-def evaluate(statistic: Statistic, parts: Sequence[Models], draws: Sequence[Draws]) -> list[Float[Array, "k"]]:
+def evaluate(statistic: Statistic, parts: Sequence[Models], draws: Sequence[Draws]) -> list[Float[Array, " k"]]:
     """The statistic of every draw from one pool of models, one vector per kind of draw."""
 
     values = _values(statistic, _joined(tuple(parts)), _joined(tuple(draws)))
@@ -132,7 +132,7 @@ def evaluate(statistic: Statistic, parts: Sequence[Models], draws: Sequence[Draw
 
 
 @partial(jax.jit, static_argnums=0)  # one program for one statistic, however often it is asked for
-def _values(statistic: Statistic, pool: Models, draws: Draws) -> Float[Array, "k"]:
+def _values(statistic: Statistic, pool: Models, draws: Draws) -> Float[Array, " k"]:
     return jax.lax.map(lambda rows: statistic(*[jax.tree.map(lambda x, m=m: x[m], pool) for m in rows]), draws)
 
 
@@ -182,13 +182,13 @@ def _crossed(key: PRNGKeyArray, draws: int, size: int, rest: int, counts: tuple)
 
 
 @partial(jax.jit, static_argnums=1)
-def central(draws: Float[Array, "b"], level: float = 0.95) -> Interval:
+def central(draws: Float[Array, " b"], level: float = 0.95) -> Interval:
     """Mean and central part of some values."""
     tail = (1 - level) / 2
     return Interval(jnp.mean(draws), jnp.quantile(draws, tail), jnp.quantile(draws, 1 - tail))
 
 
-def spread_around(value: Float[Array, ""], around: Float[Array, "b"], models: int, level: float = 0.95) -> Interval:
+def spread_around(value: Float[Array, ""], around: Float[Array, " b"], models: int, level: float = 0.95) -> Interval:
     """A value with the spread of its resamples, widened for few models as `bootstrap` says; no limits for a single one."""
     if models < 2:
         return Interval(value, jnp.full_like(value, jnp.nan), jnp.full_like(value, jnp.nan))

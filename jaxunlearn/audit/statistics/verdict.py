@@ -295,7 +295,7 @@ def false_positive_rate(
     return clopper_pearson(jnp.sum(told), len(sets))
 
 
-def _p_value(value: Float[Array, ""], draws: Float[Array, "b"], *, two_sided: bool) -> Float[Array, ""]:
+def _p_value(value: Float[Array, ""], draws: Float[Array, " b"], *, two_sided: bool) -> Float[Array, ""]:
     above = (1 + jnp.sum(draws >= value)) / (draws.size + 1)
     below = (1 + jnp.sum(draws <= value)) / (draws.size + 1)
     p_value = jnp.minimum(2 * jnp.minimum(above, below), 1) if two_sided else above
