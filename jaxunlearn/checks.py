@@ -125,14 +125,19 @@ def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PR
         raise ValueError(f"request.indices and request.weights differ in shape: {jnp.shape(indices)}, {jnp.shape(weights)}")
 
 
-def check_held_out(name: str, rows: Any, train: Any) -> None:
-    """Refuse held-out rows that are no `Examples`, or of another form than the training rows."""
-    if not isinstance(rows, type(train)):
+def require_rows_like(name: str, rows: Any, train: Examples) -> None:
+    """Refuse rows that are no `Examples`, that are none, or of another form than the training rows."""
+    if not isinstance(rows, Examples):
         raise TypeError(f"{name} must be Examples(inputs, targets), got {type(rows).__name__}")
-    forms = [jax.tree.map(lambda x: (np.shape(x)[1:], jnp.issubdtype(x.dtype, jnp.floating)), part) for part in (rows, train)]
-    if forms[0] != forms[1]:
-        raise ValueError(f"{name} must be rows like the training rows, {forms[1]} (shape, real or not), got {forms[0]}")
-    if not np.shape(jax.tree.leaves(rows)[0])[0]:
+
+    def form(examples: Examples) -> tuple[Any, list[Any]]:
+        leaves, form = jax.tree.flatten(examples)
+        return form, [(np.shape(x)[1:], jnp.issubdtype(jnp.result_type(x), jnp.floating)) for x in leaves]
+
+    if form(rows) != form(train):
+        shapes = [[f"{jnp.result_type(x)}{list(np.shape(x))}" for x in jax.tree.leaves(part)] for part in (rows, train)]
+        raise ValueError(f"rows of {name} have the form {', '.join(shapes[0])}, training rows {', '.join(shapes[1])}")
+    if not leading_axis(rows, name):
         raise ValueError(f"{name} holds no row")
 
 

@@ -18,6 +18,7 @@ from jaxunlearn.types import ExampleLoss, Examples, Likelihood, Model, Outputs
 
 PROBES = 12  # rows of random logits that a loss is tried on
 TOLERANCE = 1e-3  # relative, of gradients in float32
+NUMBERS = ("gaussian", "poisson")  # families whose targets are numbers, of whatever dtype
 
 
 def categorical(*, ignore: int | None = None, scale: float = 1.0) -> Likelihood:
@@ -259,6 +260,48 @@ def of(model: Model, outputs: Outputs, examples: Examples) -> Likelihood:
     shapes = (outputs.logits.shape[1:], str(outputs.logits.dtype), jnp.shape(examples.targets)[1:])
     arguments = model.loss, *shapes, str(jnp.result_type(examples.targets)), held
     return (_inferred if isinstance(model.loss, Hashable) else _inferred.__wrapped__)(*arguments)
+
+
+def family(model: Model, outputs: Outputs, examples: Examples) -> str | None:
+    """The name of a model's likelihood; None where the loss is none that is known.
+
+    Args:
+        model, outputs, examples: as in `of`.
+
+    Returns:
+        E.g. "poisson".
+
+    Example:
+        >>> jaxunlearn.likelihoods.family(model, model.forward(variables, data.train.inputs), data.train)
+        'categorical'
+    """
+    try:
+        return of(model, outputs, examples).name
+    except ValueError:
+        return None
+
+
+def num_classes(model: Model, outputs: Outputs, examples: Examples) -> int | None:
+    """How many classes one label of each row can have.
+
+    Args:
+        model, outputs, examples: as in `of`.
+
+    Returns:
+        c for integer targets [b] and logits [b, c], 2 for one logit; None where targets are no such labels, counts included.
+
+    Example:
+        >>> jaxunlearn.likelihoods.num_classes(model, model.forward(variables, data.train.inputs), data.train)
+        3
+    """
+    logits, targets = outputs.logits, examples.targets
+    if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
+        return None
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return logits.shape[1]
+    if logits.ndim > 2 or logits.shape[1:] not in ((), (1,)):
+        return None
+    return None if family(model, outputs, examples) in NUMBERS else 2
 
 
 @lru_cache(maxsize=64)

@@ -12,20 +12,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxunlearn.evaluation import class_logits
+from jaxunlearn.likelihoods import NUMBERS, family, num_classes
 from jaxunlearn.margin import margins
-from jaxunlearn.types import Examples, Outputs
+from jaxunlearn.types import Examples, Model, Outputs
 
 
-def is_classifier(logits: Any, targets: Any) -> bool:
-    """Whether targets are one class per row: integers [b] beside logits [b, c], [b, 1] or [b]."""
-    one_each = hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.integer) and jnp.ndim(targets) == 1
-    return one_each and jnp.ndim(logits) in (1, 2)
-
-
-def scores(outputs: Outputs, examples: Examples) -> Float[Array, "b m"]:
+def scores(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "b m"]:
     """How well a model knows each row.
 
     Args:
+        model: its likelihood, or its loss, tells classes and labels from counts.
         outputs: of the rows; logits [b, c] or [b] of a classifier, else of the targets' shape.
         examples: the rows. Integer targets [b] are classes, integer or bool ones of the logits' shape independent labels, real
             ones numbers.
@@ -34,28 +30,29 @@ def scores(outputs: Outputs, examples: Examples) -> Float[Array, "b m"]:
         Margins of the class (m = 1, nats), signed logits of each label (nats), or minus the absolute error of each number.
 
     Raises:
-        ValueError: targets that are none of these, e.g. tokens; pass a score of your own.
+        ValueError: targets that are none of these, e.g. tokens or counts; pass a score of your own.
 
     Example:
         >>> from jaxunlearn.unseen import scores
-        >>> scores(model.forward(variables, x), data.train).shape
+        >>> scores(model, model.forward(variables, x), data.train).shape
         (60, 1)
     """
     logits, targets = outputs.logits, examples.targets
-    if is_classifier(logits, targets):
+    if num_classes(model, outputs, examples) is not None:
         return margins(class_logits(logits, targets), targets)[:, None]
-    shape = jnp.shape(targets)
-    if shape != logits.shape and (*shape, 1) != logits.shape:
+    shape, real = jnp.shape(targets), jnp.issubdtype(jnp.result_type(targets), jnp.floating)
+    known = family(model, outputs, examples)
+    refused = ("poisson", "product") if real else (*NUMBERS, "product")
+    if logits.shape not in (shape, (*shape, 1)) or known in refused:
         raise ValueError(
-            f"no score is known for logits {logits.shape} and targets {jnp.result_type(targets)}{list(shape)}: pass "
-            "score=(outputs, examples) -> Float[b, m], high where a model knows the row well"
+            f"no score is known for logits {logits.shape} and targets {jnp.result_type(targets)}{list(shape)}"
+            f"{'' if known is None else f' of a {known} likelihood'}: pass score=(outputs, examples) -> Float[b, m], high "
+            "where a model knows the row well"
         )
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     rows = logits.reshape(logits.shape[0], -1).astype(wide)
     wanted = jnp.asarray(targets).reshape(rows.shape).astype(wide)
-    if jnp.issubdtype(jnp.result_type(targets), jnp.floating):
-        return -jnp.abs(rows - wanted)
-    return (2 * wanted - 1) * rows
+    return -jnp.abs(rows - wanted) if real else (2 * wanted - 1) * rows
 
 
 def expected_scores(
@@ -84,8 +81,9 @@ def expected_scores(
         >>> expected_scores(jnp.array([5.0, 9.0]), jnp.array([True, True]), jnp.arange(4.0)).tolist()
         [0.5, 2.5]
     """
-    of_own, of_others = (jnp.zeros(x.shape[0], jnp.int32) for x in (own, held_out)) if groups is None else groups
-    share = _ranks(own, jnp.where(counts, of_own, jnp.iinfo(jnp.int32).max).astype(jnp.int32))
+    named = (jnp.zeros(x.shape[0]) for x in (own, held_out)) if groups is None else groups
+    of_own, of_others = (jnp.asarray(x).astype(jnp.int32) for x in named)  # labels may be of a few bits
+    share = _ranks(own, jnp.where(counts, of_own, jnp.iinfo(jnp.int32).max))
     order = jnp.lexsort((held_out, of_others))
     ascending, names = held_out[order], of_others[order]
     start, end = (jnp.searchsorted(names, of_own, side=side).astype(jnp.int32) for side in ("left", "right"))

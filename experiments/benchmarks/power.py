@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs as a script and as a module
 
@@ -26,9 +26,10 @@ import tyro
 from rich.console import Console
 
 import jaxunlearn as ju
+from experiments.common import script
 from experiments.common.report import Column, Table, compact_json, print_table
 from experiments.common.training import environment
-from jaxunlearn.audit.metrics import METRICS, TASKS, Answers, Metric, Observed, observe
+from jaxunlearn.audit.metrics import METRICS, TASKS, Answers, Metric, Observed, fits, observe
 
 CLASSES = 10
 SLOW = ("divergence", "no_quality")  # half the repeats and a fifth of the labels
@@ -60,7 +61,7 @@ class Config:
     """Random labels behind a verdict."""
     alpha: float = 0.05
     """Level of a verdict."""
-    metrics: tuple[str, ...] = ()
+    metrics: Annotated[tuple[str, ...], script.unless_given("all")] = ()
     """Some of the metrics; all that classifiers are audited by, without a choice."""
     seed: int = 0
     """Of all draws."""
@@ -125,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
         smaller = {"models": (8,), "forgotten": 6, "others": 10, "repeats": 4, "permutations": 39}
         config = replace(config, **smaller, metrics=config.metrics or ("forget_accuracy", "margin_gap", "u_lira"))
     console, found = Console(), []
-    chosen = config.metrics or tuple(name for name, metric in METRICS.items() if metric.needs in (None, *TASKS["classes"]))
+    chosen = config.metrics or tuple(name for name, metric in METRICS.items() if fits(metric, "classes"))
     summary = {"config": {**vars(config), "out": None}, "environment": environment(), "told": found}
     for models in config.models:
         for name in sorted(chosen, key=lambda name: name in SLOW):
@@ -164,9 +165,9 @@ def markdown(summary: dict[str, Any], models: int) -> str:
     names = [name for name in cases(summary["config"]["forgotten"]) if any(case == name for _, case in told)]
     lines = ["| metric | tasks | " + " | ".join(names) + " |", "|---|---|" + "---:|" * len(names)]
     for name, metric in METRICS.items():
-        fits = [task for task, offered in TASKS.items() if metric.needs is None or metric.needs in offered]
+        tasks = [task for task in TASKS if fits(metric, task)]
         shares = [f"{100 * told[name, case][0]:.0f} %" if (name, case) in told else "" for case in names]
-        lines.append(f"| {metric.label} | {'any' if len(fits) == len(TASKS) else ', '.join(fits)} | {' | '.join(shares)} |")
+        lines.append(f"| {metric.label} | {'any' if len(tasks) == len(TASKS) else ', '.join(tasks)} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 

@@ -21,12 +21,8 @@ from jaxunlearn.audit.statistics.resampling import Statistic
 from jaxunlearn.losses import jensen_shannon
 from jaxunlearn.margin import margins
 
-CONTROLLED = (
-    "forget_accuracy",
-    "klom_forget",
-    "u_lira",
-    "forget_loss",
-)  # metrics that look at the forget set alone, one of each kind
+# metrics that look at the forget set alone, one of each kind
+CONTROLLED = ("forget_accuracy", "klom_forget", "u_lira", "forget_loss")
 QUALITY_ROWS = 32  # rows of the forget set that the competition's score looks at, which is slow
 
 Observed: TypeAlias = dict[str, Float[Array, "n ..."]]  # what is known of each model
@@ -70,6 +66,11 @@ class Metric(NamedTuple):
     signed: bool  # a gap, whose two tails count; else a distance, where larger means further apart
     by_model: bool  # whether one candidate model is enough
     needs: str | None = None  # besides margins or scores, see `NEEDS`
+
+
+def fits(metric: Metric, task: str) -> bool:
+    """Whether a task, a key of `TASKS`, offers what a metric needs."""
+    return metric.needs is None or metric.needs in TASKS[task]
 
 
 def gap_of(name: str) -> Statistic:

@@ -49,7 +49,7 @@ class Audit(NamedTuple):
     margins: dict[str, Float[np.ndarray, "n e"]]  # or scores, on the forget set, of each kind of model
     roc: dict[str, tuple[np.ndarray, np.ndarray]]  # false and true positive rates of the loss attack, averaged over models
     settings: dict[str, Any]
-    left_out: dict[str, str] = {}  # metrics that do not fit the task, and why; of classes nothing is left out
+    left_out: dict[str, str]  # metrics that do not fit the task, and why; of classes nothing is left out
 
 
 def run(
@@ -280,11 +280,9 @@ def _of_answers(statistic: Statistic) -> Statistic:
 
 def _rows(data: Data, request: ForgetRequest, test: Examples, controls: Examples | None, most: int) -> dict[str, Examples]:
     checks.require_count("max_rows", most)
-    if not isinstance(test, Examples):
-        raise TypeError(f"run needs rows that no model sees: pass test=Examples(inputs, targets), got {type(test).__name__}")
-    _require_same_form("test", test, data.train)
+    checks.require_rows_like("test", test, data.train)
     if controls is not None:
-        _require_same_form("controls", controls, data.train)
+        checks.require_rows_like("controls", controls, data.train)
     retained = np.asarray(sampling.retain_weights(data, request)) > 0
     forgotten = (np.asarray(data.present) > 0) & ~retained
     if not forgotten.any() or not retained.any():
@@ -302,18 +300,6 @@ def _rows(data: Data, request: ForgetRequest, test: Examples, controls: Examples
         chosen["control"] = controls
     require_disjoint("run", members=take(data.train, np.flatnonzero(forgotten | retained)), nonmembers=chosen["test"])
     return chosen
-
-
-def _require_same_form(what: str, others: Examples, train: Examples) -> None:
-    """ValueError unless rows differ from training rows in their number only."""
-
-    def form(examples: Examples) -> tuple[Any, list[Any]]:
-        leaves, form = jax.tree.flatten(examples)
-        return form, [(np.shape(x)[1:], jnp.issubdtype(jnp.result_type(x), jnp.floating)) for x in leaves]
-
-    if form(others) != form(train):
-        shapes = [[f"{jnp.result_type(x)}{list(np.shape(x))}" for x in jax.tree.leaves(rows)] for rows in (others, train)]
-        raise ValueError(f"run: rows of {what} have the form {', '.join(shapes[0])}, training rows {', '.join(shapes[1])}")
 
 
 def _on_controls(seen: Observed) -> Observed:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.audit.ensemble import Ensemble
-from jaxunlearn.audit.metrics import METRICS, NEEDS, TASKS, Told
+from jaxunlearn.audit.metrics import METRICS, NEEDS, Told, fits
 from jaxunlearn.evaluation import evaluate, map_rows
 from jaxunlearn.types import Examples, Model, Variables
 
@@ -98,12 +98,7 @@ def _require_rows_by_themselves(model: Model, variables: Variables, some: Exampl
 
 def choose(task: Task, metrics: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     """Names of the metrics to take, and why others are left out; ValueError for a metric that does not fit."""
-    offered = TASKS[task.name]
-    unfit = {
-        name: f"needs {NEEDS[metric.needs]}"
-        for name, metric in METRICS.items()
-        if metric.needs is not None and metric.needs not in offered
-    }
+    unfit = {name: f"needs {NEEDS[metric.needs or '']}" for name, metric in METRICS.items() if not fits(metric, task.name)}
     refused = [name for name in metrics or () if name in unfit]
     if refused:
         fit = ", ".join(name for name in METRICS if name not in unfit)

@@ -1,12 +1,11 @@
 """Whether a run damaged the model, by the loss of some retained rows before and after it, and whether labels are classes."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxunlearn import checks
 from jaxunlearn.evaluation import evaluate
+from jaxunlearn.likelihoods import num_classes
 from jaxunlearn.types import Data, Model, Scalar, Variables, Weighted
 
 ROWS = 64  # retained rows that are looked at
@@ -40,7 +39,7 @@ def damage(
 
     stats = {"retain_loss_before": mean(first), "retain_loss_after": mean(last)}
     if limit is None:
-        classes = num_classes(outputs.logits, rows.examples.targets)
+        classes = num_classes(model, outputs, rows.examples)
         guessing = outputs._replace(logits=jnp.zeros_like(outputs.logits))
         guess = jnp.inf if classes is None else mean(checks.row_losses(model, guessing, rows.examples))
         limit = jnp.maximum(guess, 2 * stats["retain_loss_before"])
@@ -48,19 +47,14 @@ def damage(
     return stats, {"DAMAGED": stats["retain_loss_after"] > limit, "NONFINITE": broken}
 
 
-def num_classes(logits: Any, targets: Any) -> int | None:
-    """How many classes one label of each row can have, 2 for one logit; None where targets are no such labels."""
-    if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
-        return None
-    if logits.ndim == 2 and logits.shape[1] > 1:
-        return logits.shape[1]
-    return 2 if logits.ndim == 1 or logits.shape[1:] == (1,) else None
+def classes_of(model: Model | None, variables: Variables, data: Data) -> int | None:
+    """How many classes the labels of a method's rows can have; None where it reads no labels, or labels are no classes."""
+    return None if model is None else num_classes(model, checks.check_forward(model, variables, data.train.inputs), data.train)
 
 
-def strange_labels(logits: Any, data: Data) -> Bool[Array, ""]:
-    """Whether a present row has a label that the model has no logit for; of the logits of one row only the form is needed."""
-    targets = data.train.targets
-    classes = num_classes(logits, targets)
+def strange_labels(classes: int | None, data: Data) -> Bool[Array, ""]:
+    """Whether a present row has a label that is none of so many classes."""
     if classes is None:
         return jnp.array(False)
+    targets = data.train.targets
     return jnp.any((data.present > 0) & ((targets < 0) | (targets >= classes)))

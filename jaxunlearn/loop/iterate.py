@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import checks, sampling, tree
-from jaxunlearn.loop.damage import ROWS, damage
+from jaxunlearn.loop.damage import ROWS, classes_of, damage
 from jaxunlearn.loop.outcome import begin, finish
 from jaxunlearn.loop.preparation import prepared_by
 from jaxunlearn.status import combine
@@ -178,8 +178,7 @@ def iterate(
 
         first = unlearner.finalize(state, context)
         checks.check_same(variables, first)
-        model = unlearner.model
-        logits = None if model is None else checks.check_forward(model, variables, data.train.inputs).logits
+        classes = classes_of(unlearner.model, variables, data)
         best = (jnp.float32(-jnp.inf), jnp.int32(0), first) if keep_best is not None else ()
         progress = _Progress(state, jnp.array(True), best, jnp.zeros(view.request.indices.shape, bool))
         progress, stats = jax.lax.scan(body, progress, jnp.arange(num_steps, dtype=jnp.int32))
@@ -200,7 +199,7 @@ def iterate(
             found, conditions = damage(unlearner.judged, variables, final, rows, damaged_at)
             stats |= found
             code = jnp.maximum(code, combine(**conditions))
-        return finish(unlearner.on_empty, variables, data, request, Result(final, code, stats), logits)
+        return finish(unlearner.on_empty, variables, data, request, Result(final, code, stats), classes)
 
     return prepared_by(unlearn, unlearner.prepare)
 

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from jaxtyping import PRNGKeyArray
 
-from jaxunlearn import checks
+from jaxunlearn.loop.damage import classes_of
 from jaxunlearn.loop.outcome import begin, finish
 from jaxunlearn.loop.preparation import prepared_by
 from jaxunlearn.types import Data, ForgetRequest, Model, OnEmpty, Prepare, Result, UnlearnFn, Variables
@@ -49,7 +49,7 @@ def one_shot(
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
         data, request = begin(variables, data, request, key)
-        logits = None if model is None else checks.check_forward(model, variables, data.train.inputs).logits
-        return finish(on_empty, variables, data, request, update(variables, data, request, key), logits, may_rest)
+        classes = classes_of(model, variables, data)
+        return finish(on_empty, variables, data, request, update(variables, data, request, key), classes, may_rest)
 
     return prepared_by(unlearn, prepare)

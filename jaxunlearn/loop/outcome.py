@@ -1,7 +1,5 @@
 """How every method begins and ends: the checks of a call, what an empty request gets, and the status."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -24,13 +22,13 @@ def finish(
     data: Data,
     request: ForgetRequest,
     result: Result,
-    logits: Any = None,
+    classes: int | None = None,
     may_rest: bool = False,
 ) -> Result:
     """The result of a method with its status, or the variables as they were where nothing was to be forgotten.
 
-    With the form of a model's logits, labels that they have no class for are noticed, whether or not they make a loss NaN:
-    -1 is read as the last class by most.
+    With a number of classes, labels that are none of them are noticed, whether or not they make a loss NaN: -1 is read as the
+    last class by most.
     """
     if not isinstance(result, Result):
         raise TypeError(f"a method returns Result(variables, status, stats, extra), this one returned {type(result).__name__}")
@@ -44,7 +42,7 @@ def finish(
     if on_empty == "identity":
         after, told = tree.select(idle, before, after), jnp.where(idle, 0, told)  # nothing that a method found is used
     moved = tree.share_changed(before, after)
-    strange = jnp.array(False) if logits is None else strange_labels(logits, data)
+    strange = strange_labels(classes, data)
     code = status.combine(
         UNCHANGED=~idle & (moved == 0) & (not may_rest),
         EMPTY_REQUEST=sampling.is_empty(request),

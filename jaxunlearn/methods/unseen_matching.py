@@ -21,7 +21,9 @@ arXiv 2302.09880), and from smoothing predictions as far as unseen data bounds i
 CVPR 2025, arXiv 2503.18314). New are targets of single rows, which no learning rate can overshoot.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,7 @@ from jaxtyping import Array, Bool, Float
 from jaxunlearn import checks, losses, passes, sampling, unseen
 from jaxunlearn.card import Method
 from jaxunlearn.evaluation import class_logits, map_rows
+from jaxunlearn.loop.damage import classes_of
 from jaxunlearn.loop.descend import descend
 from jaxunlearn.passes import BatchNormPolicy
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Outputs, Scalar, Unlearner, Variables
@@ -62,7 +65,7 @@ def unseen_matching(
     held_out: Examples,
     by_class: bool = False,
     retain_weight: Scalar = 5.0,
-    score: Any = None,
+    score: Callable[[Outputs, Examples], jax.Array] | None = None,
     chunk: int | None = None,
     bn: BatchNormPolicy = "retain",
 ) -> Unlearner:
@@ -98,31 +101,32 @@ def unseen_matching(
     """
     checks.check_range("retain_weight", retain_weight, low=0)
     held_out = jax.tree.map(jnp.asarray, held_out)
-    measure = unseen.scores if score is None else score
+    measure = partial(unseen.scores, model) if score is None else score
 
     def targets(variables: Variables, data: Data, request: ForgetRequest, key) -> _Targets:
-        checks.check_held_out("held_out", held_out, data.train)
+        checks.require_rows_like("held_out", held_out, data.train)
 
         def known(rows: Examples):
-            outputs = model.forward(variables, rows.inputs, train=False)
-            return measure(outputs, rows), outputs.logits
+            return measure(model.forward(variables, rows.inputs, train=False), rows)
 
         part = sampling.forget_rows(data, request)
-        own, logits = map_rows(known, part.examples, chunk=chunk)
-        others, _ = map_rows(known, held_out, chunk=chunk)
+        own, others = (map_rows(known, rows, chunk=chunk) for rows in (part.examples, held_out))
+        if own.ndim != 2:
+            raise ValueError(f"score must return [b, m], one or more numbers for each row, got shape {own.shape}")
         counts = part.weights > 0
-        classifies = unseen.is_classifier(logits, part.examples.targets)
-        if by_class and not classifies:
+        count = classes_of(model, variables, data)
+        if by_class and count is None:
             raise ValueError("by_class=True matches within classes, and the targets are not one class per row")
         groups = (part.examples.targets, held_out.targets) if by_class else None
         wanted = jax.vmap(lambda a, b: unseen.expected_scores(a, counts, b, groups=groups), in_axes=1, out_axes=1)(own, others)
-        real = not classifies and jnp.issubdtype(jnp.result_type(data.train.targets), jnp.floating)
+        real = jnp.issubdtype(jnp.result_type(part.examples.targets), jnp.floating)
         unit = jnp.mean(jnp.abs(others), axis=0) if real and score is None else jnp.ones(own.shape[1], own.dtype)
-        classes = jnp.zeros(1, bool)
-        if classifies:
-            classes = sampling.classes_gone(data, request, class_logits(logits, part.examples.targets).shape[-1])
-        whole = classes[part.examples.targets] if classifies else jnp.zeros(counts.shape, bool)
-        return _Targets(variables, wanted, unit, classes, whole)
+        if count is None:
+            classes, whole = jnp.zeros(1, bool), jnp.zeros(counts.shape, bool)
+        else:
+            classes = sampling.classes_gone(data, request, count)
+            whole = classes[part.examples.targets]
+        return _Targets(variables, wanted, jnp.where(unit > 0, unit, 1), classes, whole)
 
     def objective(variables, context: _Targets, batch, key):
         retain, forget, moved = passes.both_passes(model, variables, batch, key, bn=bn)

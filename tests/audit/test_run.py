@@ -115,7 +115,7 @@ def test_audits_that_cannot_be_are_refused():
         run(DATA, REQUEST, KEY, test=TEST, num_models=40, num_held_out=10)
     with pytest.raises(ValueError, match="unknown metrics \\['accuracy'\\]; choose from retain_accuracy"):
         run(DATA, REQUEST, KEY, test=TEST, metrics=["accuracy"])
-    with pytest.raises(TypeError, match=r"rows that no model sees: pass test=Examples\(inputs, targets\), got NoneType"):
+    with pytest.raises(TypeError, match=r"test must be Examples\(inputs, targets\), got NoneType"):
         run(DATA, REQUEST, KEY, test=None, num_models=40)
     with pytest.raises(TypeError, match="'test'"):
         run(DATA, REQUEST, KEY, num_models=40)

@@ -143,6 +143,19 @@ def test_labels_that_are_no_class_are_noticed(label, kind):
     assert jax.jit(method)(trained(), gone, request, KEY).status == ju.Status.OK
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_counts_are_no_labels(told):
+    data = blobs()
+    data = data._replace(train=data.train._replace(targets=jnp.arange(60) % 7))
+    model = ju.Model(
+        lambda variables, inputs, **_: ju.Outputs(inputs @ variables.params["w"]),
+        lambda outputs, rows: jnp.exp(outputs.logits) - rows.targets * outputs.logits,
+        likelihood=ju.likelihoods.poisson() if told else None,
+    )
+    method = ju.iterate(ju.gradient_difference(model, optax.sgd(0.001)), num_steps=2, batch_size=4)
+    assert jax.jit(method)(ju.Variables({"w": jnp.zeros(4)}), data, request_of([3, 4]), KEY).status == ju.Status.OK
+
+
 def test_labels_of_one_logit_are_zero_and_one():
     def forward(variables, inputs, *, train=False, key=None):
         return ju.Outputs(inputs @ variables.params["w"])

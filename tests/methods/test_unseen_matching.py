@@ -76,7 +76,7 @@ def answer(model, variables, data, others, forgotten, target=(), **options):
 
 
 def scores_of(model, variables, part):
-    return np.asarray(unseen.scores(model.forward(variables, part.inputs), part))
+    return np.asarray(unseen.scores(model, model.forward(variables, part.inputs), part))
 
 
 def test_margins_end_at_the_quantiles_of_held_out_rows():
@@ -145,6 +145,34 @@ def test_classes_of_which_no_row_stays(forgotten, removed, target, expected):
     assert sampling.classes_gone(data, request, CLASSES).tolist() == expected
 
 
+def test_labels_of_few_bits_are_labels():
+    model, variables = table(ju.losses.cross_entropy, (CLASSES,))
+    found = [
+        answer(model, variables, *rows((np.arange(2 * ROWS) % CLASSES).astype(dtype)), [1, 4, 6], by_class=True)[1]
+        for dtype in (np.int32, np.uint8)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_counts_are_no_classes_and_need_a_score():
+    def loss(outputs, part):
+        return jnp.exp(outputs.logits) - part.targets * outputs.logits
+
+    model = ju.Model(lambda v, x, **_: ju.Outputs(x @ v.params["w"]), loss)
+    data, others = rows(np.arange(2 * ROWS) % 5)
+    variables = ju.Variables({"w": jnp.zeros(2 * ROWS)})
+    with pytest.raises(ValueError, match=r"of a poisson likelihood: pass score="):
+        answer(model, variables, data, others, [0, 3])
+    method = ju.unseen_matching(
+        model, optax.sgd(0.1), held_out=others, score=lambda outputs, part: -loss(outputs, part)[:, None]
+    )
+    one = lane(ju.from_indices(data, [[0, 3]]), 0)
+    assert jax.jit(ju.iterate(method, num_steps=3, batch_size=4))(variables, data, one, KEY).status == ju.Status.OK
+    flat = ju.unseen_matching(model, optax.sgd(0.1), held_out=others, score=loss)
+    with pytest.raises(ValueError, match=r"score must return \[b, m\]"):
+        jax.eval_shape(ju.iterate(flat, num_steps=3, batch_size=4), variables, data, one, KEY)
+
+
 def test_rows_that_are_already_known_as_unseen_ones_are_let_be():
     model, data = network(), blobs()
     variables = model.init(KEY)
@@ -166,7 +194,7 @@ def test_bad_input_is_told():
 
     with pytest.raises(TypeError, match="held_out must be Examples"):
         run(tuple(held_out()))
-    with pytest.raises(ValueError, match="held_out must be rows like the training rows"):
+    with pytest.raises(ValueError, match="rows of held_out have the form"):
         run(ju.Examples(np.zeros((5, 3), np.float32), np.zeros(5, int)))
     with pytest.raises(ValueError, match="held_out holds no row"):
         run(jax.tree.map(lambda x: x[:0], held_out()))
