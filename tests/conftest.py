@@ -6,6 +6,9 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
+
+import pytest
 
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith("0.10."):  # an unknown flag would end the process; later versions may not have them
@@ -24,3 +27,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+SLOW = Path(__file__).with_name("slow.txt").read_text().splitlines()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests that were measured as long are slow, see `tests/tiers.py`."""
+    listed = set(SLOW)
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+            listed.discard(item.nodeid)
+    whole = [Path(arg).resolve() for arg in config.args] == [Path(__file__).parent]
+    if whole and listed:
+        raise pytest.UsageError(
+            f"tests/slow.txt names tests that do not exist: {', '.join(sorted(listed)[:5])}; see tests/tiers.py"
+        )

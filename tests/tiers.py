@@ -1,0 +1,82 @@
+"""Which tests are slow, measured: run all of them with this plugin, and it writes `tests/slow.txt`.
+
+    python -m pytest -n 2 -m "slow or not slow" -p tests.tiers
+
+A test that takes more than LONG seconds of CPU time is slow. Of a test with several cases the cheapest one stays, and so does
+what ALWAYS names: one of each kind that every change must pass. Examples of docstrings are slow together.
+"""
+
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+LONG, CHEAPEST = 1.5, 2.5  # seconds of CPU time: of a test, and of the cheapest of several cases
+LIST = Path(__file__).with_name("slow.txt")
+MEASURED = Path(__file__).with_name(".tiers")
+DOCSTRINGS = "tests/test_package.py::test_examples_in_docstrings_run"
+SIDE_BY_SIDE = "tests/contract/test_methods.py::test_side_by_side_equals_one_call_per_request_padded_or_not"
+KINDS = (
+    "retrain", "finetune", "gradient_difference", "scrub", "ssd", "influence", "amnesiac", "representation_unlearning",
+    "prototype_erasure", "woodbury_removal",
+)  # fmt: skip
+ALWAYS = (
+    *(f"{SIDE_BY_SIDE}[{name}]" for name in KINDS),
+    "tests/test_package.py::test_readme_examples_run",
+    "tests/audit/test_run.py",
+    "tests/certificates/test_certify.py",
+    "tests/certificates/test_distances.py",
+    "tests/contract/test_kinds.py::test_jit_equals_no_jit[scrub",
+    "tests/experiments/test_compare.py::test_every_method_is_in_the_table_or_left_out_with_a_reason",
+    "tests/loop/test_feed.py::test_feed_equals_iterate_on_the_same_batches[scrub",
+    "tests/loop/test_outcome.py::test_a_destroyed_model_is_damaged",
+    "tests/loop/test_phases.py::test_every_row_is_read_within_as_many_forget_steps_as_it_takes[scrub-2",
+    "tests/multidevice/test_mesh.py",
+    "tests/service/test_ledger.py",
+    "tests/test_batching.py::test_memory_grows_with_parameters_and_not_with_rows",
+    "tests/test_precision.py",
+)
+_seconds: dict[str, float] = {}
+
+
+def choose(seconds, marked=()):
+    """Node ids of slow tests, from CPU seconds by node id; those `marked` by hand are slow anyway and stand in no list."""
+    tests = defaultdict(list)
+    for name, spent in seconds.items():
+        if name not in marked:
+            tests[name.split("[")[0]].append((spent, name))
+    found = []
+    for test, cases in tests.items():
+        for place, (spent, name) in enumerate(sorted(cases)):
+            stays = name.startswith(ALWAYS)
+            limit = LONG if place or len(cases) == 1 else CHEAPEST
+            if test == DOCSTRINGS or (not stays and (test == SIDE_BY_SIDE or spent >= limit)):
+                found.append(name)
+    return sorted(found)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Measure one test with its fixtures."""
+    start = time.process_time()
+    yield
+    _seconds[item.nodeid] = time.process_time() - start
+
+
+def pytest_sessionfinish(session):
+    """Every worker says what it measured; the controller, or the only process, decides."""
+    by_hand = [item.nodeid for item in getattr(session, "items", []) if any(mark.name == "slow" for mark in item.own_markers)]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        MEASURED.mkdir(exist_ok=True)
+        (MEASURED / os.environ["PYTEST_XDIST_WORKER"]).write_text(json.dumps([_seconds, by_hand]))
+        return
+    parts = [json.loads(path.read_text()) for path in MEASURED.iterdir()] if MEASURED.exists() else [[_seconds, by_hand]]
+    seconds = {name: spent for part, _ in parts for name, spent in part.items()}
+    slow = choose(seconds, {name for _, names in parts for name in names})
+    LIST.write_text("\n".join(slow) + "\n")
+    for path in MEASURED.iterdir() if MEASURED.exists() else []:
+        path.unlink()
+    print(f"\n{len(slow)} of {len(seconds)} tests are slow: {sum(seconds[name] for name in slow):.0f} CPU seconds")
