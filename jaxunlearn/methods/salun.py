@@ -5,8 +5,8 @@ arXiv 2310.12508): random labels, on the parameters that the forget set depends 
     w <- m (w - optimizer(grad L(w))) + (1 - m) w_o,    L as in `jaxunlearn.random_label`
 
 The mask is applied to the finished step, behind momentum and weight decay, as the authors' code does since February 2026. It
-alternates passes over both sets with one batch per step, and draws labels over all classes, the right one included, which the
-paper excludes; here every step sees both sets, weighted by alpha, and wrong labels are wrong.
+alternates passes over both sets with one batch per step, which `turns` does; without it every step sees both sets, weighted by
+alpha. It also draws labels over all classes, the right one included, which the paper excludes; here wrong labels are wrong.
 """
 
 import jax
@@ -40,6 +40,7 @@ def salun(
     fraction: float = 0.5,
     alpha: Scalar = 0.5,
     redraw: bool = False,
+    turns: tuple[int, int] | None = None,
     bn: BatchNormPolicy = "retain",
 ) -> Unlearner:
     """`random_label` restricted to the parameters with the largest gradients on the forget set.
@@ -48,21 +49,21 @@ def salun(
         model: a classifier with logits [b, c] and integer targets [b].
         optimizer: any optax transformation.
         fraction: of the parameters that may move, in [0, 1], static; 1 is `jaxunlearn.random_label`.
-        alpha, redraw, bn: as in `jaxunlearn.random_label`.
+        alpha, redraw, turns, bn: as in `jaxunlearn.random_label`.
 
     Returns:
-        An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_loss`, `relabelled_loss` Float[].
+        An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`, as of `jaxunlearn.random_label`.
 
     Raises:
-        ValueError: `fraction` or `alpha` outside [0, 1]; at trace time, a request that names more classes than there are
-            logits.
+        ValueError: `fraction` or `alpha` outside [0, 1], turns without a step; at trace time, a request that names more
+            classes than there are logits.
 
     Example:
         >>> unlearn = jaxunlearn.iterate(jaxunlearn.salun(model, optax.sgd(0.1)), num_steps=10, batch_size=8)
         >>> result = jax.jit(unlearn)(variables, data, request, key)
     """
     checks.check_range("fraction", fraction, low=0, high=1)
-    inner = random_label(model, optimizer, alpha=alpha, redraw=redraw, bn=bn)
+    inner = random_label(model, optimizer, alpha=alpha, redraw=redraw, turns=turns, bn=bn)
 
     def init(variables, data, request, key):
         context, state = inner.init(variables, data, request, key)

@@ -77,6 +77,21 @@ def test_the_classes_that_are_to_go_are_avoided():
         sampling.forgotten_classes(request.target, 2)
 
 
+def test_both_terms_take_turns():
+    two = answer("random_label", alpha=0.3, steps=2, static={"turns": (1, 1)})
+    first = answer("random_label", alpha=0.3, steps=1, static={"turns": (1, 1)}).variables
+    assert two.stats["phase"].tolist()[:2] == [1, 0]
+    wrong_only = answer("random_label", alpha=0.0, steps=1, rate=0.07).variables  # of the rate, its weight 0.7
+    assert distance(first, wrong_only) < 1e-7
+    method = ju.random_label(MODEL, optax.sgd(0.1), alpha=0.3, turns=(1, 1))
+    _, batch, stats = one_step(method, step=1)
+    retained = batch.retain.examples
+    outputs = MODEL.forward(VARIABLES, retained.inputs)
+    assert float(stats["loss"]) == pytest.approx(0.3 * float(jnp.mean(ju.losses.cross_entropy(outputs, retained))), rel=1e-5)
+    with pytest.raises(ValueError, match="retain_steps must be an integer of at least 1, got 0"):
+        ju.random_label(MODEL, optax.sgd(0.1), turns=(1, 0))
+
+
 @pytest.mark.slow
 def test_a_sweep_equals_single_runs():
     sweep_equals_single_runs("random_label", alpha=[0.2, 0.6])
