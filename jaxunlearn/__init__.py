@@ -29,6 +29,7 @@ from jaxunlearn.loop.iterate import iterate as iterate
 from jaxunlearn.loop.one_shot import one_shot as one_shot
 from jaxunlearn.loop.preparation import prepare as prepare
 from jaxunlearn.loop.rum import rum as rum
+from jaxunlearn.loop.until_unseen import until_unseen as until_unseen
 from jaxunlearn.methods import *
 from jaxunlearn.methods.amnesiac import record as record
 from jaxunlearn.requests import buckets as buckets
@@ -45,6 +46,10 @@ from jaxunlearn.sampling import uniform as uniform
 from jaxunlearn.status import Status as Status
 from jaxunlearn.status import UnlearningError as UnlearningError
 from jaxunlearn.status import check as check
+from jaxunlearn.tuning import Tuned as Tuned
+from jaxunlearn.tuning import proxy_requests as proxy_requests
+from jaxunlearn.tuning import tune as tune
+from jaxunlearn.tuning import worst_gap as worst_gap
 from jaxunlearn.types import Batch as Batch
 from jaxunlearn.types import Data as Data
 from jaxunlearn.types import Examples as Examples

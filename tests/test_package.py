@@ -34,6 +34,7 @@ FLOORS = [
     {"heads", "convex", "certificates", "adapters"},
     {"methods"},
     {"audit", "catalogue"},
+    {"tuning"},
     {"__init__"},
 ]
 EXTRAS = ("flax", "torch", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")

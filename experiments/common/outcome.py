@@ -12,21 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import jaxunlearn as ju
+from jaxunlearn.audit import Outcome
 
 NOTHING, AGAIN, RETRAINED = "do nothing", "retrained again", "retrained"
 FALSE_POSITIVE_RATES = np.concatenate([[0.0], np.geomspace(1e-3, 1, 200)])
 LEAST_SPREAD = 0.005  # half a point: spreads over few seeds can be 0 by chance
 MEASURES = ("retain", "forget", "test", "auc")
-
-
-class Outcome(NamedTuple):
-    """What methods are compared by: accuracies, or root mean squared errors for real targets."""
-
-    retain: Float[Array, "s r"]
-    forget: Float[Array, "s r"]
-    test: Float[Array, "s r"]
-    unseen: Float[Array, "s r"]  # on unseen rows drawn like the forget set
-    auc: Float[Array, "s r"]  # of the loss attack: forget set against those
 
 
 class Details(NamedTuple):
@@ -47,7 +38,7 @@ def outcome(
     unseen_weights: Float[Array, " m"],
     reference: ju.Variables | None = None,
 ) -> tuple[Outcome, Details | None]:
-    """Audit one model.
+    """Audit one model; errors of real targets are root mean squares.
 
     Args:
         model, variables: the model.
@@ -56,18 +47,13 @@ def outcome(
         unseen_weights: 1 where one of them is drawn like the rows of the request.
         reference: the retrained model of the same request, for `Details`.
     """
-    performance = ju.audit.performance(model, variables, data, request, test)
-    scores = ju.audit.loss_scores(model, variables, data, request, unseen)._replace(nonmember_weights=unseen_weights)
-    if performance.accuracy is not None:
-        sets = performance.accuracy
-        logits = ju.audit.predict(model, variables, unseen)
-        like = ju.audit.accuracy(logits, jnp.asarray(unseen.targets), unseen_weights)
-    else:
-        sets = jax.tree.map(lambda loss: jnp.sqrt(2 * loss), performance.loss)  # squared_error has a factor 1/2
-        like = jnp.sqrt(-2 * jnp.sum(jnp.where(unseen_weights > 0, scores.nonmembers, 0)) / jnp.sum(unseen_weights))
-    found = Outcome(sets.retain, sets.forget, sets.test, like, ju.audit.auc(*scores))
+    found = ju.audit.outcome(model, variables, data, request, test, unseen=unseen, unseen_weights=unseen_weights)
+    if not jnp.issubdtype(jnp.result_type(test.targets), jnp.integer):
+        errors = jax.tree.map(lambda loss: jnp.sqrt(2 * loss), found)  # squared_error has a factor 1/2
+        found = errors._replace(auc=found.auc)
     if reference is None:
         return found, None
+    scores = ju.audit.loss_scores(model, variables, data, request, unseen)._replace(nonmember_weights=unseen_weights)
     curve = ju.audit.roc_curve(*scores)
     reached = curve.fpr[None, :] <= jnp.asarray(FALSE_POSITIVE_RATES, jnp.float32)[:, None]
     return found, Details(

@@ -70,6 +70,8 @@ from jaxunlearn.audit.single.membership import loss_attack as loss_attack
 from jaxunlearn.audit.single.membership import loss_scores as loss_scores
 from jaxunlearn.audit.single.membership import roc_curve as roc_curve
 from jaxunlearn.audit.single.membership import tpr_at_fpr as tpr_at_fpr
+from jaxunlearn.audit.single.outcome import Outcome as Outcome
+from jaxunlearn.audit.single.outcome import outcome as outcome
 from jaxunlearn.audit.single.performance import Performance as Performance
 from jaxunlearn.audit.single.performance import Sets as Sets
 from jaxunlearn.audit.single.performance import accuracy as accuracy

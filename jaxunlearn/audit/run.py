@@ -26,9 +26,9 @@ from jaxunlearn.audit.statistics.resampling import Statistic, crossed_bootstrap
 from jaxunlearn.audit.statistics.verdict import Judgement, false_positive_rate, judge
 from jaxunlearn.audit.tasks import Measured, choose, count_rows, measuring, task_of, told_by, without_padding
 from jaxunlearn.evaluation import class_logits
-from jaxunlearn.loop.preparation import preparation_of
+from jaxunlearn.loop.preparation import prepared_in_place
 from jaxunlearn.status import Status
-from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Result, UnlearnFn, Variables
+from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Variables
 
 QUESTION = "influence of examples"
 REFUSED = {
@@ -159,7 +159,7 @@ def run(
     _check("original", original)
     _check("retrained", retrained)
     unlearned = make(
-        _prepared_for_each(unlearn), original.variables, data, request, jax.random.split(keys[1], num_models),
+        prepared_in_place(unlearn), original.variables, data, request, jax.random.split(keys[1], num_models),
         in_axes=(0, None, None, 0), progress=partial(tell, "unlearned"),
     )  # fmt: skip
     _check("unlearned", unlearned)
@@ -244,19 +244,6 @@ def _check(kind: str, made: Ensemble) -> None:
             require_numbers("run", **{f"losses of {kind} models on rows of {name}": told.losses})
         elif name == "forget":
             require_numbers("run", **{f"logits of {kind} models": told})
-
-
-def _prepared_for_each(unlearn: UnlearnFn) -> UnlearnFn:
-    """The method with what it reads prepared at the very weights that it unlearns from."""
-    prepare = preparation_of(unlearn)
-    if prepare is None:
-        return unlearn
-
-    def prepared(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
-        prepare_key, unlearn_key = jax.random.split(key)
-        return unlearn(variables, prepare(variables, data, prepare_key), request, unlearn_key)
-
-    return prepared
 
 
 def _least(alpha: float) -> int:

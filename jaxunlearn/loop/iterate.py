@@ -60,9 +60,10 @@ class _Hidden:
 
 def iterate(
     unlearner: Unlearner,
-    num_steps: int,
+    num_steps: int | None = None,
     *,
     batch_size: int,
+    epochs: int | None = None,
     retain_batch_size: int | None = None,
     active_steps: ActiveSteps | None = None,
     augment: Augment | None = None,
@@ -77,13 +78,16 @@ def iterate(
 
     Args:
         unlearner: the method, step by step, e.g. `jaxunlearn.scrub(model, optimizer)`.
-        num_steps: static length of the loop.
+        num_steps: static length of the loop; or `epochs` in its place.
         batch_size: rows of the forget set per step; the retain side draws as many unless `retain_batch_size` is given.
+        epochs: passes over the forget set, of `ceil(k / batch_size)` steps each: a request of more rows gets more steps. In
+            methods with phases every step counts, whichever set it reads.
         retain_batch_size: rows of the retain set per step.
         active_steps: a number of steps up to `num_steps`, or `(data, request) -> Int[]`, which may be traced and
             differ between requests; later steps change nothing.
         augment: `(examples, key) -> examples`, applied to both sides of every batch.
-        stop: `(variables, seen) -> Bool[]`, True ends the run there; `seen.validation` are the rows to choose on.
+        stop: `(variables, seen) -> Bool[]`, True ends the run there; `seen.validation` are the rows to choose on. See
+            `jaxunlearn.until_unseen`.
         keep_best: `(variables, seen) -> Float[]`, a score; the variables of the highest score are returned instead of
             the last ones. The variables before the first step do not compete, and neither does a score that is NaN.
         look_every: steps between two calls of `stop` and `keep_best`.
@@ -101,9 +105,10 @@ def iterate(
         may read those), `peek` Bool[] and, with `keep_best`, `best_step` Int[] and `best_score` Float[].
 
     Raises:
-        ValueError: at construction, `num_steps`, `look_every` or a batch size that is not a positive integer (`num_steps` may
-            be 0), `active_steps` beyond `num_steps`, `look_every` beyond it; at trace time, variables, data or requests of
-            the wrong shape, and `stop` or `keep_best` without rows to look at.
+        ValueError: at construction, neither or both of `num_steps` and `epochs`; one of them (both may be 0), `look_every` or a
+            batch size that is not a positive integer, `active_steps` beyond `num_steps` or beside `epochs`, `look_every`
+            beyond the last step; at trace time, variables, data or requests of the wrong shape, and `stop` or `keep_best`
+            without rows to look at.
         TypeError: no `Unlearner`; a `num_steps` that is traced; at trace time, no `Variables` or no typed key.
 
     Example:
@@ -123,21 +128,24 @@ def iterate(
         True
     """
     checks.require_unlearner(unlearner, "iterate")
-    checks.require_count("num_steps", num_steps, least=0)
+    if (num_steps is None) == (epochs is None):
+        raise ValueError("iterate takes num_steps=100 or epochs=5, one of them")
+    checks.require_count(*(("num_steps", num_steps) if epochs is None else ("epochs", epochs)), least=0)
     checks.require_count("batch_size", batch_size)
     checks.require_count("look_every", look_every)
     sizes = BatchSizes(batch_size, batch_size if retain_batch_size is None else retain_batch_size)
     checks.require_count("retain_batch_size", sizes.retain)
     looks = stop is not None or keep_best is not None
-    if looks and look_every > num_steps:
-        raise ValueError(
-            f"look_every={look_every} is more than num_steps={num_steps}: stop and keep_best would never be called"
-        )
+    if looks and num_steps is not None:
+        _check_looks(look_every, num_steps)
     if damaged_at is not None:
         checks.check_range("damaged_at", damaged_at, low=-jnp.inf)
+    if active_steps is not None and epochs is not None:
+        raise ValueError("active_steps and epochs both say how long a request runs: pass one of them")
     if active_steps is not None and not callable(active_steps):
-        checks.check_range("active_steps", active_steps, low=0, high=num_steps)
-    may_freeze = stop is not None or active_steps is not None
+        checks.check_range("active_steps", active_steps, low=0, high=num_steps or 0)
+    may_freeze = stop is not None or active_steps is not None or epochs is not None
+    passes: Any = epochs
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
         data, request = begin(variables, data, request, key)
@@ -145,19 +153,24 @@ def iterate(
         context, state = unlearner.init(variables, data, request, init_key)
         view = View(data, request) if unlearner.view is None else unlearner.view(variables, data, request, context)
         split = sampling.split(view.data, view.request, split_key)
-        visible: Any = _seen(validation, data, request, peek) if looks else None
-        limit = active_steps(data, request) if callable(active_steps) else active_steps
-        length = num_steps if limit is None else jnp.maximum(limit, 1)  # of this request's own run
+        shown: Any = tuple(look and _seen(look, validation, data, request, peek) for look in (stop, keep_best))
+        if num_steps is not None:
+            total, limit = num_steps, active_steps(data, request) if callable(active_steps) else active_steps
+        else:
+            total, limit = (passes * (-(-rows // batch_size)) for rows in (view.request.indices.shape[0], split.num_forget))
+            if looks:
+                _check_looks(look_every, total)
+        length = total if limit is None else jnp.maximum(limit, 1)  # of this request's own run
 
         def look(progress: _Progress, step: jax.Array) -> _Progress:
             candidate = unlearner.finalize(progress.state, context)
             running, best = progress.running, progress.best
             if keep_best is not None:
-                score = jnp.asarray(keep_best(candidate, visible), jnp.float32)
+                score = jnp.asarray(keep_best(candidate, shown[1]), jnp.float32)
                 better = running & (score > best[0])
                 best = tree.select(better, (score, step + 1, candidate), best)
             if stop is not None:
-                running &= ~jnp.asarray(stop(candidate, visible), bool)
+                running &= ~jnp.asarray(stop(candidate, shown[0]), bool)
             return _Progress(progress.state, running, best, progress.visited)
 
         def body(progress: _Progress, step: jax.Array):
@@ -181,7 +194,7 @@ def iterate(
         classes = classes_of(unlearner.model, variables, data)
         best = (jnp.float32(-jnp.inf), jnp.int32(0), first) if keep_best is not None else ()
         progress = _Progress(state, jnp.array(True), best, jnp.zeros(view.request.indices.shape, bool))
-        progress, stats = jax.lax.scan(body, progress, jnp.arange(num_steps, dtype=jnp.int32))
+        progress, stats = jax.lax.scan(body, progress, jnp.arange(total, dtype=jnp.int32))
         made = jnp.sum(stats.pop("ran"), dtype=jnp.int32)
         stats = {**stats, "steps": made, "peek": jnp.array(peek and looks)}
         final = unlearner.finalize(progress.state, context)
@@ -192,9 +205,7 @@ def iterate(
         stats["visited"] = jnp.sum(progress.visited) / jnp.maximum(split.num_forget, 1).astype(jnp.float32)
         code = view.status
         if unlearner.judged is not None:
-            own = (
-                split if unlearner.view is None else sampling.split(data, request, jax.random.fold_in(loop_key, 3 * num_steps))
-            )
+            own = split if unlearner.view is None else sampling.split(data, request, jax.random.fold_in(loop_key, 3 * total))
             rows = sampling.spread_retain(own, min(ROWS, data.present.shape[0]))
             found, conditions = damage(unlearner.judged, variables, final, rows, damaged_at)
             stats |= found
@@ -210,8 +221,17 @@ def step_keys(key: PRNGKeyArray, step: int | jax.Array) -> tuple[PRNGKeyArray, P
     return jax.random.fold_in(key, first), jax.random.fold_in(key, first + 1), jax.random.fold_in(key, first + 2)
 
 
-def _seen(validation: Examples | None, data: Data, request: ForgetRequest, peek: bool) -> Seen:
+def _check_looks(look_every: int, num_steps: int) -> None:
+    if look_every > num_steps:
+        raise ValueError(
+            f"look_every={look_every} is more than num_steps={num_steps}: stop and keep_best would never be called"
+        )
+
+
+def _seen(look: Look, validation: Examples | None, data: Data, request: ForgetRequest, peek: bool) -> Seen:
+    """What a rule may look at; one that `reads_forget_set` compares it with rows of its own, as a method does."""
     instead = "choose on seen.validation, or pass peek=True, which is recorded in Result.stats['peek']"
+    peek |= getattr(look, "reads_forget_set", False)
     if validation is None:
         if not peek:
             raise ValueError(

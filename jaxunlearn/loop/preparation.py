@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import PRNGKeyArray
 
-from jaxunlearn.types import Data, Prepare, Unlearner, UnlearnFn, Variables
+from jaxunlearn.types import Data, ForgetRequest, Prepare, Result, Unlearner, UnlearnFn, Variables
 
 F = TypeVar("F", bound=Callable)
 
@@ -27,6 +27,19 @@ def prepared_by(unlearn: F, *preparations: Prepare | None) -> F:
 def preparation_of(method: Any) -> Prepare | None:
     """What `prepare` would run, None if the method needs nothing."""
     return getattr(method, "prepare", None)
+
+
+def prepared_in_place(unlearn: UnlearnFn) -> UnlearnFn:
+    """The method with what it reads prepared anew at the very weights that it unlearns from, in every call."""
+    step = preparation_of(unlearn)
+    if step is None:
+        return unlearn
+
+    def prepared(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
+        prepare_key, unlearn_key = jax.random.split(key)
+        return unlearn(variables, step(variables, data, prepare_key), request, unlearn_key)
+
+    return prepared
 
 
 def prepare(method: UnlearnFn | Unlearner) -> Prepare:

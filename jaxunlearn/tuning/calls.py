@@ -1,0 +1,182 @@
+"""Compiled calls on one trained model that answer many requests, with one of many settings each, and look at the answers."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, PRNGKeyArray
+
+from jaxunlearn import checks
+from jaxunlearn.audit.ensemble import content_hash
+from jaxunlearn.audit.single.outcome import Outcome, outcome
+from jaxunlearn.batching import batched
+from jaxunlearn.loop.preparation import prepared_in_place
+from jaxunlearn.status import Status, check
+from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Result, UnlearnFn, Variables
+
+COMPARED = (Status.UNCHANGED, Status.NOT_CONVERGED, Status.INDEFINITE, Status.DAMAGED, Status.NONFINITE)
+COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of the event
+
+Settings: TypeAlias = dict[str, Any]
+Found: TypeAlias = tuple[Outcome, Int[np.ndarray, " n"]]  # outcomes and statuses [n], on the host
+
+
+class Bench(NamedTuple):
+    """The trained model, and how it is worked on."""
+
+    model: Model
+    variables: Variables
+    data: Data
+    test: Examples
+    chunk: int | None
+    mesh: Mesh | None
+    directory: Path | None  # what was found is kept here, by the hash of what it was computed from
+    progress: Callable[[str, int], None]
+
+
+class Proxies(NamedTuple):
+    """Requests to which the right answer is known."""
+
+    requests: ForgetRequest  # [p, k]
+    alike: Float[np.ndarray, "p m"]  # 1 where a test row is drawn like their rows
+
+
+def looked_at(bench: Bench, unlearn: Callable[..., Result], asked: Any, keys: Any, block: int, doing: str) -> Found:
+    """Answer requests, `block` of them in one call, and look at the answers; no weights are kept.
+
+    Args:
+        bench: the model.
+        unlearn: `(variables, data, (request, numbers), key) -> Result`.
+        asked: `(Proxies, numbers)`, n entries each.
+        keys: [n].
+        block, doing: for the calls and for `progress`.
+    """
+
+    def answered(variables: Variables, shared: Any, asked: Any, key: PRNGKeyArray) -> Any:
+        data, test = shared
+        (request, alike), numbers = asked
+        result = unlearn(variables, data, (request, numbers), key)
+        plain = data._replace(extra={})
+        return outcome(bench.model, result.variables, plain, request, test, unseen_weights=alike), result.status
+
+    run: Any = batched(answered, chunk=bench.chunk, mesh=bench.mesh)
+    program = run if bench.mesh is not None else jax.jit(run)
+    count, parts = len(keys), []
+    for start in range(0, count, block):
+        places = np.minimum(np.arange(start, start + block), count - 1)
+        wanted = jax.tree.map(lambda x, at=places: x[at], asked)
+        arguments = bench.variables, (bench.data, bench.test), wanted, keys[places]
+        parts.append(_kept(bench.directory, lambda at=arguments: jax.tree.map(np.asarray, program(*at)), answered, arguments))
+        bench.progress(doing, min(start + block, count))
+    found, status = jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
+    return jax.tree.map(np.float64, found), status
+
+
+def _kept(directory: Path | None, compute: Callable[[], Found], function: Any, arguments: tuple) -> Found:
+    """What was found before for the same program and values, or now."""
+    if directory is None:
+        return compute()
+    text = jax.jit(batched(function, chunk=1)).lower(*arguments).as_text()  # chunks and meshes do not change the values
+    path = directory / f"{content_hash(arguments, text)}.json"
+    if path.exists():
+        stored: dict[str, Any] = {name: np.asarray(values) for name, values in json.loads(path.read_text()).items()}
+        return Outcome(*(stored[name] for name in Outcome._fields)), stored["status"]
+    found, status = compute()
+    directory.mkdir(parents=True, exist_ok=True)
+    begun = path.with_suffix(f".{os.getpid()}")
+    begun.write_text(json.dumps({name: np.asarray(x).tolist() for name, x in {**found._asdict(), "status": status}.items()}))
+    os.replace(begun, path)
+    return found, status
+
+
+def before(bench: Bench, proxies: Proxies) -> Outcome:
+    """What the trained model knows of the rows of each proxy, [p]."""
+
+    def nothing(variables, data, asked, key):
+        return Result(variables, np.int32(Status.OK))
+
+    count = len(proxies.alike)
+    return looked_at(bench, nothing, (proxies, {}), jax.random.split(jax.random.key(0), count), count, "reading")[0]
+
+
+def retrained(bench: Bench, retrain: UnlearnFn, proxies: Proxies, count: int, key: PRNGKeyArray) -> Outcome:
+    """Models that never saw the rows of each proxy, [count, p]."""
+    checks.require_unlearn_fn(retrain, "tune")
+
+    def unlearn(variables, data, asked, key):
+        return retrain(variables, data, asked[0], key)
+
+    every = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), proxies)
+    keys = jax.random.split(key, len(every.alike))
+    found, status = looked_at(bench, unlearn, (every, {}), keys, len(keys), "retraining")
+    check(Result(bench.variables, status))
+    return jax.tree.map(lambda x: x.reshape(count, -1), found)
+
+
+def tried(
+    bench: Bench, make: Callable[..., UnlearnFn], points: dict[int, Settings], proxies: Proxies, keys: Any, block: int
+) -> dict[int, Found]:
+    """What each point gets on each proxy, [p]; points that differ in nothing but numbers share a program.
+
+    Args:
+        bench: the model.
+        make: the method of a point.
+        points: by their numbers.
+        proxies, keys: p of them.
+        block: entries of one call.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, point in points.items():
+        groups.setdefault(repr(_apart(point)[0]), []).append(place)
+    found: dict[int, Found] = {}
+    for places in groups.values():
+        static = _apart(points[places[0]])[0]
+        numbers = [_apart(points[place])[1] for place in places]
+        which, of = (x.reshape(-1) for x in np.indices((len(places), len(proxies.alike))))
+        traced = {name: np.asarray([x[name] for x in numbers], np.float32)[which] for name in numbers[0]}
+
+        def unlearn(variables, data, asked, key, static=static):
+            request, chosen = asked
+            method = make(**static, **chosen)
+            checks.require_unlearn_fn(method, "tune(make=...)")
+            return prepared_in_place(method)(variables, data, request, key)
+
+        wanted = jax.tree.map(lambda x, at=of: x[at], proxies)
+        every, status = looked_at(
+            bench, unlearn, (wanted, traced), keys[of], min(block, len(of)), f"trying {len(places)} points"
+        )
+        check(Result(bench.variables, status), allow=COMPARED)
+        for number, place in enumerate(places):
+            found[place] = jax.tree.map(lambda x, at=which == number: x[at], (every, status))
+    return found
+
+
+def _apart(point: Settings) -> tuple[Settings, dict[str, float]]:
+    """Settings that fix a program, and those that may be traced."""
+    traced = {name: float(x) for name, x in point.items() if isinstance(x, float | np.floating)}
+    return {name: x for name, x in point.items() if name not in traced}, traced
+
+
+@contextmanager
+def timing() -> Iterator[dict[str, float]]:
+    """Wall time of a part, and how much of it was compilation: "seconds" and "compiling", once it is over."""
+    spent = {"compiling": 0.0}
+
+    def note(event: str, duration_secs: float, **kwargs: Any) -> None:
+        if event == COMPILED:
+            spent["compiling"] += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    start = time.perf_counter()
+    try:
+        yield spent
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+        spent["seconds"] = time.perf_counter() - start
