@@ -1,6 +1,7 @@
 """Which tests are slow, measured: run all of them with this plugin, and it writes `tests/slow.txt`.
 
-    python -m pytest -n 2 -m "slow or not slow" -p tests.tiers
+    python -m pytest -n 2 -m "slow or not slow" -p tests.tiers    # all anew
+    python -m pytest -n 2 -p tests.tiers                          # then: who pays now for what slow tests compiled before?
 
 A test that takes more than LONG seconds of CPU time is slow. Of a test with several cases the cheapest one stays, and so does
 what ALWAYS names: one of each kind that every change must pass. Examples of docstrings are slow together.
@@ -68,15 +69,18 @@ def pytest_runtest_protocol(item, nextitem):
 
 def pytest_sessionfinish(session):
     """Every worker says what it measured; the controller, or the only process, decides."""
-    by_hand = [item.nodeid for item in getattr(session, "items", []) if any(mark.name == "slow" for mark in item.own_markers)]
+    by_hand = [item.nodeid for item in getattr(session, "items", []) if item.get_closest_marker("slow")]
     if "PYTEST_XDIST_WORKER" in os.environ:
         MEASURED.mkdir(exist_ok=True)
         (MEASURED / os.environ["PYTEST_XDIST_WORKER"]).write_text(json.dumps([_seconds, by_hand]))
         return
     parts = [json.loads(path.read_text()) for path in MEASURED.iterdir()] if MEASURED.exists() else [[_seconds, by_hand]]
     seconds = {name: spent for part, _ in parts for name, spent in part.items()}
-    slow = choose(seconds, {name for _, names in parts for name in names})
+    listed = LIST.read_text().splitlines() if LIST.exists() else []
+    by_hand = {name for _, names in parts for name in names} - set(listed)
+    slow = sorted({*choose(seconds, by_hand), *(name for name in listed if name not in seconds)})
     LIST.write_text("\n".join(slow) + "\n")
     for path in MEASURED.iterdir() if MEASURED.exists() else []:
         path.unlink()
-    print(f"\n{len(slow)} of {len(seconds)} tests are slow: {sum(seconds[name] for name in slow):.0f} CPU seconds")
+    spent = sum(seconds.get(name, 0) for name in slow)
+    print(f"\n{len(slow)} tests are slow; of {sum(seconds.values()):.0f} CPU seconds measured they take {spent:.0f}")

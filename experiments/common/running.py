@@ -2,8 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -13,8 +12,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 import jaxunlearn as ju
 from experiments.common.scale import gathered
+from jaxunlearn.tuning.clock import timed_call
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of the event
 PER_REQUEST = (None, None, 0, 0)  # variables and data are shared
 
 
@@ -81,35 +80,14 @@ def reusable(function: Any, *, in_axes: Any = PER_REQUEST, chunk: int | None = N
         for call in calls:
             if mesh is not None:
                 call = tuple(jax.tree.map(place, x) if axis is None else x for x, axis in zip(call, in_axes, strict=True))
-            jax.block_until_ready(call)
-            with _compilations() as compiled:
-                start = time.perf_counter()
-                result = jax.block_until_ready(program(*call))
-                end = time.perf_counter()
-            begun = max(compiled, default=(0.0, start))[1]
-            compile_seconds, run_seconds = compile_seconds + begun - start, run_seconds + end - begun
+            result, compiling, running = timed_call(program, *call)
+            compile_seconds, run_seconds = compile_seconds + compiling, run_seconds + running
             results.append(jax.device_get(gathered(result)))
             if tell is not None:
                 tell(jax.tree.leaves(result)[0].shape[0])
         return Timed(stack(results), compile_seconds, run_seconds)
 
     return run
-
-
-@contextmanager
-def _compilations() -> Iterator[list[tuple[float, float]]]:
-    """Of every program that is compiled meanwhile: how long it took, and when it was done."""
-    found: list[tuple[float, float]] = []
-
-    def note(event: str, duration_secs: float, **kwargs: Any) -> None:
-        if event == COMPILED:
-            found.append((duration_secs, time.perf_counter()))
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def in_blocks(entries: PyTree, size: int) -> list[PyTree]:

@@ -81,7 +81,7 @@ def iterate(
         num_steps: static length of the loop; or `epochs` in its place.
         batch_size: rows of the forget set per step; the retain side draws as many unless `retain_batch_size` is given.
         epochs: passes over the forget set, of `ceil(k / batch_size)` steps each: a request of more rows gets more steps. In
-            methods with phases every step counts, whichever set it reads.
+            methods with phases every step counts, whichever set it reads. An empty request gets none.
         retain_batch_size: rows of the retain set per step.
         active_steps: a number of steps up to `num_steps`, or `(data, request) -> Int[]`, which may be traced and
             differ between requests; later steps change nothing.
@@ -90,7 +90,7 @@ def iterate(
             `jaxunlearn.until_unseen`.
         keep_best: `(variables, seen) -> Float[]`, a score; the variables of the highest score are returned instead of
             the last ones. The variables before the first step do not compete, and neither does a score that is NaN.
-        look_every: steps between two calls of `stop` and `keep_best`.
+        look_every: steps between two calls of `stop` and `keep_best`; a request that runs for fewer is not looked at.
         validation: held-out rows for `stop` and `keep_best`.
         peek: let `stop` and `keep_best` see the training rows and the request, as `seen.data` and `seen.request`.
             Choosing on rows that are reported flatters the report, so it is recorded in `stats["peek"]`.
@@ -105,10 +105,10 @@ def iterate(
         may read those), `peek` Bool[] and, with `keep_best`, `best_step` Int[] and `best_score` Float[].
 
     Raises:
-        ValueError: at construction, neither or both of `num_steps` and `epochs`; one of them (both may be 0), `look_every` or a
-            batch size that is not a positive integer, `active_steps` beyond `num_steps` or beside `epochs`, `look_every`
-            beyond the last step; at trace time, variables, data or requests of the wrong shape, and `stop` or `keep_best`
-            without rows to look at.
+        ValueError: at construction, neither or both of `num_steps` and `epochs`, or `epochs` of a training; one of them (both
+            may be 0), `look_every` or a batch size that is not a positive integer, `active_steps` beyond `num_steps` or beside
+            `epochs`, `look_every` beyond the last step; at trace time, variables, data or requests of the wrong shape, and
+            `stop` or `keep_best` without rows to look at.
         TypeError: no `Unlearner`; a `num_steps` that is traced; at trace time, no `Variables` or no typed key.
 
     Example:
@@ -130,6 +130,8 @@ def iterate(
     checks.require_unlearner(unlearner, "iterate")
     if (num_steps is None) == (epochs is None):
         raise ValueError("iterate takes num_steps=100 or epochs=5, one of them")
+    if epochs is not None and unlearner.on_empty == "train":
+        raise ValueError("epochs are passes over the forget set, of which a training reads nothing: pass num_steps")
     checks.require_count(*(("num_steps", num_steps) if epochs is None else ("epochs", epochs)), least=0)
     checks.require_count("batch_size", batch_size)
     checks.require_count("look_every", look_every)

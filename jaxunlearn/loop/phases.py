@@ -34,14 +34,15 @@ def forgets(batch: Batch, *, forget_steps: Scalar, retain_steps: Scalar, rounds:
     return (finished < rounds) & (position < forget_steps)
 
 
-def in_turns(*, forget_steps: Scalar, retain_steps: Scalar) -> Sampler:
-    """A sampler whose passes over the forget set go on from one forget step to the next.
+def in_turns(*, forget_steps: Scalar, retain_steps: Scalar, rounds: Scalar | None = None) -> Sampler:
+    """A sampler whose passes over the forget set go on from one forget step to the next; in other steps no such row counts.
 
     `jaxunlearn.uniform` counts all steps. Where only some of them forget, parts of the forget set would never be read once
     batch size, number of rows and length of a round share factors.
 
     Args:
         forget_steps, retain_steps: length of the two phases of a round, in steps.
+        rounds: how many rounds there are; None is no end.
 
     Returns:
         A sampler for `Unlearner.sample`.
@@ -54,9 +55,8 @@ def in_turns(*, forget_steps: Scalar, retain_steps: Scalar) -> Sampler:
     def sample(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:
         finished, position = jnp.divmod(step, forget_steps + retain_steps)
         visit = finished * forget_steps + jnp.minimum(position, forget_steps)
-        return Batch(
-            sampling.draw_forget(split, jnp.asarray(visit, jnp.int32), sizes.forget),
-            sampling.draw_retain(split, key, sizes.retain),
-        )
+        forget = sampling.draw_forget(split, jnp.asarray(visit, jnp.int32), sizes.forget)
+        reads = (position < forget_steps) & (True if rounds is None else finished < rounds)
+        return Batch(forget._replace(weights=forget.weights * reads), sampling.draw_retain(split, key, sizes.retain))
 
     return sample

@@ -102,4 +102,4 @@ def scrub(
         return loss, (state, {**stats, "phase": leaves.astype(jnp.int32)})
 
     method = descend(model, optimizer, objective, context=trained_model, on_empty=METHOD.on_empty)
-    return method._replace(sample=in_turns(forget_steps=forget_steps, retain_steps=retain_steps))
+    return method._replace(sample=in_turns(forget_steps=forget_steps, retain_steps=retain_steps, rounds=forget_epochs))

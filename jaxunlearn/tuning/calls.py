@@ -1,17 +1,16 @@
 """Compiled calls on one trained model that answer many requests, with one of many settings each, and look at the answers."""
 
 import json
+import math
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxunlearn import checks
 from jaxunlearn.audit.ensemble import content_hash
@@ -19,10 +18,11 @@ from jaxunlearn.audit.single.outcome import Outcome, outcome
 from jaxunlearn.batching import batched
 from jaxunlearn.loop.preparation import prepared_in_place
 from jaxunlearn.status import Status, check
-from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Result, UnlearnFn, Variables
+from jaxunlearn.tuning.clock import timed_call
+from jaxunlearn.tuning.proxies import Proxies
+from jaxunlearn.types import Data, Examples, Model, Result, UnlearnFn, Variables
 
 COMPARED = (Status.UNCHANGED, Status.NOT_CONVERGED, Status.INDEFINITE, Status.DAMAGED, Status.NONFINITE)
-COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of the event
 
 Settings: TypeAlias = dict[str, Any]
 Found: TypeAlias = tuple[Outcome, Int[np.ndarray, " n"]]  # outcomes and statuses [n], on the host
@@ -34,58 +34,64 @@ class Bench(NamedTuple):
     model: Model
     variables: Variables
     data: Data
+    measured: Float[Array, " n"]  # 1 where a training row is looked at in the answers
     test: Examples
     chunk: int | None
     mesh: Mesh | None
     directory: Path | None  # what was found is kept here, by the hash of what it was computed from
     progress: Callable[[str, int], None]
+    running: list[float]  # seconds of every call, compilation apart
+    programs: dict[Any, Any]  # what is compiled already
 
 
-class Proxies(NamedTuple):
-    """Requests to which the right answer is known."""
-
-    requests: ForgetRequest  # [p, k]
-    alike: Float[np.ndarray, "p m"]  # 1 where a test row is drawn like their rows
-
-
-def looked_at(bench: Bench, unlearn: Callable[..., Result], asked: Any, keys: Any, block: int, doing: str) -> Found:
+def looked_at(bench: Bench, name: Any, unlearn: Callable[..., Result], asked: Any, keys: Any, block: int, doing: str) -> Found:
     """Answer requests, `block` of them in one call, and look at the answers; no weights are kept.
 
     Args:
         bench: the model.
+        name: what `unlearn` is known by; it is compiled once for each name and number of entries.
         unlearn: `(variables, data, (request, numbers), key) -> Result`.
-        asked: `(Proxies, numbers)`, n entries each.
+        asked: `((requests, alike), numbers)`, n entries each.
         keys: [n].
         block, doing: for the calls and for `progress`.
     """
 
     def answered(variables: Variables, shared: Any, asked: Any, key: PRNGKeyArray) -> Any:
-        data, test = shared
+        data, test, measured = shared
         (request, alike), numbers = asked
         result = unlearn(variables, data, (request, numbers), key)
-        plain = data._replace(extra={})
+        plain = Data(data.train, measured, {})
         return outcome(bench.model, result.variables, plain, request, test, unseen_weights=alike), result.status
 
-    run: Any = batched(answered, chunk=bench.chunk, mesh=bench.mesh)
-    program = run if bench.mesh is not None else jax.jit(run)
+    if name not in bench.programs:
+        run: Any = batched(answered, chunk=bench.chunk, mesh=bench.mesh)
+        bench.programs[name] = run if bench.mesh is not None else jax.jit(run)
+    program = bench.programs[name]
     count, parts = len(keys), []
     for start in range(0, count, block):
         places = np.minimum(np.arange(start, start + block), count - 1)
         wanted = jax.tree.map(lambda x, at=places: x[at], asked)
-        arguments = bench.variables, (bench.data, bench.test), wanted, keys[places]
-        parts.append(_kept(bench.directory, lambda at=arguments: jax.tree.map(np.asarray, program(*at)), answered, arguments))
+        arguments = bench.variables, (bench.data, bench.test, bench.measured), wanted, keys[places]
+
+        def compute(at: tuple = arguments) -> Found:
+            found, _, seconds = timed_call(program, *at)
+            bench.running.append(seconds)
+            return jax.tree.map(np.asarray, found)
+
+        parts.append(_kept(bench.directory, bench.running, compute, answered, arguments))
         bench.progress(doing, min(start + block, count))
     found, status = jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
     return jax.tree.map(np.float64, found), status
 
 
-def _kept(directory: Path | None, compute: Callable[[], Found], function: Any, arguments: tuple) -> Found:
+def _kept(directory: Path | None, running: list[float], compute: Callable[[], Found], function: Any, arguments: tuple) -> Found:
     """What was found before for the same program and values, or now."""
     if directory is None:
         return compute()
     text = jax.jit(batched(function, chunk=1)).lower(*arguments).as_text()  # chunks and meshes do not change the values
     path = directory / f"{content_hash(arguments, text)}.json"
     if path.exists():
+        running.append(math.nan)  # nobody knows how long it took
         stored: dict[str, Any] = {name: np.asarray(values) for name, values in json.loads(path.read_text()).items()}
         return Outcome(*(stored[name] for name in Outcome._fields)), stored["status"]
     found, status = compute()
@@ -102,8 +108,8 @@ def before(bench: Bench, proxies: Proxies) -> Outcome:
     def nothing(variables, data, asked, key):
         return Result(variables, np.int32(Status.OK))
 
-    count = len(proxies.alike)
-    return looked_at(bench, nothing, (proxies, {}), jax.random.split(jax.random.key(0), count), count, "reading")[0]
+    count, asked = len(proxies.alike), (proxies.requests, proxies.alike)
+    return looked_at(bench, "nothing", nothing, (asked, {}), jax.random.split(jax.random.key(0), count), count, "reading")[0]
 
 
 def retrained(bench: Bench, retrain: UnlearnFn, proxies: Proxies, count: int, key: PRNGKeyArray) -> Outcome:
@@ -113,15 +119,22 @@ def retrained(bench: Bench, retrain: UnlearnFn, proxies: Proxies, count: int, ke
     def unlearn(variables, data, asked, key):
         return retrain(variables, data, asked[0], key)
 
-    every = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), proxies)
-    keys = jax.random.split(key, len(every.alike))
-    found, status = looked_at(bench, unlearn, (every, {}), keys, len(keys), "retraining")
+    asked = proxies.requests, proxies.alike
+    every = jax.tree.map(lambda x: np.tile(x, (count, *(1,) * (x.ndim - 1))), asked)
+    keys = jax.random.split(key, len(every[1]))
+    found, status = looked_at(bench, "retrain", unlearn, (every, {}), keys, len(keys), "retraining")
     check(Result(bench.variables, status))
     return jax.tree.map(lambda x: x.reshape(count, -1), found)
 
 
 def tried(
-    bench: Bench, make: Callable[..., UnlearnFn], points: dict[int, Settings], proxies: Proxies, keys: Any, block: int
+    bench: Bench,
+    make: Callable[..., UnlearnFn],
+    points: dict[int, Settings],
+    proxies: Proxies,
+    keys: Any,
+    block: int,
+    static: Collection[str] = (),
 ) -> dict[int, Found]:
     """What each point gets on each proxy, [p]; points that differ in nothing but numbers share a program.
 
@@ -131,26 +144,27 @@ def tried(
         points: by their numbers.
         proxies, keys: p of them.
         block: entries of one call.
+        static: floats that are not traced.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for place, point in points.items():
-        groups.setdefault(repr(_apart(point)[0]), []).append(place)
+        groups.setdefault(_name_of(_apart(point, static)[0], place), []).append(place)
     found: dict[int, Found] = {}
-    for places in groups.values():
-        static = _apart(points[places[0]])[0]
-        numbers = [_apart(points[place])[1] for place in places]
+    for name, places in groups.items():
+        fixed = _apart(points[places[0]], static)[0]
+        numbers = [_apart(points[place], static)[1] for place in places]
         which, of = (x.reshape(-1) for x in np.indices((len(places), len(proxies.alike))))
         traced = {name: np.asarray([x[name] for x in numbers], np.float32)[which] for name in numbers[0]}
 
-        def unlearn(variables, data, asked, key, static=static):
+        def unlearn(variables, data, asked, key, fixed=fixed):
             request, chosen = asked
-            method = make(**static, **chosen)
+            method = make(**fixed, **chosen)
             checks.require_unlearn_fn(method, "tune(make=...)")
             return prepared_in_place(method)(variables, data, request, key)
 
-        wanted = jax.tree.map(lambda x, at=of: x[at], proxies)
+        wanted = jax.tree.map(lambda x, at=of: x[at], (proxies.requests, proxies.alike))
         every, status = looked_at(
-            bench, unlearn, (wanted, traced), keys[of], min(block, len(of)), f"trying {len(places)} points"
+            bench, ("point", name), unlearn, (wanted, traced), keys[of], min(block, len(of)), f"trying {len(places)} points"
         )
         check(Result(bench.variables, status), allow=COMPARED)
         for number, place in enumerate(places):
@@ -158,25 +172,24 @@ def tried(
     return found
 
 
-def _apart(point: Settings) -> tuple[Settings, dict[str, float]]:
+def _apart(point: Settings, static: Collection[str]) -> tuple[Settings, dict[str, float]]:
     """Settings that fix a program, and those that may be traced."""
-    traced = {name: float(x) for name, x in point.items() if isinstance(x, float | np.floating)}
+    traced = {name: float(x) for name, x in point.items() if isinstance(x, float | np.floating) and name not in static}
     return {name: x for name, x in point.items() if name not in traced}, traced
 
 
-@contextmanager
-def timing() -> Iterator[dict[str, float]]:
-    """Wall time of a part, and how much of it was compilation: "seconds" and "compiling", once it is over."""
-    spent = {"compiling": 0.0}
-
-    def note(event: str, duration_secs: float, **kwargs: Any) -> None:
-        if event == COMPILED:
-            spent["compiling"] += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    start = time.perf_counter()
+def _name_of(static: Settings, place: int) -> Any:
+    """Equal for settings that make the same program; values that cannot be compared make one of their own."""
     try:
-        yield spent
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
-        spent["seconds"] = time.perf_counter() - start
+        return tuple((setting, _typed(value)) for setting, value in sorted(static.items()))
+    except TypeError:
+        return place
+
+
+def _typed(value: Any) -> Any:
+    """A value with the types of all its parts, since 1, True and 1.0 are equal, and 0.0 and -0.0."""
+    if isinstance(value, tuple | list):
+        return type(value), tuple(map(_typed, value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value), repr(value)
+    raise TypeError

@@ -1,23 +1,62 @@
 """Proxy requests: requests like the real one, for rows that stay, to which the right answer may be looked at."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from jaxunlearn import checks
 from jaxunlearn.requests import from_classes, from_groups, from_indices, remove
-from jaxunlearn.types import Data, ForgetRequest
+from jaxunlearn.types import Data, Examples, ForgetRequest
 
 TRIES = 200  # to give the counts of a request to other classes at random
+
+
+class Proxies(NamedTuple):
+    """Requests to which the right answer is known, and what else is known of them."""
+
+    requests: ForgetRequest  # [p, k]
+    alike: Float[np.ndarray, "p m"]  # weights of test rows, with which their classes are as frequent as in the request
+    gone: Float[np.ndarray, " p"]  # share of the requested rows whose class goes with them
+    gone_of_test: Float[np.ndarray, " p"]  # share of test rows of such classes
+
+
+def described(requests: ForgetRequest, data: Data, test: Examples, *, classes: int | None) -> Proxies:
+    """Which test rows are like those of each request, and which classes go.
+
+    Args:
+        requests: stacked, [p, k].
+        data, test: training rows and held-out ones.
+        classes: how many there are; None for other tasks, where all test rows are alike.
+
+    Raises:
+        ValueError: no test row of any class that a request takes rows of.
+    """
+    count, rows = len(requests.indices), len(jax.tree.leaves(test)[0])
+    if classes is None:
+        return Proxies(requests, np.ones((count, rows), np.float32), np.zeros(count), np.zeros(count))
+    labels, held_out, present = (np.asarray(x) for x in (data.train.targets, test.targets, data.present))
+    there, of_test = np.bincount(labels[present > 0], minlength=classes), np.bincount(held_out, minlength=classes)
+    alike, gone, gone_of_test = [], [], []
+    for place in range(count):
+        own = np.unique(np.asarray(requests.indices[place])[np.asarray(requests.weights[place]) > 0])
+        taken = np.bincount(labels[own[present[own] > 0]], minlength=classes)
+        weights = np.where(of_test > 0, taken / np.maximum(of_test, 1), 0)
+        if not weights.any():
+            raise ValueError(f"test holds no row of the classes of request {place}: pass more of them, or give proxies=")
+        goes = (taken > 0) & (taken == there)
+        alike.append((weights / weights.max())[held_out])
+        gone.append(taken[goes].sum() / taken.sum())
+        gone_of_test.append(of_test[goes].sum() / of_test.sum())
+    return Proxies(requests, np.asarray(alike, np.float32), np.asarray(gone), np.asarray(gone_of_test))
 
 
 def proxy_requests(data: Data, request: ForgetRequest, count: int, key: PRNGKeyArray, *, groups: Any = None) -> ForgetRequest:
     """Requests of the same kind and size, for rows that the request leaves.
 
     - A request for whole classes (it has a `target`): as many other classes.
-    - With `groups`: the groups without a requested row whose sizes are nearest to that of the request.
+    - With `groups`: the groups without a requested row whose sizes are nearest to that of the request, in random order.
     - Else rows: with classes as targets, as many rows of as many classes, each at random among the classes that hold enough.
 
     Proxies may share rows with each other, never with the request.
@@ -60,7 +99,8 @@ def proxy_requests(data: Data, request: ForgetRequest, count: int, key: PRNGKeyA
     if groups is not None:
         made = from_groups(left, groups, [[group] for group in _nearest(np.asarray(groups), stays, asked, count, random)])
     elif target and np.any(target[0]):
-        made = from_classes(left, _other_classes(left, np.asarray(target[0]), count, random), num_classes=len(target[0]))
+        others = _other_classes(left, np.asarray(data.train.targets)[asked], np.asarray(target[0]), count, random)
+        made = from_classes(left, others, num_classes=len(target[0]))
     else:
         made = from_indices(left, [_rows(np.asarray(data.train.targets), stays, asked, random) for _ in range(count)])
         made = made._replace(target=jax.tree.map(lambda x: np.zeros((count, *np.shape(x)), bool), request.target))
@@ -87,13 +127,14 @@ def _nearest(groups: np.ndarray, stays: np.ndarray, asked: np.ndarray, count: in
         raise ValueError(f"{free.sum()} groups hold no requested row, fewer than the {count} proxies")
     names, sizes = names[free], sizes[free]
     order = np.lexsort((random.random(len(names)), np.abs(sizes - asked.size)))
-    return names[order[:count]].tolist()
+    return random.permutation(names[order[:count]]).tolist()
 
 
-def _other_classes(left: Data, gone: np.ndarray, count: int, random: np.random.Generator) -> list[list[int]]:
+def _other_classes(left: Data, held: np.ndarray, gone: np.ndarray, count: int, random: np.random.Generator) -> list[list[int]]:
+    """As many classes as the request takes rows of; `held` are the labels of its rows."""
     labels = np.asarray(left.train.targets)[np.asarray(left.present) > 0]
     others = np.setdiff1d(np.unique(labels), np.flatnonzero(gone))
-    together = int(gone.sum())
+    together = np.intersect1d(np.flatnonzero(gone), held).size
     if len(others) <= together:
         raise ValueError(f"{len(others)} other classes are left, and proxies of {together} must leave some: give proxies=")
     found: list[list[int]] = []

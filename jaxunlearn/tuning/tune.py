@@ -1,28 +1,31 @@
 """Settings for a new model: tried on proxy requests, for which the right answer is known.
 
 Nobody knows the right answer to the real request without retraining for it. Requests like it, for rows that stay, cost a
-retraining each once, and serve all points of a search; the real request and the rows of its report are never looked at.
+retraining each once, and serve all points of a search; answers to the real request and rows of its report are not looked at.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import checks, sampling
 from jaxunlearn.audit.single.outcome import Outcome
 from jaxunlearn.audit.statistics.checks import require_disjoint
+from jaxunlearn.loop.damage import classes_of
+from jaxunlearn.requests import remove
 from jaxunlearn.status import Status
 from jaxunlearn.tuning.bounds import hoeffding_bentkus, holm
-from jaxunlearn.tuning.calls import Bench, Found, Proxies, Settings, before, retrained, timing, tried
+from jaxunlearn.tuning.calls import Bench, Found, Settings, before, retrained, tried
 from jaxunlearn.tuning.judging import Objective, Spreads, expected, gap_losses, gaps_to, spreads_of, worst_gap
-from jaxunlearn.tuning.proxies import proxy_requests
+from jaxunlearn.tuning.proxies import described, proxy_requests
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Variables
 
 Requests: TypeAlias = Callable[[Data, ForgetRequest, int, PRNGKeyArray], ForgetRequest]
@@ -42,13 +45,15 @@ class Point(NamedTuple):
 class Tuned(NamedTuple):
     """What `tune` returns."""
 
-    settings: Settings | None  # the best point; None if every point diverged, or none has the risk that was asked for
+    settings: Settings | None  # the best point that was tried on most proxies; None if all diverged, or none passes `risk`
     table: list[Point]  # all of them, those tried on most proxies first, then by value
     reference: str  # "retrained models", or "held-out rows" if there were none
     spreads: Spreads  # standard deviation of one retrained model at a fixed request
     proxies: ForgetRequest
-    seconds: dict[str, float]  # wall time: "references", "points", and the part of both that was "compiling"
-    retrainings: float  # that time without compilation, in retrainings of the references
+    seconds: dict[str, float]  # wall time: "references", "points", and the part of both that was no running: "compiling"
+    retrainings: (
+        float  # the time of running, in retrainings of the references; NaN without any, or where some were found on disk
+    )
 
 
 def tune(
@@ -66,6 +71,7 @@ def tune(
     num_proxies: int = 2,
     num_references: int = 2,
     halving: float | None = 3.0,
+    static: Collection[str] = (),
     objective: Objective = worst_gap,
     risk: float | None = None,
     confidence: float = 0.9,
@@ -74,7 +80,9 @@ def tune(
     directory: str | Path | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Tuned:
-    """Choose the settings of a method for one request, or for requests like it, without looking at it.
+    """Choose the settings of a method for one request, or for requests like it, on others for rows that stay.
+
+    Answers to the real request are never made, and its rows are not looked at; in what the proxies retrain they stay.
 
     Proxies are requests like the real one for rows that stay. For each of them some models are retrained from scratch, all in
     one compiled call; then all points are tried on half of the proxies, the best third of them on the others. Floats in
@@ -100,8 +108,10 @@ def tune(
         num_proxies: how many.
         num_references: retrained models for each proxy, at least 2, because their spread is the unit.
         halving: one in so many points goes on from the first proxies to the others; None tries all on all.
+        static: settings whose floats are not to be traced, such as `fraction` of `jaxunlearn.salun`. Traced ones are float32.
         objective: `(found, reference, spreads) -> float`, the smaller the better, see `worst_gap`.
-        risk: largest gap that is accepted in expectation, a fraction in (0, 1).
+        risk: largest gap that is accepted in expectation, a fraction in (0, 1); for classifiers with `retrain`. Proxies of
+            groups are those of the nearest sizes and no random draw.
         confidence: of the test, in (0, 1).
         chunk, mesh: see `jaxunlearn.batched`.
         directory: what was computed is kept there and found again, so that a search that was cut off goes on.
@@ -112,7 +122,7 @@ def tune(
 
     Raises:
         ValueError: no point, points of different settings, proxies that share rows with the request or leave nothing, test
-            rows that are training rows, too few proxies for `risk`.
+            rows that are training rows, too few proxies for `risk`, or `risk` without classes or references.
         TypeError: `make` returns no finished method.
 
     Example:
@@ -137,53 +147,58 @@ def tune(
     _check_proxies(data, request, requests, num_proxies)
     present = np.flatnonzero(np.asarray(data.present) > 0)
     require_disjoint("tune", members=jax.tree.map(lambda x: np.asarray(x)[present], data.train), nonmembers=test)
-    asked, keys = Proxies(requests, _alike(requests, test)), jax.random.split(point_key, num_proxies)
+    classes = classes_of(model, variables, data)
+    if risk is not None and (classes is None or retrain is None):
+        raise ValueError("risk bounds gaps in accuracy to retrained models: it takes a classifier and retrain=")
+    asked, keys = described(requests, data, test, classes=classes), jax.random.split(point_key, num_proxies)
     folder, tell = None if directory is None else Path(directory), progress or (lambda doing, done: None)
-    bench = Bench(model, variables, data, test, chunk, mesh, folder, tell)
+    bench = Bench(model, variables, data, remove(data, request).present, test, chunk, mesh, folder, tell, [], {})
 
-    with timing() as of_references:
-        if retrain is None:
-            reference, spreads = expected(before(bench, asked), requests, asked.alike)
-        else:
-            reference = retrained(bench, retrain, asked, num_references, reference_key)
-            spreads = spreads_of(reference)
+    started = time.perf_counter()
+    if retrain is None:
+        reference, spreads = expected(before(bench, asked), asked, shares=classes is not None)
+    else:
+        reference = retrained(bench, retrain, asked, num_references, reference_key)
+        spreads = spreads_of(reference, shares=classes is not None)
+    choosing = spreads if risk is None else spreads_of(_of(reference, first), shares=True)
+    one, known = sum(bench.running) / (num_proxies * num_references), time.perf_counter()
 
-    def judged(found: Found) -> float:
-        return math.inf if np.any(found[1] == Status.NONFINITE) else float(objective(found[0], _of(reference, found), spreads))
+    def judged(found: Found, unit: Spreads) -> float:
+        broken = np.any(found[1] == Status.NONFINITE)
+        value = math.nan if broken else objective(found[0], _of(reference, len(found[1])), unit)
+        return math.inf if math.isnan(value) else float(value)
 
     def try_on(chosen: Sequence[int], part: slice) -> dict[int, Found]:
         some = jax.tree.map(lambda x: x[part], asked)
-        return tried(bench, make, {place: points[place] for place in chosen}, some, keys[part], block)
+        return tried(bench, make, {place: points[place] for place in chosen}, some, keys[part], block, static)
 
     going_on = len(points) if halving is None else math.ceil(len(points) / halving)
     block = min(len(points) * first, going_on * (num_proxies - first) or len(points) * first)
-    with timing() as of_points:
-        found = try_on(range(len(points)), slice(first))
-        kept = sorted(found, key=lambda place: judged(found[place]))[:going_on]
-        if first < num_proxies:
-            for place, more in try_on(kept, slice(first, num_proxies)).items():
-                found[place] = jax.tree.map(lambda *x: np.concatenate(x), found[place], more)
+    found = try_on(range(len(points)), slice(first))
+    kept = sorted(found, key=lambda place: judged(found[place], choosing))[:going_on]
+    if first < num_proxies:
+        for place, more in try_on(kept, slice(first, num_proxies)).items():
+            found[place] = jax.tree.map(lambda *x: np.concatenate(x), found[place], more)
+    done = time.perf_counter()
 
     p_values: dict[int, float] = {}
     if risk is not None:
         tested = range(first, num_proxies)
         p_values = {i: hoeffding_bentkus(gap_losses(found[i][0], reference, tested), risk) for i in kept}
         kept = [i for i, good in zip(kept, holm([p_values[i] for i in kept], 1 - confidence), strict=True) if good]
-    table = [_point(points[i], found[i], reference, judged(found[i]), p_values.get(i)) for i in range(len(points))]
-    best = min((table[i] for i in sorted(kept) if math.isfinite(table[i].value)), key=lambda point: point.value, default=None)
-    running = [part["seconds"] - part["compiling"] for part in (of_references, of_points)]
+    table = [_point(points[i], found[i], reference, judged(found[i], spreads), p_values.get(i)) for i in range(len(points))]
+    ranked = sorted(range(len(points)), key=lambda i: (-table[i].proxies, table[i].value))
+    good = [i for i in ranked if math.isfinite(table[i].value) and (risk is None or i in kept)]
+    running = float(np.nansum(bench.running))
     return Tuned(
-        settings=None if best is None else best.settings,
-        table=sorted(table, key=lambda point: (-point.proxies, point.value)),
+        settings=points[good[0]] if good else None,
+        table=[table[i] for i in ranked],
         reference="held-out rows" if retrain is None else "retrained models",
         spreads=spreads,
         proxies=requests,
-        seconds={
-            "references": of_references["seconds"], "points": of_points["seconds"],
-            "compiling": of_references["compiling"] + of_points["compiling"],
-        },
-        retrainings=math.nan if retrain is None else sum(running) / running[0] * num_proxies * num_references,
-    )  # fmt: skip
+        seconds={"references": known - started, "points": done - known, "compiling": done - started - running},
+        retrainings=sum(bench.running) / one if retrain is not None else math.nan,
+    )
 
 
 def _points(space: Mapping[str, Sequence[Any]] | Sequence[Settings]) -> list[Settings]:
@@ -212,18 +227,6 @@ def _check_proxies(data: Data, request: ForgetRequest, asked: ForgetRequest, cou
             raise ValueError(f"proxy {place} names {own.size} rows of {left.sum()}, or some that are gone; it must leave some")
 
 
-def _alike(asked: ForgetRequest, test: Examples) -> Float[np.ndarray, "p m"]:
-    """Which test rows are drawn like those of each proxy: those of its classes, if it is for classes."""
-    count, target = len(asked.indices), jax.tree.leaves(asked.target)
-    rows = len(jax.tree.leaves(test)[0])
-    if not target or not np.any(target[0]):
-        return np.ones((count, rows), np.float32)
-    weights = np.asarray(target[0])[:, np.asarray(test.targets)].astype(np.float32)
-    if not np.all(weights.sum(axis=1)):
-        raise ValueError("test holds no row of the classes of some proxies: pass more of them, or give proxies=")
-    return weights
-
-
 def _first(count: int, halving: float | None, risk: float | None) -> int:
     """How many proxies all points are tried on; the others are for those that go on."""
     if halving is not None and not halving > 1:
@@ -235,12 +238,12 @@ def _first(count: int, halving: float | None, risk: float | None) -> int:
     return count if halving is None else max(1, count // 2)
 
 
-def _of(reference: Outcome, found: Found) -> Outcome:
-    """References of the proxies that a point was tried on."""
-    return jax.tree.map(lambda x: x[:, : len(found[1])], reference)
+def _of(reference: Outcome, count: int) -> Outcome:
+    """References of the first proxies."""
+    return jax.tree.map(lambda x: x[:, :count], reference)
 
 
 def _point(settings: Settings, found: Found, reference: Outcome, value: float, p_value: float | None) -> Point:
-    gaps = {name: float(np.mean(gap)) for name, gap in gaps_to(found[0], _of(reference, found)).items()}
+    gaps = {name: float(np.mean(gap)) for name, gap in gaps_to(found[0], _of(reference, len(found[1]))).items()}
     statuses = tuple(sorted({Status(int(status)).name for status in found[1] if status != Status.OK}))
     return Point(settings, value, gaps, len(found[1]), statuses, p_value)

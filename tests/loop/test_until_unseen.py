@@ -85,6 +85,8 @@ def test_epochs_are_passes_over_the_rows_of_each_request():
     ]:
         with pytest.raises(ValueError, match=message):
             ju.iterate(FINETUNE, batch_size=4, **wrong)
+    with pytest.raises(ValueError, match="of which a training reads nothing: pass num_steps"):
+        ju.iterate(ju.retrain(MODEL, optax.sgd(0.1)), epochs=2, batch_size=4)
     with pytest.raises(ValueError, match="look_every=10 is more than num_steps=6"):
         ju.iterate(FINETUNE, epochs=2, batch_size=4, stop=accuracy, validation=TEST, look_every=10)(
             VARIABLES, DATA, lane(requests, 0), KEY

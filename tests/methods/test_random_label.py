@@ -88,6 +88,9 @@ def test_both_terms_take_turns():
     retained = batch.retain.examples
     outputs = MODEL.forward(VARIABLES, retained.inputs)
     assert float(stats["loss"]) == pytest.approx(0.3 * float(jnp.mean(ju.losses.cross_entropy(outputs, retained))), rel=1e-5)
+    assert float(two.stats["visited"]) == 1
+    half = answer("random_label", steps=3, static={"turns": (1, 5), "batch_size": 2})
+    assert float(half.stats["visited"]) == 0.5  # what is drawn in a retain step is not read
     with pytest.raises(ValueError, match="retain_steps must be an integer of at least 1, got 0"):
         ju.random_label(MODEL, optax.sgd(0.1), turns=(1, 0))
 

@@ -9,6 +9,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.tuning.bounds import hoeffding_bentkus, holm
+from jaxunlearn.tuning.proxies import described
 from tests.problems import blobs, lane, regression_data
 
 KEY = jax.random.key(0)
@@ -74,6 +75,27 @@ def test_groups_are_like_groups_of_their_size():
     for rows in rows_of(proxies):
         assert len(set(people[rows])) == 1
         assert 3 not in people[rows]
+
+
+def test_classes_that_hold_no_row_any_more_are_not_counted():
+    labels = np.arange(60) % 6
+    data = ju.training_data(DATA.train.inputs, labels)
+    data = ju.remove(data, lane(ju.from_classes(data, [[1]]), 0))
+    request = lane(ju.from_classes(ju.training_data(DATA.train.inputs, labels), [[0, 1]]), 0)
+    assert [len(rows) for rows in rows_of(ju.proxy_requests(data, request, 3, KEY))] == [10, 10, 10]
+
+
+def test_test_rows_are_weighted_like_the_classes_of_a_request():
+    test = ju.Examples(np.zeros((8, 4)), np.array([0, 0, 0, 0, 1, 1, 2, 2]))
+    whole, part = np.flatnonzero(LABELS == 0), np.flatnonzero(LABELS == 1)[:3]
+    asked = ju.from_indices(DATA, [whole, part, [*whole[:6], *part]])
+    found = described(asked, DATA, test, classes=3)
+    assert found.gone.tolist() == [1, 0, 0]
+    assert found.gone_of_test.tolist() == [0.5, 0, 0]
+    shares = [[row[test.targets == y].sum() / row.sum() for y in range(3)] for row in found.alike]
+    np.testing.assert_allclose(shares, [[1, 0, 0], [0, 1, 0], [6 / 9, 3 / 9, 0]], rtol=1e-6)
+    with pytest.raises(ValueError, match="no row of the classes of request 0"):
+        described(asked, DATA, jax.tree.map(lambda x: x[4:], test), classes=3)
 
 
 def test_real_targets_have_proxies_and_removed_rows_are_none():

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxunlearn import checks
 from jaxunlearn.evaluation import class_logits, evaluate, map_rows
+from jaxunlearn.likelihoods import num_classes
 from jaxunlearn.sampling import forget_rows, masked_mean, retain_weights, row_numbers
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Variables
 
@@ -71,6 +72,35 @@ def _correct(logits: Float[Array, "b c"], targets: Int[Array, " b"]) -> Float[Ar
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), jnp.nan, hit)
 
 
+def row_results(
+    model: Model, variables: Variables, examples: Examples, *, chunk: int | None = None
+) -> tuple[Float[Array, " b"] | None, Float[Array, " b"]]:
+    """Whether each row is classified correctly, and its loss; one pass.
+
+    Args:
+        model, variables: the model.
+        examples: b rows.
+        chunk: rows that go through the model together; None takes all.
+
+    Returns:
+        1, 0, or NaN where a logit is NaN, or None unless the task is classification (see `performance`); and the losses.
+
+    Example:
+        >>> from jaxunlearn.audit.single.performance import row_results
+        >>> correct, losses = row_results(model, variables, test)
+        >>> correct.shape, losses.shape
+        ((20,), (20,))
+    """
+
+    def measure(rows: Examples):
+        outputs, losses = evaluate(model, variables, rows)
+        counts = num_classes(model, outputs, rows) is None  # what the loss says, whatever values are traced
+        classes = not counts and _is_classification(outputs.logits, rows.targets)
+        return _correct(outputs.logits, rows.targets) if classes else None, losses
+
+    return map_rows(measure, examples, chunk=chunk)
+
+
 def performance(
     model: Model,
     variables: Variables,
@@ -109,18 +139,14 @@ def performance(
     rows = jnp.where(forgotten > 0, row_numbers(request), 0)
     retained = retain_weights(data, request)
 
-    def measure(examples: Examples):
-        outputs, losses = evaluate(model, variables, examples)
-        classes = _is_classification(outputs.logits, examples.targets)
-        return _correct(outputs.logits, examples.targets) if classes else None, losses
-
     def means(train: Float[Array, " n"], unseen: Float[Array, " m"]) -> Sets:
         parts = ((train, retained), (train[rows], forgotten), (unseen, jnp.ones(unseen.shape[0])))
         return Sets(*(masked_mean(values, weights, empty=jnp.nan) for values, weights in parts))
 
-    train_correct, train_losses = map_rows(measure, data.train, chunk=chunk)
-    test_correct, test_losses = map_rows(measure, test, chunk=chunk)
-    return Performance(None if train_correct is None else means(train_correct, test_correct), means(train_losses, test_losses))
+    train_correct, train_losses = row_results(model, variables, data.train, chunk=chunk)
+    test_correct, test_losses = row_results(model, variables, test, chunk=chunk)
+    correct = None if train_correct is None or test_correct is None else means(train_correct, test_correct)
+    return Performance(correct, means(train_losses, test_losses))
 
 
 def gap(unlearned: Performance, retrained: Performance) -> Performance:
