@@ -78,8 +78,8 @@ def unseen_matching(
         optimizer: any optax transformation.
         held_out: rows that training never saw and that no audit reports, some tens at least.
         by_class: rank and match within the classes; a class without held-out rows takes those of all.
-        retain_weight: weight of the loss on the retain set, at least 0, may be traced. On digits with wrong labels among rows
-            and held-out rows, the largest gap to retrained models is 4.1 of their spreads at 1, 1.6 at 5, 1.4 at 10, 2.1 at 20.
+        retain_weight: weight of the loss on the retain set, at least 0, may be traced. The default was chosen on one draw of
+            digits with wrong labels; `experiments/benchmarks/new_model.py` says how it does elsewhere.
         score: `(outputs, examples) -> Float[b, m]` in place of `jaxunlearn.unseen.scores`, high where a model knows the row.
         chunk: rows that are scored together at the start; None takes all.
         bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.

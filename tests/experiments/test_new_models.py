@@ -1,0 +1,35 @@
+"""The benchmarks of settings on new models, at sizes that only show that they run and count right."""
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import batch_norm, new_model, tuning
+from experiments.common.scale import Scale
+
+pytestmark = pytest.mark.slow
+ONE_DEVICE = Scale(mesh=False)
+
+
+def test_every_cell_has_its_largest_gap(tmp_path):
+    found = new_model.main(new_model.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    assert {(row["method"], row["kind"]) for row in found["cells"]} == {
+        (name, kind) for name in ("do nothing", "unseen_matching") for kind in ("1 row", "20 rows", "5 %", "class")
+    }
+    for row in found["cells"]:
+        assert row["worst"] == max(map(abs, row["in_spreads"].values()))
+    shares = [row["worst"] <= 2 for row in found["cells"] if row["method"] == "unseen_matching"]
+    assert found["within_two_spreads"]["unseen_matching"] == np.mean(shares)
+    assert (tmp_path / "report.html").exists()
+
+
+def test_chosen_points_are_compared_with_the_best_of_the_grid(tmp_path):
+    found = tuning.main(tuning.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    assert {pair["kind"] for pair in found["pairs"]} == {"random", "class"}
+    for pair in found["pairs"]:
+        assert pair["ratio"] == pair["values"][pair["chosen"]] / min(pair["values"]) >= 1
+
+
+def test_every_policy_is_tried(tmp_path):
+    found = batch_norm.main(batch_norm.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    assert [row["bn"] for row in found["table"][2:]] == ["frozen", "retain", "all", "evaluate"]
+    assert found["table"][2]["first"] is not None
