@@ -3,19 +3,20 @@
     python -m pytest -n 2 -m "slow or not slow" -p tests.tiers    # all anew
     python -m pytest -n 2 -p tests.tiers                          # then: who pays now for what slow tests compiled before?
 
-A test that takes more than LONG seconds of CPU time is slow. Of a test with several cases the cheapest one stays, and so does
-what ALWAYS names: one of each kind that every change must pass. Examples of docstrings are slow together.
+A test that takes more than LONG seconds of CPU time, its processes and its share of the fixtures that it has in common with
+others counted, is slow. Of a test with several cases the cheapest one stays, and so does what ALWAYS names: one of each kind
+that every change must pass. Examples of docstrings are slow together.
 """
 
 import json
 import os
-import time
+import resource
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-LONG, CHEAPEST = 1.5, 2.5  # seconds of CPU time: of a test, and of the cheapest of several cases
+LONG, CHEAPEST = 1.0, 1.5  # seconds of CPU time: of a test, and of the cheapest of several cases
 LIST = Path(__file__).with_name("slow.txt")
 MEASURED = Path(__file__).with_name(".tiers")
 DOCSTRINGS = "tests/test_package.py::test_examples_in_docstrings_run"
@@ -40,7 +41,10 @@ ALWAYS = (
     "tests/test_batching.py::test_memory_grows_with_parameters_and_not_with_rows",
     "tests/test_precision.py",
 )
-_seconds: dict[str, float] = {}
+_seconds: dict[str, float] = {}  # of a test, without the fixtures that it shares
+_fixtures: dict[str, float] = {}  # seconds of a fixture that tests share
+_users: dict[str, list[str]] = {}  # tests of a fixture
+_making: list[float] = []  # seconds of the shared fixtures that the test at hand made
 
 
 def choose(seconds, marked=()):
@@ -59,23 +63,64 @@ def choose(seconds, marked=()):
     return sorted(found)
 
 
+def _spent():
+    """CPU seconds of this process and of those that it has waited for."""
+    return sum(x.ru_utime + x.ru_stime for x in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item, nextitem):
-    """Measure one test with its fixtures."""
-    start = time.process_time()
+    """Measure one test, and note which fixtures it shares."""
+    start = _spent()
+    _making.clear()
     yield
-    _seconds[item.nodeid] = time.process_time() - start
+    _seconds[item.nodeid] = _spent() - start - sum(_making)
+    cases = item.callspec.indices if hasattr(item, "callspec") else {}
+    for name, found in item._fixtureinfo.name2fixturedefs.items():
+        if found[-1].scope != "function":
+            _users.setdefault(_named(found[-1], cases.get(name, 0)), []).append(item.nodeid)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Measure one fixture; those that it makes on its way count for themselves."""
+    start, before = _spent(), sum(_making)
+    yield
+    if fixturedef.scope != "function":
+        _making.append(_spent() - start - (sum(_making) - before))
+        name = _named(fixturedef, request.param_index)
+        _fixtures[name] = _fixtures.get(name, 0.0) + _making[-1]
+
+
+def _named(fixture, case):
+    return f"{fixture.baseid}::{fixture.argname}[{case}]"
+
+
+def _with_shares(parts):
+    """Seconds of every test and its share of its fixtures, from what all workers measured."""
+    seconds, fixtures, users = defaultdict(float), defaultdict(float), defaultdict(list)
+    for tests, made, used in parts:
+        seconds.update(tests)
+        for name, spent in made.items():
+            fixtures[name] += spent
+        for name, some in used.items():
+            users[name] += some
+    for name, some in users.items():
+        for test in some:
+            seconds[test] += fixtures[name] / len(some)
+    return seconds
 
 
 def pytest_sessionfinish(session):
     """Every worker says what it measured; the controller, or the only process, decides."""
     by_hand = [item.nodeid for item in getattr(session, "items", []) if item.get_closest_marker("slow")]
+    found = [[_seconds, _fixtures, _users], by_hand]
     if "PYTEST_XDIST_WORKER" in os.environ:
         MEASURED.mkdir(exist_ok=True)
-        (MEASURED / os.environ["PYTEST_XDIST_WORKER"]).write_text(json.dumps([_seconds, by_hand]))
+        (MEASURED / os.environ["PYTEST_XDIST_WORKER"]).write_text(json.dumps(found))
         return
-    parts = [json.loads(path.read_text()) for path in MEASURED.iterdir()] if MEASURED.exists() else [[_seconds, by_hand]]
-    seconds = {name: spent for part, _ in parts for name, spent in part.items()}
+    parts = [json.loads(path.read_text()) for path in MEASURED.iterdir()] if MEASURED.exists() else [found]
+    seconds = _with_shares([measured for measured, _ in parts])
     listed = LIST.read_text().splitlines() if LIST.exists() else []
     by_hand = {name for _, names in parts for name in names} - set(listed)
     slow = sorted({*choose(seconds, by_hand), *(name for name in listed if name not in seconds)})
