@@ -2,7 +2,8 @@
 
 A score says how well a model knows a row: the margin of its label, or minus the error of a number. Rows of the forget set that
 were drawn like the held-out ones would, had training not seen them, have scores of the held-out rows' law. Which row has
-which of them is unknown; the order of the scores at hand is kept, so that the hardest row stays the hardest one.
+which of them is unknown; the order of the scores at hand is kept, so that the hardest row stays the hardest one. On digits the
+rank correlation of a trained model's margins with those of retrained models is 0.8 to 0.9 on the forgotten rows.
 """
 
 from typing import Any
@@ -57,39 +58,69 @@ def scores(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "
 
 def expected_scores(
     own: Float[Array, " k"],
-    counts: Bool[Array, " k"],
+    trained: Float[Array, " t"],
+    counts: Bool[Array, " t"],
     held_out: Float[Array, " h"],
     *,
-    groups: tuple[Int[Array, " k"], Int[Array, " h"]] | None = None,
+    groups: tuple[Int[Array, " k"], Int[Array, " t"], Int[Array, " h"]] | None = None,
 ) -> Float[Array, " k"]:
-    """The score of each row had it not been seen: the quantile of its rank among held-out scores, never above its own.
+    """The score of each row had it not been seen: its place among trained rows, found again among held-out ones.
 
-    A row of rank r among m (ties share the mean of their ranks) gets the held-out quantile of `(r + 1/2) / m`.
+    A score with a share `s` of the trained rows below it (half of those equal to it counted) gets the quantile `s` of the
+    held-out scores, and never more than its own.
 
     Args:
         own: scores of the forget set.
-        counts: its rows that count; others get any number.
-        held_out: scores of held-out rows.
-        groups: of both; rows are ranked within their group and get its quantiles. Groups without a held-out row get those of
-            all. None is one group.
+        trained: scores of rows that the model was trained on, forgotten ones among them.
+        counts: those of them that count; at least one.
+        held_out: scores of rows that it was not trained on.
+        groups: of all three; rows are placed within their group. Groups without a trained or a held-out row take all rows.
 
     Returns:
         Float[k].
 
     Example:
         >>> from jaxunlearn.unseen import expected_scores
-        >>> expected_scores(jnp.array([5.0, 9.0]), jnp.array([True, True]), jnp.arange(4.0)).tolist()
+        >>> expected_scores(jnp.array([5.0, 9.0]), jnp.array([5.0, 9.0]), jnp.ones(2, bool), jnp.arange(4.0)).tolist()
         [0.5, 2.5]
     """
-    named = (jnp.zeros(x.shape[0]) for x in (own, held_out)) if groups is None else groups
-    of_own, of_others = (jnp.asarray(x).astype(jnp.int32) for x in named)  # labels may be of a few bits
-    share = _ranks(own, jnp.where(counts, of_own, jnp.iinfo(jnp.int32).max))
+    named = (jnp.zeros(x.shape[0]) for x in (own, trained, held_out)) if groups is None else groups
+    of_own, of_trained, of_others = (jnp.asarray(x).astype(jnp.int32) for x in named)  # labels may be of a few bits
+    share, known = _shares_below(own, trained, counts, of_own, of_trained)
     order = jnp.lexsort((held_out, of_others))
-    ascending, names = held_out[order], of_others[order]
-    start, end = (jnp.searchsorted(names, of_own, side=side).astype(jnp.int32) for side in ("left", "right"))
-    whole = jnp.sort(held_out)
-    found = jnp.where(end > start, _quantile(ascending, start, end, share), _quantile(whole, 0, whole.shape[0], share))
-    return jnp.minimum(own, found)
+    start, end = (jnp.searchsorted(of_others[order], of_own, side=side).astype(jnp.int32) for side in ("left", "right"))
+    within = _quantile(held_out[order], start, end, share)
+    if groups is not None:
+        share, _ = _shares_below(own, trained, counts, jnp.zeros_like(of_own), jnp.zeros_like(of_trained))
+        within = jnp.where(known & (end > start), within, _quantile(jnp.sort(held_out), 0, held_out.shape[0], share))
+    return jnp.minimum(own, within)
+
+
+def matched_scores(
+    own: Float[Array, " k"], counts: Bool[Array, " k"], others: Float[Array, " h"], there: Bool[Array, " h"]
+) -> Float[Array, " k"]:
+    """The score among others that each row's rank among its own corresponds to; differentiable in `others`.
+
+    A row of rank r among m gets the quantile `(r + 1/2) / m`, so that the mean squared difference is the squared
+    2-Wasserstein distance between both sets of scores.
+
+    Args:
+        own, counts: scores of one set, and which of them count; the rest gets any number.
+        others, there: of the other set, which must not be empty.
+
+    Returns:
+        Float[k].
+
+    Example:
+        >>> from jaxunlearn.unseen import matched_scores
+        >>> others, there = jnp.array([1.0, 3.0, 0.0]), jnp.array([True, True, False])
+        >>> matched_scores(jnp.array([9.0, 5.0]), jnp.ones(2, bool), others, there).tolist()
+        [3.0, 1.0]
+    """
+    place = jnp.argsort(jnp.argsort(jnp.where(counts, jax.lax.stop_gradient(own), jnp.inf)))
+    share = (place + 0.5) / jnp.maximum(jnp.sum(counts), 1)
+    order = jnp.argsort(jnp.where(there, jax.lax.stop_gradient(others), jnp.inf))
+    return _quantile(others[order], 0, jnp.maximum(jnp.sum(there), 1), share)
 
 
 def _quantile(ascending: Float[Array, " h"], start: Any, end: Any, share: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -97,25 +128,22 @@ def _quantile(ascending: Float[Array, " h"], start: Any, end: Any, share: Float[
     last = jnp.maximum(end - start - 1, 0)
     place = jnp.clip(share * (end - start) - 0.5, 0, last)
     below = jnp.floor(place).astype(jnp.int32)
-    part = place - below
+    part = (place - below).astype(ascending.dtype)
     low, high = (ascending[jnp.minimum(start + x, ascending.shape[0] - 1)] for x in (below, jnp.minimum(below + 1, last)))
     return low + jnp.where(part > 0, part * (high - low), 0)
 
 
-def _ranks(values: Float[Array, " k"], groups: Int[Array, " k"]) -> Float[Array, " k"]:
-    """`(rank + 1/2) / size` of every value within its group; ties share their mean."""
-    order = jnp.lexsort((values, groups))
-    ascending, names = values[order], groups[order]
-    place = jnp.arange(values.shape[0], dtype=jnp.int32)
+def _shares_below(
+    own: Float[Array, " k"], trained: Float[Array, " t"], counts: Bool[Array, " t"], of_own: Any, of_trained: Any
+) -> tuple[Float[Array, " k"], Bool[Array, " k"]]:
+    """Share of the rows of the same group below each score, those equal to it half, and whether the group has a row."""
+    ascending = jnp.sort(jnp.where(counts, trained, jnp.inf))
+    width = trained.shape[0] + 1
 
-    def bounds(new):
-        first = jax.lax.cummax(jnp.where(new, place, 0))
-        is_last = jnp.concatenate([new[1:], jnp.ones(1, bool)])
-        return first, jax.lax.cummin(jnp.where(is_last, place, place[-1]), reverse=True)
+    def key(scores, group, side):
+        return group * width + jnp.searchsorted(ascending, scores, side=side).astype(jnp.int32)
 
-    other_group = jnp.concatenate([jnp.ones(1, bool), names[1:] != names[:-1]])
-    other_value = other_group | jnp.concatenate([jnp.ones(1, bool), ascending[1:] != ascending[:-1]])
-    (group_first, group_last), (tie_first, tie_last) = bounds(other_group), bounds(other_value)
-    middle = (tie_first + tie_last + 1) / 2 - group_first
-    share = middle / (group_last - group_first + 1)
-    return jnp.zeros_like(share).at[order].set(share).astype(values.dtype)
+    keys = jnp.sort(jnp.where(counts, key(trained, of_trained, "left"), jnp.iinfo(jnp.int32).max))
+    start, end = (jnp.searchsorted(keys, (of_own + x) * width).astype(jnp.int32) for x in (0, 1))
+    below, upto = (jnp.searchsorted(keys, key(own, of_own, side)).astype(jnp.int32) for side in ("left", "right"))
+    return ((below + upto) / 2 - start) / jnp.maximum(end - start, 1), end > start
