@@ -5,6 +5,7 @@
     python experiments/unlearn_checkpoint.py --checkpoint DIR --rows-file ids.txt --network resnet18 --dataset cifar10 \\
         --data-dir DIR --method scrub --settings alpha 0.1 forget_epochs 5 --retrain --training-steps 20000
     python experiments/unlearn_checkpoint.py --module mine.py --checkpoint DIR --rows 3 14 15      # your model and data
+    python experiments/unlearn_checkpoint.py --demo --auto --to-come 100    # method and settings are chosen, or it is retrained
 
 The checkpoint is one that orbax wrote: `{"params": ..., "batch_stats": ...}` as linen's `init` returns them, or a train state
 with such entries, of which nothing else is read. All rows are forgotten in one merged request. Written to the folder `--out`:
@@ -39,6 +40,7 @@ flax nnx: experiments/modules/digits_nnx.py.
 """
 
 import inspect
+import math
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,6 +95,12 @@ class Config(script.Base):
     """A Python file with your own model and data, in place of these three; see above."""
     standardise: bool = False
     """Pixels are standardised by channel instead of left in [0, 1]."""
+    auto: bool = False
+    """Choose between methods, settings and retraining, see `jaxunlearn.answer`; every other test row is used for that."""
+    to_come: int = 0
+    """With --auto: requests that will follow, which a search serves as well."""
+    budget: float | None = None
+    """With --auto: retrainings that may be spent; any number if not given."""
     method: str = "gradient_difference"
     """Any method of `jaxunlearn.METHODS` that takes a model."""
     learning_rate: float = 1e-3
@@ -127,9 +135,8 @@ def main(config: Config) -> dict[str, Any]:
     origin = _source(config)
     model, data, test = origin.model, ju.training_data(*origin.train), jax.tree.map(jnp.asarray, origin.test)
     request = ju.merge(ju.from_indices(data, [_rows(config)]))
-    unlearn = _method(config, model)
-    procedures = {UNLEARNED: (unlearn, config.method)}
-    if config.demo or config.retrain:
+    procedures = {} if config.auto else {UNLEARNED: (_method(config, model), config.method)}
+    if config.demo or config.retrain or config.auto:
         procedures[RETRAINED] = _retraining(config, model), "retraining"
 
     checkpoint = config.checkpoint
@@ -143,7 +150,18 @@ def main(config: Config) -> dict[str, Any]:
     variables = origin.read(checkpoint)
 
     num_rows = int(request.weights.sum())
-    models, seconds = {NOTHING: variables}, {}
+    models, seconds, verdict, method = {NOTHING: variables}, {}, None, config.method
+    if config.auto:
+        console.print("looking for the cheapest good answer")
+        choosing, test = (jax.tree.map(lambda x, first=first: x[first::2], test) for first in (0, 1))
+        found = ju.answer(
+            model, variables, data, request, _recipe(config), keys[UNLEARNED], unseen=choosing, to_come=config.to_come,
+            budget=math.inf if config.budget is None else config.budget, num_steps=config.steps,
+        )  # fmt: skip
+        console.print(found.verdict)
+        models[UNLEARNED], verdict = found.result.variables, found.verdict
+        method = "retrain" if found.how == RETRAINED else found.how
+        seconds[UNLEARNED] = {"seconds": found.seconds}
     for name, (function, doing) in procedures.items():
         if name == UNLEARNED or config.retrain:
             console.print(f"{doing} without {num_rows} of {len(data.present)} rows")
@@ -152,27 +170,28 @@ def main(config: Config) -> dict[str, Any]:
             models[name] = ju.check(done.result).variables
             seconds[name] = {"compile_seconds": done.compile_seconds, "run_seconds": done.run_seconds}
     console.print("auditing")
-    found = jax.device_get(jax.jit(_audit, static_argnums=0)(model, list(models.values()), data, request, test))
-    audits, curves = ({name: at(part, place) for place, name in enumerate(models)} for part in found)
+    audited = jax.device_get(jax.jit(_audit, static_argnums=0)(model, list(models.values()), data, request, test))
+    audits, curves = ({name: at(part, place) for place, name in enumerate(models)} for part in audited)
 
     origin.write(config.out / "checkpoint", models[UNLEARNED])
     summary = script.summary_of(
         config,
         forgotten_rows=num_rows,
-        guarantee=ju.METHODS[config.method].guarantee,
+        guarantee=ju.METHODS[method].guarantee,
+        verdict=verdict,
         models={name: {**as_json(audits[name]), **seconds.get(name, {})} for name in models},
     )
     summary["config"] = {name: value for name, value in summary["config"].items() if name not in UNREPORTED}
     summary["config"]["module"] = config.module.name if config.module else None
     columns = COLUMNS if "forget_accuracy" in audits[NOTHING] else [COLUMNS[0], *LOSSES, *COLUMNS[-2:]]
     table = Table(columns, [{"model": name, **audits[name]} for name in models], "Each model, with 95 % intervals over rows")
-    notes = [f"checkpoint: {config.out / 'checkpoint'}"]
+    notes = [*([verdict] if verdict else []), f"checkpoint: {config.out / 'checkpoint'}"]
     if config.demo:
         module = f"--module {config.module} " if config.module else ""
         notes.append(f"next: python {sys.argv[0]} {module}--checkpoint {checkpoint} --rows 3 14 15 --out {config.out}-2")
     return script.finish(
         config, console, "unlearn_checkpoint", summary, title="Rows unlearned from a checkpoint",
-        intro=_intro(config, origin.name, num_rows),
+        intro=_intro(config, origin.name, num_rows, method, verdict),
         sections=[Section("Before and after", "", [table], _figures(audits, curves))],
         tables=[table], notes=notes,
     )  # fmt: skip
@@ -189,6 +208,10 @@ def _check(config: Config) -> None:
         raise SystemExit("give either --rows or --rows-file, not both")
     if not (config.rows or config.rows_file or config.demo):
         raise SystemExit("nothing to forget: give --rows 3 14 15, or --rows-file with one row number a line")
+    if config.auto and (config.settings or config.method != Config.method):
+        raise SystemExit("--auto chooses method and settings: leave --method and --settings out")
+    if not config.auto and (config.to_come or config.budget is not None):
+        raise SystemExit("--to-come and --budget belong to --auto")
     taken = [name for name in FILES if (config.out / name).exists()]
     if taken:
         raise SystemExit(f"{config.out} holds {', '.join(taken)} already, which is not overwritten: choose another --out")
@@ -230,13 +253,16 @@ def _method(config: Config, model: ju.Model) -> ju.UnlearnFn:
     )
 
 
+def _recipe(config: Config) -> ju.Recipe:
+    return ju.Recipe(optax.adam, config.training_learning_rate, config.training_steps, config.batch_size)
+
+
 def _retraining(config: Config, model: ju.Model) -> ju.UnlearnFn:
     if model.init is None:
         raise SystemExit(
-            "training and retraining start from Model.init, which is None: leave --demo and --retrain out, or give it"
+            "training and retraining start from Model.init, which is None: leave --demo, --retrain and --auto out, or give it"
         )
-    optimizer = optax.adam(config.training_learning_rate)
-    return ju.iterate(ju.retrain(model, optimizer), num_steps=config.training_steps, batch_size=config.batch_size)
+    return _recipe(config).retrain(model)
 
 
 def _number(text: str) -> int | float | str:
@@ -274,8 +300,8 @@ def _audit(
     return jax.lax.map(one, jax.tree.map(lambda *x: jnp.stack(x), *models))
 
 
-def _intro(config: Config, name: str, num_rows: int) -> str:
-    guarantee = ju.METHODS[config.method].guarantee
+def _intro(config: Config, name: str, num_rows: int, method: str, verdict: str | None) -> str:
+    guarantee = ju.METHODS[method].guarantee
     promise = "It guarantees nothing." if guarantee == "none" else f"Its guarantee is {guarantee}."
     reference = (
         "The aim is the row `retrained`, a model trained without the rows, not an accuracy or an attack as low as possible. "
@@ -284,7 +310,7 @@ def _intro(config: Config, name: str, num_rows: int) -> str:
         else "Without a retrained model (--retrain) nobody can tell from this table how much should have been forgotten."
     )
     return f"""\
-{num_rows} rows were unlearned from {name}, by {config.method}. {promise}
+{num_rows} rows were unlearned from {name}, by {method}. {promise}{f" {verdict}" if verdict else ""}
 
 {reference}
 

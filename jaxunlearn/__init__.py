@@ -46,7 +46,10 @@ from jaxunlearn.sampling import uniform as uniform
 from jaxunlearn.status import Status as Status
 from jaxunlearn.status import UnlearningError as UnlearningError
 from jaxunlearn.status import check as check
+from jaxunlearn.tuning import Answer as Answer
+from jaxunlearn.tuning import Recipe as Recipe
 from jaxunlearn.tuning import Tuned as Tuned
+from jaxunlearn.tuning import answer as answer
 from jaxunlearn.tuning import proxy_requests as proxy_requests
 from jaxunlearn.tuning import tune as tune
 from jaxunlearn.tuning import worst_gap as worst_gap

@@ -48,6 +48,7 @@ class Tuned(NamedTuple):
     settings: Settings | None  # the best point that was tried on most proxies; None if all diverged, or none passes `risk`
     table: list[Point]  # all of them, those tried on most proxies first, then by value
     reference: str  # "retrained models", or "held-out rows" if there were none
+    references: Outcome  # what those know, [models, proxies]
     spreads: Spreads  # standard deviation of one retrained model at a fixed request
     proxies: ForgetRequest
     seconds: dict[str, float]  # wall time: "references", "points", and the part of both that was no running: "compiling"
@@ -194,6 +195,7 @@ def tune(
         settings=points[good[0]] if good else None,
         table=[table[i] for i in ranked],
         reference="held-out rows" if retrain is None else "retrained models",
+        references=reference,
         spreads=spreads,
         proxies=requests,
         seconds={"references": known - started, "points": done - known, "compiling": done - started - running},

@@ -60,6 +60,16 @@ def test_a_train_state_and_a_file_of_rows_are_read(trained, tmp_path, capsys):
     assert "auditing" in capsys.readouterr().out
 
 
+def test_the_cheapest_good_answer_is_chosen_and_told(trained, out, tmp_path):
+    options = {"auto": True, "settings": {}, "checkpoint": out / "trained", "rows": (3, 14), "out": tmp_path / "auto"}
+    unlearn_checkpoint.main(replace(SMALL, **options))
+    summary = json.loads((tmp_path / "auto" / "unlearn_checkpoint.json").read_text())
+    assert summary["verdict"].startswith("Retrained: that costs 1 retrainings")
+    assert summary["guarantee"] == "exact"
+    assert "Retrained: that costs" in (tmp_path / "auto" / "report.html").read_text()
+    assert distance(load_variables(tmp_path / "auto" / "checkpoint", trained), trained) > 0
+
+
 def test_nothing_is_overwritten(out):
     with pytest.raises(SystemExit, match=r"holds trained, checkpoint, report.html, unlearn_checkpoint.json already"):
         unlearn_checkpoint.main(replace(SMALL, checkpoint=out / "trained", rows=(1,), out=out))
@@ -80,6 +90,8 @@ def test_nothing_is_overwritten(out):
             ValueError,
             r"another model: params/Dense_0/kernel is float32\[64,128\], not float32\[256,128\]; params/Conv_0/",
         ),
+        ({"auto": True}, SystemExit, "--auto chooses method and settings"),
+        ({"budget": 3.0}, SystemExit, "belong to --auto"),
         ({"checkpoint": "nowhere"}, FileNotFoundError, "there is no checkpoint at"),
     ],
 )

@@ -1,0 +1,152 @@
+"""One call for a service: which way it goes, what it says, and that it says what is so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxunlearn as ju
+from tests.problems import blobs, distance, held_out, lane, network
+
+KEY = jax.random.key(0)
+DATA, TEST, MODEL = blobs(), held_out(), network()
+RECIPE = ju.Recipe(optax.sgd, learning_rate=0.2, num_steps=12, batch_size=8)
+TRAINED = jax.jit(RECIPE.retrain(MODEL))(MODEL.init(KEY), DATA, ju.empty_request(16), KEY).variables
+ROWS = ju.from_indices(DATA, [[i, i + 1, i + 20] for i in range(6)])
+ONE = {"finetune": {"learning_rate": [1.0]}}
+
+
+def answer(requests=ROWS, recipe=RECIPE, **options):
+    options = {"num_steps": 2, "num_proxies": 2, "candidates": ONE, "unseen": TEST, **options}
+    return ju.answer(MODEL, TRAINED, DATA, requests, recipe, KEY, **options)
+
+
+@pytest.fixture(scope="module")
+def searched():
+    return answer(to_come=100, tolerance=np.inf)
+
+
+def test_few_requests_are_retrained_since_that_is_cheaper_and_exact():
+    found = answer(lane(ROWS, 0))
+    assert (found.how, found.passed, found.tuned, found.found) == ("retrained", True, None, None)
+    assert found.verdict.startswith("Retrained: that costs 1 retrainings, a search about")
+    key = jax.random.split(jax.random.split(KEY)[1], 1)[0]
+    assert distance(found.result.variables, jax.jit(RECIPE.retrain(MODEL))(TRAINED, DATA, lane(ROWS, 0), key).variables) < 1e-6
+
+
+def test_many_are_unlearned_by_what_was_best_on_proxies(searched):
+    assert (searched.how, searched.passed) == ("finetune", True)
+    assert "finetune (learning_rate 1), the best of 1 points on 2 requests like these" in searched.verdict
+    assert searched.result.status.tolist() == [ju.Status.OK] * 6
+    assert searched.found.auc.shape == (6,)
+    assert searched.costs.search >= 4
+    by_hand = ju.iterate(ju.finetune(MODEL, RECIPE.scaled(1.0, num_steps=2)), num_steps=2, batch_size=8)
+    keys = jax.random.split(jax.random.split(KEY)[1], 6)
+    expected = jax.jit(ju.batched(by_hand))(TRAINED, DATA, ROWS, keys)
+    assert distance(searched.result.variables, expected.variables) < 1e-6
+    look = ju.audit.performance(MODEL, lane(searched.result.variables, 2), DATA, lane(ROWS, 2), TEST).accuracy
+    assert searched.found.retain[2] == pytest.approx(float(look.retain))
+
+
+def test_an_earlier_search_is_used_again(searched):
+    again = answer(tuned=searched.tuned, tolerance=np.inf)
+    assert (again.how, again.passed, again.costs.search) == ("finetune", True, 0)
+    assert distance(again.result.variables, searched.result.variables) == 0
+
+
+def test_what_does_not_pass_is_retrained_or_said(searched):
+    value = searched.tuned.table[0].value
+    retrained = answer(tuned=searched.tuned, tolerance=value / 2)
+    assert (retrained.how, retrained.passed) == ("retrained", True)
+    assert f"does not pass, since it is {value:.1f} spreads from retrained models there" in retrained.verdict
+    poor = answer(tuned=searched.tuned, tolerance=value / 2, budget=4)
+    assert (poor.how, poor.passed) == ("finetune", False)
+    assert poor.verdict.startswith("Not good enough: finetune")
+
+
+def test_answers_that_look_unlike_the_proxies_do_not_pass(searched):
+    far = searched.tuned._replace(references=jax.tree.map(lambda x: x - 0.5, searched.tuned.references))
+    found = answer(tuned=far, tolerance=np.inf, budget=4)
+    assert not found.passed
+    assert "result on the retain set is" in found.verdict
+
+
+def test_without_a_budget_it_says_that_nothing_was_compared():
+    found = answer(budget=0)
+    assert (found.how, found.passed) == ("finetune", False)
+    assert "the budget allows no retrained model to compare with" in found.verdict
+    assert np.isnan(found.costs.search)
+
+
+def test_damage_is_no_success(searched):
+    table = [searched.tuned.table[0]._replace(settings={"method": "finetune", "learning_rate": 1e30})]
+    broken = searched.tuned._replace(table=table, settings=table[0].settings)
+    found = answer(tuned=broken, tolerance=np.inf, budget=4)
+    assert not found.passed
+    assert "6 of 6 answers say DAMAGED" in found.verdict
+
+
+def test_real_targets():
+    x = DATA.train.inputs
+    data = ju.training_data(x, x[:, :1] + 0.1)
+    model = ju.Model(
+        lambda v, x, **_: ju.Outputs(x @ v.params["w"]),
+        ju.losses.squared_error,
+        lambda key: ju.Variables({"w": jnp.zeros((4, 1))}),
+    )
+    trained = jax.jit(RECIPE.retrain(model))(model.init(KEY), data, ju.empty_request(16), KEY).variables
+    unseen = ju.Examples(TEST.inputs, TEST.inputs[:, :1] + 0.1)
+    found = ju.answer(
+        model, trained, data, ROWS, RECIPE, KEY, unseen=unseen, to_come=100, num_steps=2, num_proxies=2, tolerance=np.inf,
+        candidates={"gradient_difference": {"learning_rate": [0.5], "alpha": [0.9]}, **ONE},
+    )  # fmt: skip
+    assert found.how in ("finetune", "gradient_difference")
+    assert len(found.tuned.table) == 2
+
+
+def test_a_rate_is_the_mean_of_its_schedule():
+    falling = ju.Recipe(optax.sgd, optax.linear_schedule(0.2, 0.0, 100), num_steps=101, batch_size=8)
+    assert float(falling.rate()) == pytest.approx(0.1)
+    half = falling.scaled(0.5, num_steps=10)
+    step, _ = half.update({"w": jnp.ones(())}, half.init({"w": jnp.ones(())}))
+    assert float(step["w"]) == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"unseen": jax.tree.map(lambda x: x[:3], TEST)}, "unseen needs at least 4 rows"),
+        ({"budget": -1}, "budget"),
+        ({"candidates": {"ssd": {"learning_rate": [1.0]}}}, "ssd is no method with steps"),
+        ({"candidates": {"finetune": {}}}, "needs values of learning_rate"),
+        ({"candidates": {"finetune": {"learning_rate": [1.0], "alhpa": [1.0]}}}, "it has no setting alhpa"),
+        ({"candidates": {"cf_k": {"learning_rate": [1.0]}}}, "candidate cf_k: it needs layers"),
+        ({"candidates": {"unsir": {"learning_rate": [1.0]}}}, "none of the candidates unsir fits"),
+        ({"candidates": {"finetnue": {"learning_rate": [1.0]}}}, "finetune"),
+    ],
+)
+def test_bad_input_is_told(options, told):
+    with pytest.raises(ValueError, match=told):
+        answer(**options)
+
+
+def test_requests_of_two_kinds_are_refused():
+    target = np.zeros((6, 3), bool)
+    target[0, 0] = True
+    with pytest.raises(ValueError, match="1 of 6 requests are for classes"):
+        answer(ROWS._replace(target=target))
+
+
+def test_a_search_for_other_methods_is_not_taken(searched):
+    other = {"gradient_difference": {"learning_rate": [1.0]}}
+    with pytest.raises(ValueError, match="a search for other candidates was given"):
+        answer(tuned=searched.tuned, candidates=other, budget=4)
+
+
+def test_classes_are_tried_with_held_out_rows():
+    requests = ju.from_classes(DATA, [[0], [1]], num_classes=3)
+    candidates = {"unseen_matching": {"learning_rate": [0.01]}}
+    found = answer(requests, candidates=candidates, to_come=100, budget=20, tolerance=np.inf, num_proxies=1)
+    assert found.tuned.settings == {"method": "unseen_matching", "learning_rate": 0.01}
+    assert found.result.status.shape == (2,)
