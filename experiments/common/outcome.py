@@ -73,9 +73,16 @@ def spreads(retrained: Outcome, measures: Sequence[str] = MEASURES) -> dict[str,
     return {name: float(np.sqrt(np.var(np.asarray(getattr(retrained, name)), axis=0, ddof=1).mean())) for name in measures}
 
 
-def gaps(found: Outcome, retrained: Outcome, measures: Sequence[str] = MEASURES) -> dict[str, ju.audit.Interval]:
-    """Signed gaps to the retrained models of the same seeds and requests, with intervals."""
-    return {name: ju.audit.crossed_interval(getattr(found, name) - getattr(retrained, name)) for name in measures}
+def gaps(
+    found: Outcome,
+    retrained: Outcome,
+    measures: Sequence[str] = MEASURES,
+    *,
+    within: tuple[float, float] = (-np.inf, np.inf),
+) -> dict[str, ju.audit.Interval]:
+    """Signed gaps to the retrained models of the same seeds and requests, with intervals inside of what a gap can be."""
+    apart = {name: getattr(found, name) - getattr(retrained, name) for name in measures}
+    return {name: ju.audit.crossed_interval(gap, within=within) for name, gap in apart.items()}
 
 
 def in_spreads(
@@ -93,6 +100,18 @@ def in_spreads(
         name: value / width[name] if width[name] else float(np.sign(value) * np.inf if value else 0)
         for name, value in values.items()
     }
+
+
+def in_words(scaled: Mapping[str, float], *, limit: float = 2.0) -> str:
+    """What gaps in spreads mean; those within the limit mean nothing."""
+    forgetting, rest = ([scaled[name] for name in names] for names in (("forget", "auc"), ("retain", "test")))
+    said = [
+        *(["still knows the forget set"] if max(forgetting) > limit else []),
+        *(["drives it out too far"] if min(forgetting) < -limit else []),
+        *(["damages the rest"] if min(rest) < -limit else []),
+        *(["knows the rest better"] if max(rest) > limit else []),
+    ]
+    return ", ".join(said) or "like retrained models"
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,10 +45,23 @@ def test_timing_takes_medians_in_turn():
 
 def test_settings_and_grids_speak_of_the_same_methods_and_numbers():
     for scenario, settings in quickstart.SETTINGS.items():
-        assert set(settings) == set(tune_quickstart.GRIDS[scenario]) < set(ju.METHODS) - {"retrain"}
-        for method, options in settings.items():
-            grid = tune_quickstart.GRIDS[scenario][method]
+        assert set(settings) == {*tune_quickstart.GRIDS[scenario], "unseen_matching"} < set(ju.METHODS) - {"retrain"}
+        for method, grid in tune_quickstart.GRIDS[scenario].items():
+            options = settings[method]
             assert all(value in grid[name] for name, value in options.items())
+
+
+@pytest.mark.parametrize(
+    ("scaled", "words"),
+    [
+        ((1.9, -1.9, 0, 0), "like retrained models"),
+        ((0, 0, 0, 2.1), "still knows the forget set"),
+        ((-3, -3, 0, 0), "drives it out too far, damages the rest"),
+        ((0, 3, 2.5, -3), "still knows the forget set, drives it out too far, knows the rest better"),
+    ],
+)
+def test_gaps_are_put_into_words(scaled, words):
+    assert outcome.in_words(dict(zip(outcome.MEASURES, scaled, strict=True))) == words
 
 
 def test_gaps_are_counted_in_standard_deviations_over_seeds():
