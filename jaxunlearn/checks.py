@@ -32,6 +32,13 @@ def check_range(name: str, value: Any, *, low: float, high: float = np.inf) -> N
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
 
 
+def require_labels(name: str, labels: Any, num_classes: int) -> None:
+    """ValueError if concrete labels are no classes."""
+    if is_concrete(labels) and np.any((np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes)):
+        wrong = np.unique(np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes)])[:5].tolist()
+        raise ValueError(f"{name} has labels {wrong}, and the model has classes 0 to {num_classes - 1}")
+
+
 def require_count(name: str, value: Any, *, least: int = 1) -> None:
     """ValueError unless a static size is an integer of at least `least`; TypeError if it is traced."""
     if not is_concrete(value):

@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxunlearn import checks
 from jaxunlearn.evaluation import class_logits
 from jaxunlearn.likelihoods import NUMBERS, family, num_classes
 from jaxunlearn.margin import margins
@@ -24,8 +26,8 @@ def scores(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "
     Args:
         model: its likelihood, or its loss, tells classes and labels from counts.
         outputs: of the rows; logits [b, c] or [b] of a classifier, else of the targets' shape.
-        examples: the rows. Integer targets [b] are classes, integer or bool ones of the logits' shape independent labels, real
-            ones numbers.
+        examples: the rows. Integer targets [b] are classes, integer or bool ones of the logits' shape independent labels, and
+            so are real ones where the loss is that of a Bernoulli law; other real ones are numbers.
 
     Returns:
         Margins of the class (m = 1, nats), signed logits of each label (nats), or minus the absolute error of each number.
@@ -41,19 +43,25 @@ def scores(model: Model, outputs: Outputs, examples: Examples) -> Float[Array, "
     logits, targets = outputs.logits, examples.targets
     if num_classes(model, outputs, examples) is not None:
         return margins(class_logits(logits, targets), targets)[:, None]
-    shape, real = jnp.shape(targets), jnp.issubdtype(jnp.result_type(targets), jnp.floating)
+    shape, real = jnp.shape(targets), is_real(targets)
     known = family(model, outputs, examples)
     refused = ("poisson", "product") if real else (*NUMBERS, "product")
-    if logits.shape not in (shape, (*shape, 1)) or known in refused:
+    labels = real and known is None and checks.is_concrete(targets) and set(np.unique(np.asarray(targets))) == {0, 1}
+    if logits.shape not in (shape, (*shape, 1)) or known in refused or labels:
         raise ValueError(
             f"no score is known for logits {logits.shape} and targets {jnp.result_type(targets)}{list(shape)}"
-            f"{'' if known is None else f' of a {known} likelihood'}: pass score=(outputs, examples) -> Float[b, m], high "
-            "where a model knows the row well"
+            f"{'' if known is None else f' of a {known} likelihood'}{', all of them 0 or 1' if labels else ''}: pass "
+            "score=(outputs, examples) -> Float[b, m], high where a model knows the row well"
         )
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     rows = logits.reshape(logits.shape[0], -1).astype(wide)
     wanted = jnp.asarray(targets).reshape(rows.shape).astype(wide)
-    return -jnp.abs(rows - wanted) if real else (2 * wanted - 1) * rows
+    return -jnp.abs(rows - wanted) if real and known != "bernoulli" else (2 * wanted - 1) * rows
+
+
+def is_real(targets: Any) -> bool:
+    """Whether targets are one array of real numbers."""
+    return hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating)
 
 
 def expected_scores(
@@ -66,8 +74,8 @@ def expected_scores(
 ) -> Float[Array, " k"]:
     """The score of each row had it not been seen: its place among trained rows, found again among held-out ones.
 
-    A score with a share `s` of the trained rows below it (half of those equal to it counted) gets the quantile `s` of the
-    held-out scores, and never more than its own.
+    The i-th of n trained scores stands at `(i + 1/2) / n`, others in between; a score that stands at `s` gets the quantile
+    `s` of the held-out scores, and never more than its own.
 
     Args:
         own: scores of the forget set.
@@ -86,12 +94,12 @@ def expected_scores(
     """
     named = (jnp.zeros(x.shape[0]) for x in (own, trained, held_out)) if groups is None else groups
     of_own, of_trained, of_others = (jnp.asarray(x).astype(jnp.int32) for x in named)  # labels may be of a few bits
-    share, known = _shares_below(own, trained, counts, of_own, of_trained)
+    share, known = _places(own, trained, counts, of_own, of_trained)
     order = jnp.lexsort((held_out, of_others))
     start, end = (jnp.searchsorted(of_others[order], of_own, side=side).astype(jnp.int32) for side in ("left", "right"))
     within = _quantile(held_out[order], start, end, share)
     if groups is not None:
-        share, _ = _shares_below(own, trained, counts, jnp.zeros_like(of_own), jnp.zeros_like(of_trained))
+        share, _ = _places(own, trained, counts, jnp.zeros_like(of_own), jnp.zeros_like(of_trained))
         within = jnp.where(known & (end > start), within, _quantile(jnp.sort(held_out), 0, held_out.shape[0], share))
     return jnp.minimum(own, within)
 
@@ -133,17 +141,27 @@ def _quantile(ascending: Float[Array, " h"], start: Any, end: Any, share: Float[
     return low + jnp.where(part > 0, part * (high - low), 0)
 
 
-def _shares_below(
+def _places(
     own: Float[Array, " k"], trained: Float[Array, " t"], counts: Bool[Array, " t"], of_own: Any, of_trained: Any
 ) -> tuple[Float[Array, " k"], Bool[Array, " k"]]:
-    """Share of the rows of the same group below each score, those equal to it half, and whether the group has a row."""
-    ascending = jnp.sort(jnp.where(counts, trained, jnp.inf))
-    width = trained.shape[0] + 1
+    """Where each score stands among those of its group, the i-th of n at `(i + 1/2) / n` and linear in between, and whether it
+    has a group. Without steps, since a row's own copy among the trained ones was computed in another batch."""
+    everywhere = jnp.iinfo(jnp.int32).max  # rows that do not count stand behind all groups
+    names, values = jnp.where(counts, of_trained, everywhere), jnp.where(counts, trained, 0)
+    order = jnp.lexsort((values, names))
+    names, values = names[order], values[order]
+    start, end = (jnp.searchsorted(names, of_own, side=side).astype(jnp.int32) for side in ("left", "right"))
+    rank = jnp.searchsorted(jnp.sort(values), values).astype(jnp.int32)  # as whole numbers scores can stand behind their group
+    width = values.shape[0] + 1
 
-    def key(scores, group, side):
-        return group * width + jnp.searchsorted(ascending, scores, side=side).astype(jnp.int32)
+    def standing(side: str) -> Float[Array, " k"]:
+        place = jnp.searchsorted(jnp.sort(values), own, side=side).astype(jnp.int32)
+        keys = jnp.where(names == everywhere, everywhere, names * width + rank)
+        above = jnp.clip(jnp.searchsorted(keys, of_own * width + place).astype(jnp.int32), start, end)
+        low, high = jnp.clip(above - 1, start, end - 1), jnp.clip(above, start, end - 1)
+        gap = values[high] - values[low]
+        part = jnp.where((gap > 0) & jnp.isfinite(gap), (own - values[low]) / jnp.where(gap > 0, gap, 1), 0)
+        return low - start + 0.5 + jnp.clip(part, 0, 1) * (high - low)
 
-    keys = jnp.sort(jnp.where(counts, key(trained, of_trained, "left"), jnp.iinfo(jnp.int32).max))
-    start, end = (jnp.searchsorted(keys, (of_own + x) * width).astype(jnp.int32) for x in (0, 1))
-    below, upto = (jnp.searchsorted(keys, key(own, of_own, side)).astype(jnp.int32) for side in ("left", "right"))
-    return ((below + upto) / 2 - start) / jnp.maximum(end - start, 1), end > start
+    share = (standing("left") + standing("right")) / 2 / jnp.maximum(end - start, 1)
+    return share, end > start

@@ -54,7 +54,8 @@ METHOD = Method(
 )
 
 
-MOST = 1000  # trained rows that others are placed among
+MOST = 1000  # trained rows that others are placed among; all of them where classes are apart, which may be rare
+UNIT = 3.0  # nats up to which the loss is quadratic, so that rows that are far off are pulled harder
 
 
 class _Targets(NamedTuple):
@@ -90,11 +91,12 @@ def unseen_matching(
         optimizer: any optax transformation.
         held_out: rows that training never saw and that no audit reports, some tens at least. Their labels are read; what
             is asked of them is to keep their scores.
-        by_class: place and match within the classes; a class without held-out rows takes those of all.
+        by_class: place rows within their classes; a class without held-out rows takes those of all.
         retain_weight: weight of the retain set and of held-out rows, at least 0, may be traced.
         score: `(outputs, examples) -> Float[b, m]` in place of `jaxunlearn.unseen.scores`, high where a model knows the row.
         chunk: rows that are scored together at the start; None takes all.
-        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`.
+        bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`. With dropout "evaluate" lets rows end at
+            their targets; otherwise it is their scores in training mode that do.
 
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss`, `retain_loss`, `forget_loss` (the model's loss),
@@ -122,23 +124,31 @@ def unseen_matching(
         def known(rows: Examples):
             return measure(model.forward(variables, rows.inputs, train=False), rows)
 
-        part, sample = sampling.forget_rows(data, request), _some_present(data)
-        rows = part.examples, jax.tree.map(lambda x: x[sample], data.train), held_out
-        own, seen, others = (map_rows(known, x, chunk=chunk) for x in rows)
+        part, sample = sampling.forget_rows(data, request), _some_present(data, None if by_class else MOST)
+        rows = part.examples, data.train if sample is None else jax.tree.map(lambda x: x[sample], data.train), held_out
+        seen, others = (map_rows(known, x, chunk=chunk) for x in rows[1:])
+        # out of the same pass where that has all rows: equal up to rounding is another place among them
+        own = seen[sampling.row_numbers(request)] if sample is None else map_rows(known, part.examples, chunk=chunk)
         if own.ndim != 2:
             raise ValueError(f"score must return [b, m], one or more numbers for each row, got shape {own.shape}")
         count = classes_of(model, variables, data)
         if by_class and count is None:
             raise ValueError("by_class=True matches within classes, and the targets are not one class per row")
-        groups, there = tuple(x.targets for x in rows) if by_class else None, jnp.asarray(data.present)[sample] > 0
+        if count is not None:
+            checks.require_labels("held_out", held_out.targets, count)
+        groups, there = (
+            tuple(x.targets for x in rows) if by_class else None,
+            jnp.asarray(data.present)[slice(None) if sample is None else sample] > 0,
+        )
         wanted = jax.vmap(lambda *x: unseen.expected_scores(x[0], x[1], there, x[2], groups=groups), in_axes=1, out_axes=1)(
             own, seen, others
         )
-        real = jnp.issubdtype(jnp.result_type(part.examples.targets), jnp.floating)
-        unit = jnp.mean(jnp.abs(others), axis=0) if real and score is None else jnp.ones(own.shape[1], own.dtype)
+        real = score is None and unseen.is_real(part.examples.targets) and count is None
+        unit = jnp.mean(jnp.abs(others), axis=0) if real else jnp.full(own.shape[1], UNIT, own.dtype)
         classes = jnp.zeros(0, bool) if count is None else sampling.classes_gone(data, request, count)
         whole, apart = (
-            jnp.zeros(len(x.targets), bool) if count is None else classes[x.targets] for x in (part.examples, held_out)
+            jnp.zeros(len(scores), bool) if count is None else classes[x.targets]
+            for x, scores in ((part.examples, own), (held_out, others))
         )
         return _Targets(variables, wanted, others, jnp.where(unit > 0, unit, 1), classes, whole, apart)
 
@@ -171,10 +181,13 @@ def unseen_matching(
     return descend(model, optimizer, objective, context=targets, on_empty=METHOD.on_empty)
 
 
-def _some_present(data: Data) -> Int[Array, " t"]:
-    """Up to `MOST` rows, present ones first, the same for all requests."""
-    order = np.random.default_rng(0).permutation(data.present.shape[0]).astype(np.int32)
-    return jnp.asarray(order)[jnp.argsort(jnp.asarray(data.present)[order] <= 0)][:MOST]
+def _some_present(data: Data, most: int | None) -> Int[Array, " t"] | None:
+    """So many rows, present ones first, the same for all requests; None for all rows, if there are no more."""
+    rows = data.present.shape[0]
+    if most is None or rows <= most:
+        return None
+    order = np.random.default_rng(0).permutation(rows).astype(np.int32)
+    return jnp.asarray(order)[jnp.argsort(jnp.asarray(data.present)[order] <= 0)][:most]
 
 
 def _draw(apart: Bool[Array, " h"], size: int, key: PRNGKeyArray) -> Int[Array, " b"]:

@@ -1,13 +1,12 @@
 """One call for a service: answer requests with what a search on proxies finds, or retrain where that is the better answer."""
 
 import inspect
-import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,20 +15,21 @@ from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import checks
 from jaxunlearn.audit.single.outcome import Outcome, outcome
+from jaxunlearn.audit.statistics.checks import require_disjoint
 from jaxunlearn.batching import batched
-from jaxunlearn.catalogue import METHODS, method_of
+from jaxunlearn.catalogue import METHODS
 from jaxunlearn.loop.damage import classes_of
 from jaxunlearn.loop.iterate import iterate
 from jaxunlearn.loop.preparation import prepare
 from jaxunlearn.status import Status, check
-from jaxunlearn.tuning.calls import COMPARED, Settings
-from jaxunlearn.tuning.judging import LEAST_SPREAD, MEASURES
+from jaxunlearn.tuning import asked
+from jaxunlearn.tuning.asked import Candidates
+from jaxunlearn.tuning.calls import COMPARED
+from jaxunlearn.tuning.judging import LEAST_SPREAD, MEASURES, Spreads
 from jaxunlearn.tuning.proxies import described
 from jaxunlearn.tuning.recipe import Recipe
 from jaxunlearn.tuning.tune import Point, Tuned, tune
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Result, UnlearnFn, Variables
-
-Candidates: TypeAlias = Mapping[str, Mapping[str, Sequence[float]]]
 
 NAMES = {
     "retain": "result on the retain set",
@@ -37,7 +37,7 @@ NAMES = {
     "test": "result on unseen rows",
     "auc": "attack AUC",
 }
-FAR = 4.0  # standard deviations between retrained models of the proxies
+FAR, VERY_FAR = 4.0, 6.0  # standard deviations between the references: of answers together, of a single one
 PASSES = 3  # a step of unlearning looks at two or three batches where one of training looks at one
 CANDIDATES: Candidates = MappingProxyType({  # learning rates are multiples of the training's
     "unseen_matching": {"learning_rate": (0.5, 1.0)},
@@ -51,7 +51,7 @@ class Costs(NamedTuple):
 
     retraining: float  # all requests
     unlearning: float  # all requests
-    search: float  # with its references; 0 if an earlier one was given, NaN without references
+    search: float  # with its references; 0 if an earlier one was given
 
 
 class Answer(NamedTuple):
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
     result: Result  # [R], or of one request if one was given
     how: str  # "retrained", or the name of a method
-    passed: bool  # retrained, or like retrained models as far as could be told
+    passed: bool  # retrained without a fault, or like retrained models as far as could be told
     verdict: str  # the same in words, with what was chosen and why
     costs: Costs
     seconds: float  # wall time, compilation included
@@ -100,17 +100,17 @@ def answer(
     Args:
         model: with `init`, since retraining starts there.
         variables, data: the trained model.
-        requests: stacked [R, k], or one; all for whole classes or all for rows.
+        requests: stacked [R, k], or one; all for whole classes or all for rows, and of about the same size.
         recipe: how the model was trained.
         key: one typed key.
-        unseen: rows that training never saw, at least 4: every other one is held out for methods that read such rows and the
-            others judge. No report should use them.
-        budget: retrainings that may be spent, at least 0.
+        unseen: rows that training never saw, at least 4: a random half is held out for methods that read such rows and the
+            other one judges. No report should use them.
+        budget: retrainings that may be spent, at least 0. What a search takes is known afterwards only.
         to_come: requests of this kind that will follow, which a search serves as well.
-        tuned: of an earlier answer, in place of a search; for the same model, data and recipe.
+        tuned: of an earlier answer, in place of a search; for the same model, data, recipe, candidates and kind of request.
         candidates: methods by name, with values of their settings; each takes an optimizer.
         num_steps: of unlearning; rows of a step are those of the recipe.
-        num_proxies, num_references: see `tune`.
+        num_proxies, num_references: see `tune`; fewer proxies where there are fewer other classes.
         tolerance: worst gap that passes, in spreads of one retrained model.
         chunk, mesh, directory, progress: see `tune`.
 
@@ -118,8 +118,8 @@ def answer(
         `Answer`.
 
     Raises:
-        ValueError: requests of two kinds, no candidate that fits, too few unseen rows, or what `tune` refuses.
-        UnlearningError: a request with rows that are none, see `jaxunlearn.check`.
+        ValueError: requests that name no rows, unknown ones or are of two kinds, no candidate that fits, unseen rows that are
+            too few or were trained on, a budget that allows no answer, or what `tune` refuses.
 
     Example:
         >>> recipe = jaxunlearn.Recipe(optax.adam, learning_rate=0.01, num_steps=20, batch_size=16)
@@ -129,18 +129,20 @@ def answer(
     """
     started = time.perf_counter()
     checks.check_range("budget", budget, low=0)
-    for name, value, least in (("to_come", to_come, 0), ("num_steps", num_steps, 1)):
+    counts = ("to_come", to_come, 0), ("num_steps", num_steps, 1), ("recipe.num_steps", recipe.num_steps, 1)
+    for name, value, least in counts:
         checks.require_count(name, value, least=least)
-    checks.require_rows_like("unseen", unseen, data.train)
-    if (rows := len(jax.tree.leaves(unseen)[0])) < 4:
-        raise ValueError(f"unseen needs at least 4 rows, half of them to judge by, got {rows}")
-    held_out, judging = (jax.tree.map(lambda x, first=first: x[first::2], unseen) for first in (0, 1))
     single = np.ndim(requests.indices) == 1
     stacked = jax.tree.map(lambda x: np.asarray(x)[None] if single else np.asarray(x), requests)
-    count, classes = len(stacked.indices), classes_of(model, variables, data)
-    methods = _fitting(candidates, classes is not None, _for_classes(stacked))
-    space = _points(methods)
-    tune_key, answer_key = jax.random.split(key)
+    asked.require_requests(stacked, data)
+    for_classes, classes = asked.require_one_kind(stacked), classes_of(model, variables, data)
+    held_out, judging = _halves(unseen, data, classes)
+    told = described(stacked, data, judging, classes=classes)
+    methods = asked.fitting(candidates, classifier=classes is not None, for_classes=for_classes)
+    space, count = asked.points_of(methods), len(stacked.indices)
+    if tuned is not None and tuned.settings is not None and tuned.settings not in space:
+        raise ValueError(f"tuned chose {tuned.settings}, which is none of the candidates: give the candidates of that search")
+    tune_key, prepare_key, answer_key = jax.random.split(key, 3)
 
     def make(method: str, learning_rate: Any, **settings: Any) -> UnlearnFn:
         factory = METHODS[method].factory
@@ -151,13 +153,15 @@ def answer(
         return iterate(factory(model, optimizer, **given), num_steps=num_steps, batch_size=recipe.batch_size)
 
     def run(unlearn: UnlearnFn) -> Result:
-        ready = jax.jit(prepare(unlearn))(variables, data, answer_key)
+        ready = jax.jit(prepare(unlearn))(variables, data, prepare_key)
         call: Any = batched(unlearn, chunk=chunk, mesh=mesh)
         keys = jax.random.split(answer_key, count)
         return check((call if mesh is not None else jax.jit(call))(variables, ready, stacked, keys), allow=COMPARED)
 
-    each, half = PASSES * num_steps / recipe.num_steps, num_proxies // 2
-    tries = len(space) * max(1, half) + math.ceil(len(space) / 3) * (num_proxies - max(1, half))
+    if for_classes:
+        num_proxies = asked.proxies_there_are(asked.typical(stacked), np.asarray(data.train.targets), num_proxies)
+    each, half = PASSES * num_steps / recipe.num_steps, max(1, num_proxies // 2)
+    tries = len(space) * half + math.ceil(len(space) / 3) * (num_proxies - half)
     costs = Costs(count, count * each, 0.0 if tuned is not None else num_proxies * num_references + tries * each)
 
     def done(result: Result, how: str, passed: bool, verdict: str, **more: Any) -> Answer:
@@ -165,92 +169,77 @@ def answer(
         return Answer(result, how, passed, verdict, costs, time.perf_counter() - started, **more)
 
     def retrained(why: str, **more: Any) -> Answer:
-        return done(run(recipe.retrain(model)), "retrained", True, f"Retrained: {why}.", **more)
+        result = run(recipe.retrain(model))
+        if faults := _faults(result):
+            return done(result, "retrained", False, f"Retrained ({why}), but {'; '.join(faults)}: check the recipe.", **more)
+        return done(result, "retrained", True, f"Retrained: {why}.", **more)
 
-    times = (count + to_come) / count  # what a search serves
-    searched = costs.search + costs.unlearning <= budget
-    if count <= budget and not (searched and costs.search + times * costs.unlearning < times * count):
-        return retrained(
-            f"that costs {count} retrainings, a search about {costs.search:.0f} and the answers after it {costs.unlearning:.1f}"
+    full, times = costs.search + costs.unlearning, (count + to_come) / count  # a search serves those to come as well
+    if num_proxies == 0 or (tuned is None and len(set(told.gone > 0)) > 1):
+        why = "there are no requests like these to try on: whole classes go, with some requests or with nearly all classes"
+        if count <= budget:
+            return retrained(why)
+        raise ValueError(f"{why}; and {count} retrainings are beyond the budget of {budget:g}")
+    if count <= budget and not (full <= budget and costs.search + times * costs.unlearning < times * count):
+        others = f"a search about {costs.search:.3g} and then " if tuned is None else ""
+        return retrained(f"that costs {count} retrainings, {others}unlearning {costs.unlearning:.3g}", tuned=tuned)
+    blind = full > budget
+    if blind and (tuned is not None or num_proxies * each + costs.unlearning > budget):
+        raise ValueError(
+            f"a budget of {budget:g} retrainings allows neither {count} of them nor unlearning, that costs "
+            f"{costs.unlearning:.3g}"
         )
     if tuned is None:
         tuned = tune(
-            model, make, recipe.retrain(model) if searched else None, variables, data, _typical(stacked), tune_key,
-            space=space if searched else space[:1], test=judging, num_proxies=num_proxies, num_references=num_references,
+            model, make, None if blind else recipe.retrain(model), variables, data, asked.typical(stacked), tune_key,
+            space=space[:1] if blind else space, test=judging, num_proxies=num_proxies, num_references=num_references,
             chunk=chunk, mesh=mesh, directory=directory, progress=progress,
         )  # fmt: skip
-        costs = costs._replace(search=tuned.retrainings)
-    affordable = count <= budget - costs.unlearning - np.nan_to_num(costs.search)
-    if tuned.settings is None or tuned.settings["method"] not in methods:
-        why = "no candidate was left on the proxies: all diverged, or a search for other candidates was given"
-        if affordable:
-            return retrained(why, tuned=tuned)
-        raise ValueError(f"{why}; {count} retrainings are beyond the budget of {budget:g}")
+        costs = costs._replace(
+            search=num_proxies * each if blind else float(np.nan_to_num(tuned.retrainings, nan=costs.search))
+        )
+    left = budget - costs.search
+    if tuned.settings is None:
+        if count <= left:
+            return retrained("every candidate diverged on the proxies", tuned=tuned)
+        raise ValueError(
+            f"every candidate diverged on the proxies, and {left:.3g} retrainings are left of the budget for {count}"
+        )
     best = next(point for point in tuned.table if point.settings == tuned.settings)
     result = run(make(**tuned.settings))
-    found = _known(model, result, data, stacked, judging, described(stacked, data, judging, classes=classes).alike)
+    found = _known(model, result, data, stacked, judging, told.alike)
     name = tuned.settings["method"]
     numbers = ", ".join(f"{setting} {best.settings[setting]:g}" for setting in methods[name])
     chosen = f"{name} ({numbers}), the best of {len(tuned.table)} points on {best.proxies} requests like these"
     more = {"tuned": tuned, "gaps": {measure: gap / tuned.spreads[measure] for measure, gap in best.gaps.items()}}
-    doubts = _doubts(best, result, found, tuned, tolerance)
-    if not doubts:
-        told = f"Unlearned by {chosen}: there at most {best.value:.1f} spreads from retrained models."
-        return done(result, name, True, told, found=found, **more)
-    if affordable:
-        return retrained(f"{chosen}, does not pass, since {'; '.join(doubts)}", **more)
-    told = f"Not good enough: {chosen}; but {'; '.join(doubts)}. Retrain, or allow a larger budget."
-    return done(result, name, False, told, found=found, **more)
-
-
-def _for_classes(requests: ForgetRequest) -> bool:
-    if not jax.tree.leaves(requests.target):
-        return False
-    named = np.any(np.asarray(requests.target), axis=1)
-    if named.any() and not named.all():
-        raise ValueError(f"{named.sum()} of {len(named)} requests are for classes and the others for rows: answer them apart")
-    return bool(named.any())
-
-
-def _fitting(candidates: Candidates, is_classifier: bool, for_classes: bool) -> Candidates:
-    """The candidates that can answer, by their names in the catalogue."""
-    found = {}
-    for name, settings in candidates.items():
-        card = METHODS[method := method_of(name)]
-        takes = inspect.signature(card.factory).parameters
-        if card.takes != "model" or "optimizer" not in takes:
-            raise ValueError(f"{name} is no method with steps for a model, so a multiple of a learning rate says nothing to it")
-        needs = [x for x, p in list(takes.items())[2:] if p.default is p.empty and x not in {*settings, "held_out"}]
-        unknown = [x for x in settings if x not in {*takes, "learning_rate"}]
-        if needs or unknown or not settings.get("learning_rate"):
-            said = f"needs {', '.join(needs)}" if needs else f"has no setting {', '.join(unknown)}" if unknown else ""
-            raise ValueError(
-                f"candidate {name}: it {said or 'needs values of learning_rate, multiples of that of the training'}"
-            )
-        if (is_classifier or card.targets == "any") and (
-            card.requests == "rows" or (card.requests == "classes" and for_classes)
-        ):
-            found[method] = settings
-    if not found:
-        raise ValueError(f"none of the candidates {', '.join(candidates)} fits these targets and requests")
-    return found
-
-
-def _points(methods: Candidates) -> list[Settings]:
-    """All points of all methods; what is no setting of one is 0 there, since points must name the same settings."""
-    every = dict.fromkeys([name for settings in methods.values() for name in settings], 0.0)
-    return [
-        {"method": method, **every, **dict(zip(settings, map(float, values), strict=True))}
-        for method, settings in methods.items()
-        for values in itertools.product(*settings.values())
+    unlike = asked.untried(told, described(tuned.proxies, data, judging, classes=classes))
+    doubts = [
+        *([unlike] if unlike else []),
+        *_doubts(best, tuned, tolerance),
+        *_faults(result),
+        *_strange(found, tuned.references, tuned.spreads, asked.sizes_of(stacked), shares=classes is not None),
     ]
+    if not doubts:
+        said = f"Unlearned by {chosen}: there {best.value:.1f} spreads from retrained models in the worst measure."
+        return done(result, name, True, said, found=found, **more)
+    if count <= left - costs.unlearning:
+        return retrained(f"{chosen}, does not pass, since {'; '.join(doubts)}", **more)
+    said = f"Not good enough: {chosen}; but {'; '.join(doubts)}. Retrain, or allow a larger budget."
+    return done(result, name, False, said, found=found, **more)
 
 
-def _typical(requests: ForgetRequest) -> ForgetRequest:
-    """The request of median size."""
-    sizes = np.sum(np.asarray(requests.weights) > 0, axis=1)
-    place = int(np.argsort(sizes)[len(sizes) // 2])
-    return jax.tree.map(lambda x: x[place], requests)
+def _halves(unseen: Examples, data: Data, classes: int | None) -> tuple[Examples, Examples]:
+    """Rows that methods may read, and rows to judge by."""
+    checks.require_rows_like("unseen", unseen, data.train)
+    if (rows := len(jax.tree.leaves(unseen)[0])) < 4:
+        raise ValueError(f"unseen needs at least 4 rows, half of them to judge by, got {rows}")
+    if classes is not None:
+        checks.require_labels("unseen", unseen.targets, classes)
+    present = np.flatnonzero(np.asarray(data.present) > 0)
+    require_disjoint("answer", members=jax.tree.map(lambda x: np.asarray(x)[present], data.train), nonmembers=unseen)
+    order = np.random.default_rng(0).permutation(rows)
+    read, judging = (jax.tree.map(lambda x, part=part: x[part], unseen) for part in (order[::2], order[1::2]))
+    return read, judging
 
 
 def _known(model: Model, result: Result, data: Data, requests: ForgetRequest, judging: Examples, alike: Any) -> Outcome:
@@ -264,24 +253,34 @@ def _known(model: Model, result: Result, data: Data, requests: ForgetRequest, ju
     return jax.tree.map(np.asarray, jax.jit(lambda asked: jax.lax.map(one, asked))((result.variables, requests, alike)))
 
 
-def _doubts(best: Point, result: Result, found: Outcome, tuned: Tuned, tolerance: float) -> list[str]:
-    """Why answers do not pass."""
+def _faults(result: Result) -> list[str]:
+    status = np.asarray(result.status)
+    wrong = [code for code in np.unique(status) if code != Status.OK]
+    return [f"{np.sum(status == code)} of {len(status)} answers say {Status(int(code)).name}" for code in wrong]
+
+
+def _doubts(best: Point, tuned: Tuned, tolerance: float) -> list[str]:
+    """What speaks against the point of a search."""
     doubts = []
     if tuned.reference != "retrained models":
         doubts.append("the budget allows no retrained model to compare with")
     if not best.value <= tolerance:
         doubts.append(f"it is {best.value:.1f} spreads from {tuned.reference} there, and {tolerance:g} are allowed")
-    status = np.asarray(result.status)
-    doubts += [
-        f"{np.sum(status == code)} of {len(status)} answers say {Status(int(code)).name}"
-        for code in np.unique(status)
-        if code != Status.OK
-    ]
+    return doubts
+
+
+def _strange(found: Outcome, references: Outcome, spreads: Spreads, sizes: np.ndarray, *, shares: bool) -> list[str]:
+    """How answers look unlike the references of the proxies: on average, and one by one where chance can be reckoned."""
+    doubts = []
     for measure in MEASURES:
-        own, known = (np.asarray(getattr(x, measure), np.float64) for x in (found, tuned.references))
-        unit = max(float(np.std(known)), tuned.spreads[measure], LEAST_SPREAD * abs(float(np.mean(known))))
-        if not abs(np.mean(own) - np.mean(known)) <= FAR * unit:
-            doubts.append(
-                f"their {NAMES[measure]} is {np.mean(own):.3g}, that of {tuned.reference} of the proxies {np.mean(known):.3g}"
-            )
+        own, known = (np.asarray(getattr(x, measure), np.float64) for x in (found, references))
+        mean, name = float(np.mean(known)), NAMES[measure]
+        unit = max(float(np.std(known)), spreads[measure], LEAST_SPREAD * abs(mean))
+        if not abs(np.mean(own) - mean) <= FAR * unit:
+            doubts.append(f"their {name} is {np.mean(own):.3g}, that of the references {mean:.3g}")
+        elif shares or measure == "auc":
+            likely = (mean * known.size + 1) / (known.size + 2)
+            chance = {"forget": likely * (1 - likely) / sizes, "auc": 1 / (12 * sizes)}.get(measure, 0)
+            if apart := int(np.sum(~(np.abs(own - mean) <= VERY_FAR * np.sqrt(unit**2 + chance)))):
+                doubts.append(f"{apart} of {len(own)} answers stand out by their {name}")
     return doubts

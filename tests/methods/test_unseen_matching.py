@@ -22,13 +22,22 @@ def slow_targets(own, trained, counts, others, groups):
     """One row at a time."""
     of_own, of_trained, of_others = groups
     found = np.full(len(own), np.nan)
+
+    def standing(x, values):
+        below, above, equal = (np.sum(values < x), np.sum(values > x), np.sum(values == x))
+        if equal:
+            return (below + equal / 2) / len(values)
+        if not below or not above:
+            return (0.5 if not below else below - 0.5) / len(values)
+        low, high = values[values < x].max(), values[values > x].min()
+        return (below - 0.5 + (x - low) / (high - low)) / len(values)
+
     for i in range(len(own)):
         ours, theirs = trained[counts & (of_trained == of_own[i])], others[of_others == of_own[i]]
         if not len(ours) or not len(theirs):
             ours, theirs = trained[counts], others
-        share = (np.sum(ours < own[i]) + np.sum(ours == own[i]) / 2) / len(ours)
         place = (np.arange(len(theirs)) + 0.5) / len(theirs)
-        found[i] = min(own[i], np.interp(share, place, np.sort(theirs)))
+        found[i] = min(own[i], np.interp(standing(own[i], ours), place, np.sort(theirs)))
     return found
 
 
@@ -263,3 +272,35 @@ def test_a_forgotten_class_ends_where_held_out_rows_of_it_are():
     left, theirs = (scores_of(model, result.variables, part)[labels[:ROWS] == 0, 0] for part in (data.train, others))
     assert np.all(left < -3)
     np.testing.assert_allclose(np.mean(left), np.mean(theirs), atol=0.3)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_targets_do_not_depend_on_the_form_of_a_request(by_class):
+    model, data = network(), blobs()
+    method = ju.unseen_matching(model, optax.sgd(0.05), held_out=held_out(), by_class=by_class)
+    found = []
+    for capacity in (4, 7, 16):
+        one = lane(ju.from_indices(data, [[3, 4, 50, 7]], capacity=capacity), 0)
+        found.append(jax.jit(method.init)(model.init(KEY), data, one, KEY)[0].wanted[:4])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    np.testing.assert_allclose(found[0], found[2], atol=1e-4)
+
+
+def test_labels_as_floats_are_labels_of_a_bernoulli_law_or_refused():
+    inputs, bits = jnp.eye(6), np.array([0, 1, 1, 0, 1, 0])
+    outputs = ju.Outputs(jnp.array([[2.0], [2.0], [-1.0], [-1.0], [0.5], [0.5]]))
+    model = ju.Model(None, lambda o, part: optax.sigmoid_binary_cross_entropy(o.logits[:, 0], part.targets))
+    found = [unseen.scores(model, outputs, ju.Examples(inputs, bits.astype(kind))) for kind in (np.int32, np.float32)]
+    np.testing.assert_allclose(*found)
+    one_hot = ju.Examples(inputs, np.eye(3, dtype=np.float32)[bits])
+    soft = ju.Model(None, lambda o, part: -jnp.sum(part.targets * jax.nn.log_softmax(o.logits), axis=1))
+    with pytest.raises(ValueError, match="all of them 0 or 1: pass score="):
+        unseen.scores(soft, ju.Outputs(jnp.zeros((6, 3))), one_hot)
+
+
+def test_held_out_labels_are_classes():
+    model, data = network(), blobs()
+    strange = held_out()._replace(targets=jnp.full(20, -1))
+    method = ju.unseen_matching(model, optax.sgd(0.05), held_out=strange)
+    with pytest.raises(ValueError, match=r"held_out has labels \[-1\]"):
+        jax.eval_shape(method.init, model.init(KEY), data, lane(ju.from_indices(data, [[3]]), 0), KEY)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.tuning.answer import _strange
 from tests.problems import blobs, distance, held_out, lane, network
 
 KEY = jax.random.key(0)
@@ -31,7 +32,7 @@ def test_few_requests_are_retrained_since_that_is_cheaper_and_exact():
     found = answer(lane(ROWS, 0))
     assert (found.how, found.passed, found.tuned, found.found) == ("retrained", True, None, None)
     assert found.verdict.startswith("Retrained: that costs 1 retrainings, a search about")
-    key = jax.random.split(jax.random.split(KEY)[1], 1)[0]
+    key = jax.random.split(jax.random.split(KEY, 3)[2], 1)[0]
     assert distance(found.result.variables, jax.jit(RECIPE.retrain(MODEL))(TRAINED, DATA, lane(ROWS, 0), key).variables) < 1e-6
 
 
@@ -42,7 +43,7 @@ def test_many_are_unlearned_by_what_was_best_on_proxies(searched):
     assert searched.found.auc.shape == (6,)
     assert searched.costs.search >= 4
     by_hand = ju.iterate(ju.finetune(MODEL, RECIPE.scaled(1.0, num_steps=2)), num_steps=2, batch_size=8)
-    keys = jax.random.split(jax.random.split(KEY)[1], 6)
+    keys = jax.random.split(jax.random.split(KEY, 3)[2], 6)
     expected = jax.jit(ju.batched(by_hand))(TRAINED, DATA, ROWS, keys)
     assert distance(searched.result.variables, expected.variables) < 1e-6
     look = ju.audit.performance(MODEL, lane(searched.result.variables, 2), DATA, lane(ROWS, 2), TEST).accuracy
@@ -72,17 +73,49 @@ def test_answers_that_look_unlike_the_proxies_do_not_pass(searched):
     assert "result on the retain set is" in found.verdict
 
 
-def test_without_a_budget_it_says_that_nothing_was_compared():
-    found = answer(budget=0)
+def test_a_small_budget_is_kept_and_it_says_that_nothing_was_compared(searched):
+    found = answer(budget=4.5)
     assert (found.how, found.passed) == ("finetune", False)
     assert "the budget allows no retrained model to compare with" in found.verdict
-    assert np.isnan(found.costs.search)
+    assert found.costs.search + found.costs.unlearning <= 4.5
+    for tuned in (None, searched.tuned):
+        with pytest.raises(ValueError, match="allows neither 6 of them nor unlearning, that costs 3"):
+            answer(budget=2.5, tuned=tuned)
+    dear = answer(tuned=searched.tuned, num_steps=50, tolerance=np.inf)  # a request costs more than a retraining
+    assert dear.how == "retrained"
+
+
+def test_a_retraining_that_fails_does_not_pass():
+    found = answer(recipe=RECIPE._replace(learning_rate=1e30))
+    assert (found.how, found.passed) == ("retrained", False)
+    assert "6 of 6 answers say" in found.verdict
+
+
+def test_a_search_serves_requests_like_its_own_only(searched):
+    whole = np.flatnonzero(np.asarray(DATA.train.targets) == 1)
+    classes = ju.from_classes(DATA, [[0], [1]], num_classes=3)
+    mixed = ju.from_indices(DATA, [[0, 1, 20], whole])
+    large = ju.from_indices(DATA, [range(20)])
+    for requests, told in ((classes, "whole class"), (mixed, "whole class"), (large, "requests of 20 to 20 rows")):
+        found = answer(requests, tuned=searched.tuned, tolerance=np.inf, to_come=100)
+        assert found.how == "retrained"
+        assert told in found.verdict
+    assert "no requests like these to try on" in answer(mixed, to_come=100).verdict
+
+
+def test_one_answer_that_stands_out_is_noticed(searched):
+    found = searched.found._replace(retain=searched.found.retain.copy())
+    found.retain[3] = 0.1
+    sizes = np.full(6, 3)
+    same = _strange(searched.found, searched.tuned.references, searched.tuned.spreads, sizes, shares=True)
+    other = _strange(found, searched.tuned.references, searched.tuned.spreads, sizes, shares=True)
+    assert (same, other) == ([], ["1 of 6 answers stand out by their result on the retain set"])
 
 
 def test_damage_is_no_success(searched):
     table = [searched.tuned.table[0]._replace(settings={"method": "finetune", "learning_rate": 1e30})]
     broken = searched.tuned._replace(table=table, settings=table[0].settings)
-    found = answer(tuned=broken, tolerance=np.inf, budget=4)
+    found = answer(tuned=broken, tolerance=np.inf, budget=4, candidates={"finetune": {"learning_rate": [1e30]}})
     assert not found.passed
     assert "6 of 6 answers say DAMAGED" in found.verdict
 
@@ -117,6 +150,19 @@ def test_a_rate_is_the_mean_of_its_schedule():
     ("options", "told"),
     [
         ({"unseen": jax.tree.map(lambda x: x[:3], TEST)}, "unseen needs at least 4 rows"),
+        ({"unseen": TEST._replace(targets=TEST.targets - 1)}, r"unseen has labels \[-1\]"),
+        ({"unseen": jax.tree.map(lambda *x: jnp.concatenate([x[0][:9], x[1][:1]]), TEST, DATA.train)}, "members as well"),
+        ({"requests": ju.ForgetRequest(np.zeros(3, int), np.zeros(3), np.eye(3)[0] > 0)}, "request 0 names no row"),
+        ({"requests": ju.ForgetRequest(np.array([3, 3]), np.ones(2), ())}, "request 0 names rows twice"),
+        ({"requests": ju.ForgetRequest(np.array([3, 60]), np.ones(2), ())}, "outside the 60 rows"),
+        ({"requests": ju.ForgetRequest(np.array([3, 4]), np.full(2, 0.5), ())}, "weights other than 0 and 1"),
+        ({"requests": jax.tree.map(lambda x: x[:0], ROWS)}, "there is no request"),
+        ({"recipe": RECIPE._replace(num_steps=0)}, "num_steps"),
+        ({"candidates": {"unseen_matching": {"learning_rate": [1.0], "by_class": [True]}}}, "it takes numbers"),
+        (
+            {"candidates": {"npo": {"learning_rate": [1.0]}, "negative_preference_optimization": {"learning_rate": [1.0]}}},
+            "npo",
+        ),
         ({"budget": -1}, "budget"),
         ({"candidates": {"ssd": {"learning_rate": [1.0]}}}, "ssd is no method with steps"),
         ({"candidates": {"finetune": {}}}, "needs values of learning_rate"),
@@ -140,7 +186,7 @@ def test_requests_of_two_kinds_are_refused():
 
 def test_a_search_for_other_methods_is_not_taken(searched):
     other = {"gradient_difference": {"learning_rate": [1.0]}}
-    with pytest.raises(ValueError, match="a search for other candidates was given"):
+    with pytest.raises(ValueError, match="none of the candidates: give the candidates of that search"):
         answer(tuned=searched.tuned, candidates=other, budget=4)
 
 
