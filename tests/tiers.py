@@ -4,12 +4,14 @@
     python -m pytest -n 2 -p tests.tiers                          # then: who pays now for what slow tests compiled before?
 
 A test that takes more than LONG seconds of CPU time, its processes and its share of the fixtures that it has in common with
-others counted, is slow. Of a test with several cases the cheapest one stays, and so does what ALWAYS names: one of each kind
-that every change must pass. Examples of docstrings are slow together.
+others counted, is slow. Of a test with several cases the cheapest one stays. So does the first test of each file about a method,
+which is about its equation, every contract of mechanics on one method, and what ALWAYS names: one of each kind that every
+change must pass. Examples of docstrings are slow together.
 """
 
 import json
 import os
+import re
 import resource
 from collections import defaultdict
 from pathlib import Path
@@ -41,6 +43,7 @@ ALWAYS = (
     "tests/test_batching.py::test_memory_grows_with_parameters_and_not_with_rows",
     "tests/test_precision.py",
 )
+MECHANICS = re.compile(r"tests/contract/test_kinds\.py::\w+\[gradient_difference:")
 _seconds: dict[str, float] = {}  # of a test, without the fixtures that it shares
 _fixtures: dict[str, float] = {}  # seconds of a fixture that tests share
 _users: dict[str, list[str]] = {}  # tests of a fixture
@@ -49,14 +52,14 @@ _making: list[float] = []  # seconds of the shared fixtures that the test at han
 
 def choose(seconds, marked=()):
     """Node ids of slow tests, from CPU seconds by node id; those `marked` by hand are slow anyway and stand in no list."""
-    tests = defaultdict(list)
+    tests, first = defaultdict(list), _first_of_methods()
     for name, spent in seconds.items():
         if name not in marked:
             tests[name.split("[")[0]].append((spent, name))
     found = []
     for test, cases in tests.items():
         for place, (spent, name) in enumerate(sorted(cases)):
-            stays = name.startswith(ALWAYS)
+            stays = name.startswith((*ALWAYS, *first)) or MECHANICS.match(name)
             limit = LONG if place or len(cases) == 1 else CHEAPEST
             if test == DOCSTRINGS or (not stays and (test == SIDE_BY_SIDE or spent >= limit)):
                 found.append(name)
@@ -66,6 +69,13 @@ def choose(seconds, marked=()):
 def _spent():
     """CPU seconds of this process and of those that it has waited for."""
     return sum(x.ru_utime + x.ru_stime for x in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def _first_of_methods():
+    """The first test of each file about a method, which a wrong sign must not pass."""
+    files = sorted(Path(__file__).parent.glob("methods/test_*.py"))
+    found = ((path.name, re.search(r"^def (test_\w+)", path.read_text(), re.MULTILINE)) for path in files)
+    return [f"tests/methods/{name}::{test[1]}" for name, test in found if test]
 
 
 @pytest.hookimpl(hookwrapper=True)
