@@ -4,9 +4,9 @@
     python -m pytest -n 2 -p tests.tiers                          # then: who pays now for what slow tests compiled before?
 
 A test that takes more than LONG seconds of CPU time, its processes and its share of the fixtures that it has in common with
-others counted, is slow. Of a test with several cases the cheapest one stays. So does the first test of each file about a method,
-which is about its equation, every contract of mechanics on one method, and what ALWAYS names: one of each kind that every
-change must pass. Examples of docstrings are slow together.
+others counted, is slow. Of a test with several cases the cheapest one stays. So does the first test of each file about a
+method, which is about its equation, every contract of mechanics on one method, and what ALWAYS names: one of each kind that
+every change must pass. Examples of docstrings are slow together.
 """
 
 import json
