@@ -5,8 +5,8 @@
 
 A test that takes more than LONG seconds of CPU time, its processes and its share of the fixtures that it has in common with
 others counted, is slow. Of a test with several cases the cheapest one stays. So does the first test of each file about a
-method, which is about its equation, every contract of mechanics on one method, and what ALWAYS names: one of each kind that
-every change must pass. Examples of docstrings are slow together.
+method and those about its equation (EQUATIONS), every contract of mechanics on one method, and what ALWAYS names: one of each
+kind that every change must pass. Examples of docstrings are slow together.
 """
 
 import json
@@ -43,6 +43,7 @@ ALWAYS = (
     "tests/test_batching.py::test_memory_grows_with_parameters_and_not_with_rows",
     "tests/test_precision.py",
 )
+EQUATIONS = re.compile(r"tests/methods/\w+\.py::\w*(follow|descends|adds_the_sign|margins_end|dense_step)")
 MECHANICS = re.compile(r"tests/contract/test_kinds\.py::\w+\[gradient_difference:")
 _seconds: dict[str, float] = {}  # of a test, without the fixtures that it shares
 _fixtures: dict[str, float] = {}  # seconds of a fixture that tests share
@@ -59,7 +60,7 @@ def choose(seconds, marked=()):
     found = []
     for test, cases in tests.items():
         for place, (spent, name) in enumerate(sorted(cases)):
-            stays = name.startswith((*ALWAYS, *first)) or MECHANICS.match(name)
+            stays = name.startswith((*ALWAYS, *first)) or EQUATIONS.match(name) or MECHANICS.match(name)
             limit = LONG if place or len(cases) == 1 else CHEAPEST
             if test == DOCSTRINGS or (not stays and (test == SIDE_BY_SIDE or spent >= limit)):
                 found.append(name)
