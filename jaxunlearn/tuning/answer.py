@@ -24,7 +24,7 @@ from jaxunlearn.loop.preparation import prepare
 from jaxunlearn.status import Status, check
 from jaxunlearn.tuning import asked
 from jaxunlearn.tuning.asked import Candidates
-from jaxunlearn.tuning.calls import COMPARED
+from jaxunlearn.tuning.calls import COMPARED, Settings
 from jaxunlearn.tuning.judging import LEAST_SPREAD, MEASURES, Spreads
 from jaxunlearn.tuning.proxies import described
 from jaxunlearn.tuning.recipe import Recipe
@@ -63,8 +63,9 @@ class Answer(NamedTuple):
     verdict: str  # the same in words, with what was chosen and why
     costs: Costs
     seconds: float  # wall time, compilation included
-    tuned: Tuned | None = None  # the search, to be given to the next call
-    gaps: Mapping[str, float] = MappingProxyType({})  # of its best point on proxies, in spreads of one retrained model
+    searched: Tuned | None = None  # the search
+    tuned: Tuned | None = None  # its best point on other proxies, by which it is judged; to be given to the next call
+    gaps: Mapping[str, float] = MappingProxyType({})  # of that point there, in spreads of one retrained model
     found: Outcome | None = None  # what the answers know, [R]; None if they were retrained
 
 
@@ -92,10 +93,11 @@ def answer(
 ) -> Answer:
     """Answer requests of one kind without any setting: by retraining, or by a method chosen on requests like them.
 
-    Costs are counted in retrainings. Retraining for R requests costs R of them and is exact. A search retrains for
-    `num_proxies * num_references` proxies and tries all candidates; then a request costs a fraction of a retraining. The
-    cheaper way is gone; where it is the search and its best point is further than `tolerance` spreads from retrained models,
-    or the answers do not look like retrained models of the proxies, all requests are retrained if the budget allows that.
+    Costs are counted in retrainings. Retraining for R requests costs R of them and is exact. A search retrains
+    `num_references` times for each of `num_proxies` proxies, tries all candidates, and does the same once more to judge the
+    best one by proxies that did not choose it; then a request costs a fraction of a retraining. The cheaper way is gone. Where
+    it is the search and the best point is further than `tolerance` spreads from retrained models, or the answers do not look
+    like retrained models of the proxies, all requests are retrained if the budget allows that.
 
     Args:
         model: with `init`, since retraining starts there.
@@ -142,7 +144,7 @@ def answer(
     space, count = asked.points_of(methods), len(stacked.indices)
     if tuned is not None and tuned.settings is not None and tuned.settings not in space:
         raise ValueError(f"tuned chose {tuned.settings}, which is none of the candidates: give the candidates of that search")
-    tune_key, prepare_key, answer_key = jax.random.split(key, 3)
+    tune_key, judge_key, prepare_key, answer_key = jax.random.split(key, 4)
 
     def make(method: str, learning_rate: Any, **settings: Any) -> UnlearnFn:
         factory = METHODS[method].factory
@@ -162,7 +164,8 @@ def answer(
         num_proxies = asked.proxies_there_are(asked.typical(stacked), np.asarray(data.train.targets), num_proxies)
     each, half = PASSES * num_steps / recipe.num_steps, max(1, num_proxies // 2)
     tries = len(space) * half + math.ceil(len(space) / 3) * (num_proxies - half)
-    costs = Costs(count, count * each, 0.0 if tuned is not None else num_proxies * num_references + tries * each)
+    searching = 2 * num_proxies * num_references + (tries + num_proxies) * each
+    costs = Costs(count, count * each, 0.0 if tuned is not None else searching)
 
     def done(result: Result, how: str, passed: bool, verdict: str, **more: Any) -> Answer:
         result = jax.tree.map(lambda x: x[0], result) if single else result
@@ -189,19 +192,26 @@ def answer(
             f"a budget of {budget:g} retrainings allows neither {count} of them nor unlearning, that costs "
             f"{costs.unlearning:.3g}"
         )
+    searched = None
     if tuned is None:
-        tuned = tune(
-            model, make, None if blind else recipe.retrain(model), variables, data, asked.typical(stacked), tune_key,
-            space=space[:1] if blind else space, test=judging, num_proxies=num_proxies, num_references=num_references,
-            chunk=chunk, mesh=mesh, directory=directory, progress=progress,
-        )  # fmt: skip
-        costs = costs._replace(
-            search=num_proxies * each if blind else float(np.nan_to_num(tuned.retrainings, nan=costs.search))
-        )
-    left = budget - costs.search
+
+        def search(key: PRNGKeyArray, points: list[Settings], halving: float | None) -> Tuned:
+            return tune(
+                model, make, None if blind else recipe.retrain(model), variables, data, asked.typical(stacked), key,
+                space=points, test=judging, num_proxies=num_proxies, num_references=num_references, halving=halving,
+                chunk=chunk, mesh=mesh, directory=directory, progress=progress,
+            )  # fmt: skip
+
+        searched = search(tune_key, space[:1] if blind else space, 3.0)
+        spent, tuned = [searched.retrainings], searched
+        if searched.settings is not None and not blind:  # what was chosen looks better where it was chosen than elsewhere
+            tuned = search(judge_key, [searched.settings], None)
+            spent.append(tuned.retrainings)
+        costs = costs._replace(search=num_proxies * each if blind else float(np.nan_to_num(sum(spent), nan=costs.search)))
+    left, search_of = budget - costs.search, {"searched": searched, "tuned": tuned}
     if tuned.settings is None:
         if count <= left:
-            return retrained("every candidate diverged on the proxies", tuned=tuned)
+            return retrained("every candidate diverged on the proxies", **search_of)
         raise ValueError(
             f"every candidate diverged on the proxies, and {left:.3g} retrainings are left of the budget for {count}"
         )
@@ -210,8 +220,8 @@ def answer(
     found = _known(model, result, data, stacked, judging, told.alike)
     name = tuned.settings["method"]
     numbers = ", ".join(f"{setting} {best.settings[setting]:g}" for setting in methods[name])
-    chosen = f"{name} ({numbers}), the best of {len(tuned.table)} points on {best.proxies} requests like these"
-    more = {"tuned": tuned, "gaps": {measure: gap / tuned.spreads[measure] for measure, gap in best.gaps.items()}}
+    chosen = f"{name} ({numbers}), " + (f"the best of {len(searched.table)} points" if searched else "chosen before")
+    more = {**search_of, "gaps": {measure: gap / tuned.spreads[measure] for measure, gap in best.gaps.items()}}
     unlike = asked.untried(told, described(tuned.proxies, data, judging, classes=classes))
     doubts = [
         *([unlike] if unlike else []),
@@ -220,7 +230,10 @@ def answer(
         *_strange(found, tuned.references, tuned.spreads, asked.sizes_of(stacked), shares=classes is not None),
     ]
     if not doubts:
-        said = f"Unlearned by {chosen}: there {best.value:.1f} spreads from retrained models in the worst measure."
+        there = (
+            f"on {best.proxies} requests like these it is {best.value:.1f} spreads from retrained models in the worst measure"
+        )
+        said = f"Unlearned by {chosen}: {there}."
         return done(result, name, True, said, found=found, **more)
     if count <= left - costs.unlearning:
         return retrained(f"{chosen}, does not pass, since {'; '.join(doubts)}", **more)
@@ -265,7 +278,8 @@ def _doubts(best: Point, tuned: Tuned, tolerance: float) -> list[str]:
     if tuned.reference != "retrained models":
         doubts.append("the budget allows no retrained model to compare with")
     if not best.value <= tolerance:
-        doubts.append(f"it is {best.value:.1f} spreads from {tuned.reference} there, and {tolerance:g} are allowed")
+        there = f"on {best.proxies} requests like these it is {best.value:.1f} spreads from {tuned.reference}"
+        doubts.append(f"{there}, and {tolerance:g} are allowed")
     return doubts
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import batch_norm, new_model, tuning
+from experiments.benchmarks import answers, batch_norm, new_model, tuning
 from experiments.common.scale import Scale
 
 pytestmark = pytest.mark.slow
@@ -27,6 +27,12 @@ def test_chosen_points_are_compared_with_the_best_of_the_grid(tmp_path):
     assert {pair["kind"] for pair in found["pairs"]} == {"random", "class"}
     for pair in found["pairs"]:
         assert pair["ratio"] == pair["values"][pair["chosen"]] / min(pair["values"]) >= 1
+
+
+def test_verdicts_are_held_against_retrained_models(tmp_path):
+    (found,) = answers.main(answers.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))["data"]
+    assert (found["how"], found["passed"]) == ("retrained", True)
+    assert found["right"] == (found["true"] <= answers.TOLERANCE)
 
 
 def test_every_policy_is_tried(tmp_path):

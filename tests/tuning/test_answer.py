@@ -1,5 +1,7 @@
 """One call for a service: which way it goes, what it says, and that it says what is so."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.tuning.answer import _strange
+from jaxunlearn.tuning.judging import MEASURES
 from tests.problems import blobs, distance, held_out, lane, network
 
 KEY = jax.random.key(0)
@@ -32,18 +35,19 @@ def test_few_requests_are_retrained_since_that_is_cheaper_and_exact():
     found = answer(lane(ROWS, 0))
     assert (found.how, found.passed, found.tuned, found.found) == ("retrained", True, None, None)
     assert found.verdict.startswith("Retrained: that costs 1 retrainings, a search about")
-    key = jax.random.split(jax.random.split(KEY, 3)[2], 1)[0]
+    key = jax.random.split(jax.random.split(KEY, 4)[3], 1)[0]
     assert distance(found.result.variables, jax.jit(RECIPE.retrain(MODEL))(TRAINED, DATA, lane(ROWS, 0), key).variables) < 1e-6
 
 
 def test_many_are_unlearned_by_what_was_best_on_proxies(searched):
     assert (searched.how, searched.passed) == ("finetune", True)
-    assert "finetune (learning_rate 1), the best of 1 points on 2 requests like these" in searched.verdict
+    assert "finetune (learning_rate 1), the best of 1 points: on 2 requests like these it is" in searched.verdict
+    assert distance(searched.tuned.proxies.indices, searched.searched.proxies.indices) > 0  # others judge than chose
     assert searched.result.status.tolist() == [ju.Status.OK] * 6
     assert searched.found.auc.shape == (6,)
-    assert searched.costs.search >= 4
+    assert searched.costs.search >= 8
     by_hand = ju.iterate(ju.finetune(MODEL, RECIPE.scaled(1.0, num_steps=2)), num_steps=2, batch_size=8)
-    keys = jax.random.split(jax.random.split(KEY, 3)[2], 6)
+    keys = jax.random.split(jax.random.split(KEY, 4)[3], 6)
     expected = jax.jit(ju.batched(by_hand))(TRAINED, DATA, ROWS, keys)
     assert distance(searched.result.variables, expected.variables) < 1e-6
     look = ju.audit.performance(MODEL, lane(searched.result.variables, 2), DATA, lane(ROWS, 2), TEST).accuracy
@@ -60,7 +64,7 @@ def test_what_does_not_pass_is_retrained_or_said(searched):
     value = searched.tuned.table[0].value
     retrained = answer(tuned=searched.tuned, tolerance=value / 2)
     assert (retrained.how, retrained.passed) == ("retrained", True)
-    assert f"does not pass, since it is {value:.1f} spreads from retrained models there" in retrained.verdict
+    assert f"does not pass, since on 2 requests like these it is {value:.1f} spreads from retrained" in retrained.verdict
     poor = answer(tuned=searched.tuned, tolerance=value / 2, budget=4)
     assert (poor.how, poor.passed) == ("finetune", False)
     assert poor.verdict.startswith("Not good enough: finetune")
@@ -103,13 +107,17 @@ def test_a_search_serves_requests_like_its_own_only(searched):
     assert "no requests like these to try on" in answer(mixed, to_come=100).verdict
 
 
-def test_one_answer_that_stands_out_is_noticed(searched):
-    found = searched.found._replace(retain=searched.found.retain.copy())
-    found.retain[3] = 0.1
-    sizes = np.full(6, 3)
-    same = _strange(searched.found, searched.tuned.references, searched.tuned.spreads, sizes, shares=True)
-    other = _strange(found, searched.tuned.references, searched.tuned.spreads, sizes, shares=True)
-    assert (same, other) == ([], ["1 of 6 answers stand out by their result on the retain set"])
+def test_one_answer_that_stands_out_is_noticed():
+    references = ju.audit.Outcome(*[np.array([[0.89, 0.9], [0.9, 0.91]])] * 5)
+    found = ju.audit.Outcome(*[np.full(20, 0.9)] * 5)
+    strange = found._replace(retain=np.where(np.arange(20) == 3, 0.8, 0.9))
+    judge = partial(_strange, references=references, spreads=dict.fromkeys(MEASURES, 0.01), sizes=np.full(20, 10), shares=True)
+    assert judge(found) == []
+    assert judge(strange) == ["1 of 20 answers stand out by their result on the retain set"]
+    hard = found._replace(forget=np.where(np.arange(20) == 3, 0.5, 0.9))  # ten rows of which half are hard: chance
+    assert judge(hard) == []
+    (told,) = judge(found._replace(auc=found.auc - 0.3))
+    assert told.startswith("their attack AUC is 0.6")
 
 
 def test_damage_is_no_success(searched):
@@ -135,7 +143,7 @@ def test_real_targets():
         candidates={"gradient_difference": {"learning_rate": [0.5], "alpha": [0.9]}, **ONE},
     )  # fmt: skip
     assert found.how in ("finetune", "gradient_difference")
-    assert len(found.tuned.table) == 2
+    assert len(found.searched.table) == 2
 
 
 def test_a_rate_is_the_mean_of_its_schedule():
@@ -193,6 +201,6 @@ def test_a_search_for_other_methods_is_not_taken(searched):
 def test_classes_are_tried_with_held_out_rows():
     requests = ju.from_classes(DATA, [[0], [1]], num_classes=3)
     candidates = {"unseen_matching": {"learning_rate": [0.01]}}
-    found = answer(requests, candidates=candidates, to_come=100, budget=20, tolerance=np.inf, num_proxies=1)
+    found = answer(requests, candidates=candidates, to_come=100, budget=30, tolerance=np.inf, num_proxies=1)
     assert found.tuned.settings == {"method": "unseen_matching", "learning_rate": 0.01}
     assert found.result.status.shape == (2,)
