@@ -163,12 +163,22 @@ def _halve_epsilon(_, state):
     return jnp.where(good, middle, allowed), jnp.where(good, refused, middle), mu, log_delta
 
 
+def _mills(y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`Phi(-y) / phi(y)` for y of at least 0; JAX's `erfcx` is 0 around 37.54, where `erfc` is below the normal numbers."""
+    far, near = jnp.maximum(y, 30), jnp.minimum(y, 30)
+    term, series = jnp.ones_like(far), jnp.ones_like(far)
+    for k in range(1, 17, 2):  # 1 - 1/y^2 + 3/y^4 - 15/y^6 ..., the first term left out is 3e-17
+        term = -term * k / far**2
+        series += term
+    return jnp.where(y > 30, series / far, np.sqrt(np.pi / 2) * erfcx(near / np.sqrt(2)))
+
+
 def _log_delta(mu: Float[Array, "..."], epsilon: Float[Array, "..."]) -> Float[Array, "..."]:
     """Upper bound of the logarithm of delta(epsilon), by 1e-12 and what rounding of x can do."""
     x = epsilon / mu - mu / 2
-    mills = np.sqrt(np.pi / 2) * erfcx(jnp.maximum(x + mu, 0) / np.sqrt(2))  # Phi(-y) / phi(y)
+    mills = _mills(jnp.maximum(x + mu, 0))
     log_density = -(x**2) / 2 - 0.5 * np.log(2 * np.pi)
-    right = jnp.log(np.sqrt(np.pi / 2) * erfcx(jnp.maximum(x, 0) / np.sqrt(2)) - mills) + log_density
+    right = jnp.log(_mills(jnp.maximum(x, 0)) - mills) + log_density
     left = jnp.log(ndtr(-jnp.minimum(x, 0)) - jnp.exp(jnp.where(x < 0, log_density, -jnp.inf)) * mills)
     near = jnp.log(_difference_of_mills(jnp.where(mu <= 1, mu, 1), jnp.where(mu <= 1, x, 0))) + log_density
     exact = jnp.where(mu <= 1, near, jnp.where(x >= 0, right, left))
