@@ -131,7 +131,8 @@ def of_data(dataset: str, config: Config, mesh: Any) -> dict[str, Any]:
     promised = None if found.tuned is None or found.tuned.settings is None else found.tuned.table[0].value
     return {
         "dataset": dataset, "how": found.how, "passed": found.passed, "verdict": found.verdict, "promised": promised,
-        "true": true, "right": found.how == "retrained" or found.passed == (true <= TOLERANCE), "spent": found.costs.search, "seconds": found.seconds,
+        "true": true, "right": found.how == "retrained" or found.passed == (true <= TOLERANCE),
+        "spent": found.costs.search, "seconds": found.seconds,
         "gaps_in_spreads": {name: float(np.mean(gap)) / spreads[name] for name, gap in gaps_to(own, reference).items()},
         "settings": None if found.tuned is None else found.tuned.settings, "costs": found.costs._asdict(),
     }  # fmt: skip
