@@ -6,7 +6,8 @@
 For each data set one model is trained, and many requests for random rows are answered without a setting. Some of them are then
 retrained, and looked at with test rows that `answer` never saw: the largest gap to retrained models, root mean square over
 requests, in spreads of one retrained model. A verdict is right if it says that the answers pass and that gap is within
-the tolerance, or that they do not and it is not; where all was retrained, that is right and the gap is the floor.
+the tolerance, or that they do not and it is not. Where all was retrained, the gap is the floor and whether unlearning would
+have passed is not checked.
 """
 
 import sys
@@ -131,7 +132,7 @@ def of_data(dataset: str, config: Config, mesh: Any) -> dict[str, Any]:
     promised = None if found.tuned is None or found.tuned.settings is None else found.tuned.table[0].value
     return {
         "dataset": dataset, "how": found.how, "passed": found.passed, "verdict": found.verdict, "promised": promised,
-        "true": true, "right": found.how == "retrained" or found.passed == (true <= TOLERANCE),
+        "true": true, "right": None if found.how == "retrained" else found.passed == (true <= TOLERANCE),
         "spent": found.costs.search, "seconds": found.seconds,
         "gaps_in_spreads": {name: float(np.mean(gap)) / spreads[name] for name, gap in gaps_to(own, reference).items()},
         "settings": None if found.tuned is None else found.tuned.settings, "costs": found.costs._asdict(),

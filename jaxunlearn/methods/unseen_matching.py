@@ -94,7 +94,7 @@ def unseen_matching(
         by_class: place rows within their classes; a class without held-out rows takes those of all.
         retain_weight: weight of the retain set and of held-out rows, at least 0, may be traced. With the default, answers are
             within two seed spreads of retrained models in 18 of 24 cells of data, network, wrong labels and request,
-            `gradient_difference` in 3, see `experiments/results`; 100 rows of MNIST at once need more steps.
+            `gradient_difference` in 3, see `experiments/results`; 100 rows of MNIST at once are not.
         score: `(outputs, examples) -> Float[b, m]` in place of `jaxunlearn.unseen.scores`, high where a model knows the row.
         chunk: rows that are scored together at the start; None takes all.
         bn: which passes may move BatchNorm statistics, see `jaxunlearn.passes`. With dropout "evaluate" lets rows end at

@@ -161,7 +161,8 @@ def answer(
         return check((call if mesh is not None else jax.jit(call))(variables, ready, stacked, keys), allow=COMPARED)
 
     if for_classes:
-        num_proxies = asked.proxies_there_are(asked.typical(stacked), np.asarray(data.train.targets), num_proxies)
+        labels = np.asarray(data.train.targets)[np.asarray(data.present) > 0]
+        num_proxies = asked.proxies_there_are(asked.typical(stacked), labels, num_proxies)
     each, half = PASSES * num_steps / recipe.num_steps, max(1, num_proxies // 2)
     tries = len(space) * half + math.ceil(len(space) / 3) * (num_proxies - half)
     searching = 2 * num_proxies * num_references + (tries + num_proxies) * each
