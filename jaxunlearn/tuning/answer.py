@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxunlearn import checks
-from jaxunlearn.audit.single.outcome import Outcome, outcome
+from jaxunlearn.audit.single.outcome import Outcome
 from jaxunlearn.audit.statistics.checks import require_disjoint
 from jaxunlearn.batching import batched
 from jaxunlearn.catalogue import METHODS
@@ -24,9 +24,10 @@ from jaxunlearn.loop.preparation import prepare
 from jaxunlearn.status import Status, check
 from jaxunlearn.tuning import asked
 from jaxunlearn.tuning.asked import Candidates
-from jaxunlearn.tuning.calls import COMPARED, Settings
+from jaxunlearn.tuning.calls import COMPARED, Settings, known_by
 from jaxunlearn.tuning.judging import LEAST_SPREAD, MEASURES, Spreads
-from jaxunlearn.tuning.proxies import described
+from jaxunlearn.tuning.plan import Costs, estimated, planned
+from jaxunlearn.tuning.proxies import Proxies, described
 from jaxunlearn.tuning.recipe import Recipe
 from jaxunlearn.tuning.tune import Point, Tuned, tune
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Result, UnlearnFn, Variables
@@ -46,14 +47,6 @@ CANDIDATES: Candidates = MappingProxyType({  # learning rates are multiples of t
 })  # fmt: skip
 
 
-class Costs(NamedTuple):
-    """In retrainings: estimates, but for a search that took place."""
-
-    retraining: float  # all requests
-    unlearning: float  # all requests
-    search: float  # with its references; 0 if an earlier one was given
-
-
 class Answer(NamedTuple):
     """What `answer` returns."""
 
@@ -62,11 +55,12 @@ class Answer(NamedTuple):
     passed: bool  # retrained without a fault, or like retrained models as far as could be told
     verdict: str  # the same in words, with what was chosen and why
     costs: Costs
-    seconds: float  # wall time, compilation included
+    seconds: float = 0.0  # wall time, compilation included
     searched: Tuned | None = None  # the search
     tuned: Tuned | None = None  # its best point on other proxies, by which it is judged; to be given to the next call
     gaps: Mapping[str, float] = MappingProxyType({})  # of that point there, in spreads of one retrained model
-    found: Outcome | None = None  # what the answers know, [R]; None if they were retrained
+    found: Outcome | None = None  # what unlearned answers know, [R], also those that did not pass; None if there are none
+    rejected: Result | None = None  # unlearned answers that did not pass, in whose place `result` was retrained
 
 
 def answer(
@@ -139,107 +133,137 @@ def answer(
     asked.require_requests(stacked, data)
     for_classes, classes = asked.require_one_kind(stacked), classes_of(model, variables, data)
     held_out, judging = _halves(unseen, data, classes)
-    told = described(stacked, data, judging, classes=classes)
     methods = asked.fitting(candidates, classifier=classes is not None, for_classes=for_classes)
-    space, count = asked.points_of(methods), len(stacked.indices)
+    space = asked.points_of(methods)
     if tuned is not None and tuned.settings is not None and tuned.settings not in space:
         raise ValueError(f"tuned chose {tuned.settings}, which is none of the candidates: give the candidates of that search")
-    tune_key, judge_key, prepare_key, answer_key = jax.random.split(key, 4)
-
-    def make(method: str, learning_rate: Any, **settings: Any) -> UnlearnFn:
-        factory = METHODS[method].factory
-        given = {name: value for name, value in settings.items() if name in methods[method]}
-        if "held_out" in inspect.signature(factory).parameters:
-            given["held_out"] = held_out
-        optimizer = recipe.scaled(learning_rate, num_steps=num_steps)
-        return iterate(factory(model, optimizer, **given), num_steps=num_steps, batch_size=recipe.batch_size)
-
-    def run(unlearn: UnlearnFn) -> Result:
-        ready = jax.jit(prepare(unlearn))(variables, data, prepare_key)
-        call: Any = batched(unlearn, chunk=chunk, mesh=mesh)
-        keys = jax.random.split(answer_key, count)
-        return check((call if mesh is not None else jax.jit(call))(variables, ready, stacked, keys), allow=COMPARED)
-
     if for_classes:
         labels = np.asarray(data.train.targets)[np.asarray(data.present) > 0]
         num_proxies = asked.proxies_there_are(asked.typical(stacked), labels, num_proxies)
-    each, half = PASSES * num_steps / recipe.num_steps, max(1, num_proxies // 2)
-    tries = len(space) * half + math.ceil(len(space) / 3) * (num_proxies - half)
-    searching = 2 * num_proxies * num_references + (tries + num_proxies) * each
-    costs = Costs(count, count * each, 0.0 if tuned is not None else searching)
-
-    def done(result: Result, how: str, passed: bool, verdict: str, **more: Any) -> Answer:
-        result = jax.tree.map(lambda x: x[0], result) if single else result
-        return Answer(result, how, passed, verdict, costs, time.perf_counter() - started, **more)
-
-    def retrained(why: str, **more: Any) -> Answer:
-        result = run(recipe.retrain(model))
-        if faults := _faults(result):
-            return done(result, "retrained", False, f"Retrained ({why}), but {'; '.join(faults)}: check the recipe.", **more)
-        return done(result, "retrained", True, f"Retrained: {why}.", **more)
-
-    full, times = costs.search + costs.unlearning, (count + to_come) / count  # a search serves those to come as well
-    if num_proxies == 0 or (tuned is None and len(set(told.gone > 0)) > 1):
-        why = "there are no requests like these to try on: whole classes go, with some requests or with nearly all classes"
-        if count <= budget:
-            return retrained(why)
-        raise ValueError(f"{why}; and {count} retrainings are beyond the budget of {budget:g}")
-    if count <= budget and not (full <= budget and costs.search + times * costs.unlearning < times * count):
-        others = f"a search about {costs.search:.3g} and then " if tuned is None else ""
-        return retrained(f"that costs {count} retrainings, {others}unlearning {costs.unlearning:.3g}", tuned=tuned)
-    blind = full > budget
-    if blind and (tuned is not None or num_proxies * each + costs.unlearning > budget):
-        raise ValueError(
-            f"a budget of {budget:g} retrainings allows neither {count} of them nor unlearning, that costs "
-            f"{costs.unlearning:.3g}"
-        )
-    searched = None
-    if tuned is None:
+    search_key, run_key = jax.random.split(key)
+    told = described(stacked, data, judging, classes=classes)
+    job = _Job(
+        model, variables, data, stacked, recipe, held_out, judging, classes, methods, told, num_steps, chunk, mesh, run_key
+    )
+    each = PASSES * num_steps / recipe.num_steps
+    numbers: dict[str, Any] = {"num_proxies": num_proxies, "num_references": num_references}
+    costs = estimated(len(stacked.indices), len(space), each=each, searches=tuned is None, **numbers)
+    mixed = tuned is None and len(set(told.gone > 0)) > 1  # some requests take a class with them, others do not
+    plan = planned(
+        costs, budget=budget, to_come=to_come, blind=num_proxies * each, comparable=num_proxies > 0 and not mixed,
+        searches=tuned is None,
+    )  # fmt: skip
+    blind = plan.way == "blind"
+    if plan.way == "retrain":
+        said = _retrained(job, costs, plan.why, tuned=tuned)
+    else:
 
         def search(key: PRNGKeyArray, points: list[Settings], halving: float | None) -> Tuned:
             return tune(
-                model, make, None if blind else recipe.retrain(model), variables, data, asked.typical(stacked), key,
-                space=points, test=judging, num_proxies=num_proxies, num_references=num_references, halving=halving,
-                chunk=chunk, mesh=mesh, directory=directory, progress=progress,
+                model, job.make, None if blind else recipe.retrain(model), variables, data, asked.typical(stacked), key,
+                space=points, test=judging, halving=halving, chunk=chunk, mesh=mesh, directory=directory, progress=progress,
+                **numbers,
             )  # fmt: skip
 
-        searched = search(tune_key, space[:1] if blind else space, 3.0)
-        spent, tuned = [searched.retrainings], searched
-        if searched.settings is not None and not blind:  # what was chosen looks better where it was chosen than elsewhere
-            tuned = search(judge_key, [searched.settings], None)
-            spent.append(tuned.retrainings)
-        costs = costs._replace(search=num_proxies * each if blind else float(np.nan_to_num(sum(spent), nan=costs.search)))
-    left, search_of = budget - costs.search, {"searched": searched, "tuned": tuned}
-    if tuned.settings is None:
-        if count <= left:
-            return retrained("every candidate diverged on the proxies", **search_of)
-        raise ValueError(
-            f"every candidate diverged on the proxies, and {left:.3g} retrainings are left of the budget for {count}"
+        searched = None
+        if tuned is None:
+            searched, tuned, spent = _searched(search, space, search_key, blind=blind)
+            spent = num_proxies * each if blind else np.nan_to_num(spent, nan=costs.search)
+            costs = costs._replace(search=float(spent))
+        said = _unlearned(job, costs, tuned, searched, tolerance=tolerance, left=budget - costs.search)
+    if single:
+        said = said._replace(**{x: jax.tree.map(lambda leaf: leaf[0], getattr(said, x)) for x in ("result", "rejected")})
+    return said._replace(seconds=time.perf_counter() - started)
+
+
+class _Job(NamedTuple):
+    """What is to be answered, and how a method answers it."""
+
+    model: Model
+    variables: Variables
+    data: Data
+    requests: ForgetRequest  # [R, k]
+    recipe: Recipe
+    held_out: Examples  # rows that methods may read
+    judging: Examples  # rows to judge by
+    classes: int | None
+    methods: Candidates
+    told: Proxies  # what the requests are about
+    num_steps: int
+    chunk: int | None
+    mesh: Mesh | None
+    key: PRNGKeyArray
+
+    def make(self, method: str, learning_rate: Any, **settings: Any) -> UnlearnFn:
+        """The method of one point."""
+        factory = METHODS[method].factory
+        given = {name: value for name, value in settings.items() if name in self.methods[method]}
+        if "held_out" in inspect.signature(factory).parameters:
+            given["held_out"] = self.held_out
+        optimizer = self.recipe.scaled(learning_rate, num_steps=self.num_steps)
+        return iterate(factory(self.model, optimizer, **given), num_steps=self.num_steps, batch_size=self.recipe.batch_size)
+
+    def run(self, unlearn: UnlearnFn) -> Result:
+        """Answers to all requests."""
+        prepare_key, answer_key = jax.random.split(self.key)
+        ready = jax.jit(prepare(unlearn))(self.variables, self.data, prepare_key)
+        call: Any = batched(unlearn, chunk=self.chunk, mesh=self.mesh)
+        call = call if self.mesh is not None else jax.jit(call)
+        keys = jax.random.split(answer_key, len(self.requests.indices))
+        return check(call(self.variables, ready, self.requests, keys), allow=COMPARED)
+
+
+def _retrained(job: _Job, costs: Costs, why: str, **more: Any) -> Answer:
+    result = job.run(job.recipe.retrain(job.model))
+    if faults := _faults(result):
+        return Answer(
+            result, "retrained", False, f"Retrained ({why}), but {'; '.join(faults)}: check the recipe.", costs, **more
         )
+    return Answer(result, "retrained", True, f"Retrained: {why}.", costs, **more)
+
+
+def _searched(
+    search: Callable[..., Tuned], space: list[Settings], key: PRNGKeyArray, *, blind: bool
+) -> tuple[Tuned, Tuned, float]:
+    """A search, its best point on other proxies, and the retrainings that both took."""
+    choose_key, judge_key = jax.random.split(key)
+    searched = search(choose_key, space[:1] if blind else space, 3.0)
+    if searched.settings is None or blind:
+        return searched, searched, searched.retrainings
+    tuned = search(judge_key, [searched.settings], None)  # what was chosen looks better where it was chosen than elsewhere
+    return searched, tuned, searched.retrainings + tuned.retrainings
+
+
+def _unlearned(job: _Job, costs: Costs, tuned: Tuned, searched: Tuned | None, *, tolerance: float, left: float) -> Answer:
+    """Answers by the point that was chosen; retrained ones, if it does not pass and enough is left of the budget."""
+    of_search: dict[str, Any] = {"searched": searched, "tuned": tuned}
+    if tuned.settings is None:
+        why = "every candidate diverged on the proxies"
+        if costs.retraining <= left:
+            return _retrained(job, costs, why, **of_search)
+        raise ValueError(f"{why}, and {left:.3g} retrainings are left of the budget for {costs.retraining:g}")
     best = next(point for point in tuned.table if point.settings == tuned.settings)
-    result = run(make(**tuned.settings))
-    found = _known(model, result, data, stacked, judging, told.alike)
+    result = job.run(job.make(**tuned.settings))
+    found = known_by(job.model, result.variables, job.data, job.told, job.judging)
     name = tuned.settings["method"]
-    numbers = ", ".join(f"{setting} {best.settings[setting]:g}" for setting in methods[name])
+    numbers = ", ".join(f"{setting} {best.settings[setting]:g}" for setting in job.methods[name])
     chosen = f"{name} ({numbers}), " + (f"the best of {len(searched.table)} points" if searched else "chosen before")
-    more = {**search_of, "gaps": {measure: gap / tuned.spreads[measure] for measure, gap in best.gaps.items()}}
-    unlike = asked.untried(told, described(tuned.proxies, data, judging, classes=classes))
+    unlike = asked.untried(job.told, described(tuned.proxies, job.data, job.judging, classes=job.classes))
+    sizes, shares = asked.sizes_of(job.requests), job.classes is not None
     doubts = [
         *([unlike] if unlike else []),
         *_doubts(best, tuned, tolerance),
         *_faults(result),
-        *_strange(found, tuned.references, tuned.spreads, asked.sizes_of(stacked), shares=classes is not None),
+        *_strange(found, tuned.references, tuned.spreads, sizes, shares=shares),
     ]
+    of_search |= {"gaps": {measure: gap / tuned.spreads[measure] for measure, gap in best.gaps.items()}, "found": found}
     if not doubts:
-        there = (
-            f"on {best.proxies} requests like these it is {best.value:.1f} spreads from retrained models in the worst measure"
-        )
-        said = f"Unlearned by {chosen}: {there}."
-        return done(result, name, True, said, found=found, **more)
-    if count <= left - costs.unlearning:
-        return retrained(f"{chosen}, does not pass, since {'; '.join(doubts)}", **more)
+        there = f"on {best.proxies} requests like these it is {best.value:.1f} spreads from retrained models"
+        return Answer(result, name, True, f"Unlearned by {chosen}: {there} in the worst measure.", costs, **of_search)
+    if costs.retraining <= left - costs.unlearning:
+        return _retrained(job, costs, f"{chosen}, does not pass, since {'; '.join(doubts)}", rejected=result, **of_search)
     said = f"Not good enough: {chosen}; but {'; '.join(doubts)}. Retrain, or allow a larger budget."
-    return done(result, name, False, said, found=found, **more)
+    return Answer(result, name, False, said, costs, **of_search)
 
 
 def _halves(unseen: Examples, data: Data, classes: int | None) -> tuple[Examples, Examples]:
@@ -254,17 +278,6 @@ def _halves(unseen: Examples, data: Data, classes: int | None) -> tuple[Examples
     order = np.random.default_rng(0).permutation(rows)
     read, judging = (jax.tree.map(lambda x, part=part: x[part], unseen) for part in (order[::2], order[1::2]))
     return read, judging
-
-
-def _known(model: Model, result: Result, data: Data, requests: ForgetRequest, judging: Examples, alike: Any) -> Outcome:
-    """What every answer knows, [R]."""
-    plain = Data(data.train, data.present, {})
-
-    def one(asked: Any) -> Outcome:
-        variables, request, weights = asked
-        return outcome(model, variables, plain, request, judging, unseen_weights=weights)
-
-    return jax.tree.map(np.asarray, jax.jit(lambda asked: jax.lax.map(one, asked))((result.variables, requests, alike)))
 
 
 def _faults(result: Result) -> list[str]:

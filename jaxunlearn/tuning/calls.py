@@ -112,6 +112,26 @@ def before(bench: Bench, proxies: Proxies) -> Outcome:
     return looked_at(bench, "nothing", nothing, (asked, {}), jax.random.split(jax.random.key(0), count), count, "reading")[0]
 
 
+def known_by(model: Model, variables: Variables, data: Data, proxies: Proxies, test: Examples) -> Outcome:
+    """What models [R] know of the rows of a request each, [R], on the host.
+
+    Args:
+        model: their functions.
+        variables: stacked [R].
+        data: training rows.
+        proxies: the requests [R].
+        test: rows that training never saw.
+    """
+    plain = Data(data.train, data.present, {})
+
+    def one(asked: Any) -> Outcome:
+        variables, request, weights = asked
+        return outcome(model, variables, plain, request, test, unseen_weights=weights)
+
+    asked = variables, proxies.requests, np.asarray(proxies.alike)
+    return jax.tree.map(np.asarray, jax.jit(lambda asked: jax.lax.map(one, asked))(asked))
+
+
 def retrained(bench: Bench, retrain: UnlearnFn, proxies: Proxies, count: int, key: PRNGKeyArray) -> Outcome:
     """Models that never saw the rows of each proxy, [count, p]."""
     checks.require_unlearn_fn(retrain, "tune")

@@ -26,6 +26,11 @@ def answer(requests=ROWS, recipe=RECIPE, **options):
     return ju.answer(MODEL, TRAINED, DATA, requests, recipe, KEY, **options)
 
 
+def answer_keys(count):
+    """Keys of the answers to so many requests."""
+    return jax.random.split(jax.random.split(jax.random.split(KEY)[1])[1], count)
+
+
 @pytest.fixture(scope="module")
 def searched():
     return answer(to_come=100, tolerance=np.inf)
@@ -35,7 +40,7 @@ def test_few_requests_are_retrained_since_that_is_cheaper_and_exact():
     found = answer(lane(ROWS, 0))
     assert (found.how, found.passed, found.tuned, found.found) == ("retrained", True, None, None)
     assert found.verdict.startswith("Retrained: that costs 1 retrainings, a search about")
-    key = jax.random.split(jax.random.split(KEY, 4)[3], 1)[0]
+    key = answer_keys(1)[0]
     assert distance(found.result.variables, jax.jit(RECIPE.retrain(MODEL))(TRAINED, DATA, lane(ROWS, 0), key).variables) < 1e-6
 
 
@@ -47,8 +52,7 @@ def test_many_are_unlearned_by_what_was_best_on_proxies(searched):
     assert searched.found.auc.shape == (6,)
     assert searched.costs.search >= 8
     by_hand = ju.iterate(ju.finetune(MODEL, RECIPE.scaled(1.0, num_steps=2)), num_steps=2, batch_size=8)
-    keys = jax.random.split(jax.random.split(KEY, 4)[3], 6)
-    expected = jax.jit(ju.batched(by_hand))(TRAINED, DATA, ROWS, keys)
+    expected = jax.jit(ju.batched(by_hand))(TRAINED, DATA, ROWS, answer_keys(6))
     assert distance(searched.result.variables, expected.variables) < 1e-6
     look = ju.audit.performance(MODEL, lane(searched.result.variables, 2), DATA, lane(ROWS, 2), TEST).accuracy
     assert searched.found.retain[2] == pytest.approx(float(look.retain))
@@ -64,6 +68,7 @@ def test_what_does_not_pass_is_retrained_or_said(searched):
     value = searched.tuned.table[0].value
     retrained = answer(tuned=searched.tuned, tolerance=value / 2)
     assert (retrained.how, retrained.passed) == ("retrained", True)
+    assert distance(retrained.rejected.variables, searched.result.variables) == 0
     assert f"does not pass, since on 2 requests like these it is {value:.1f} spreads from retrained" in retrained.verdict
     poor = answer(tuned=searched.tuned, tolerance=value / 2, budget=4)
     assert (poor.how, poor.passed) == ("finetune", False)
