@@ -5,6 +5,7 @@
     python experiments/compare.py --dataset breast_cancer --scenario random memorised --methods scrub npo
     python experiments/compare.py --dataset mnist --data-dir DIR --rows 2000 --network cnn
     python experiments/compare.py --tune                         # choose the settings on other draws, write experiments/configs
+    python experiments/compare.py --tune --tune-minutes 30 --dataset mnist --network cnn --data-dir DIR
 
 A method is in the comparison once its card is in the catalogue. Settings come from experiments/configs, where a search on other
 draws of rows, labels, seeds and requests put them, and the budget of that search is printed with the results; a method that
@@ -62,7 +63,8 @@ def main(config: Config) -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """What two runs must have in common to go into one log, besides the settings: all that moves a number in it."""
-    free = ("scenario", "methods", "out", "configs", "data_dir", "smoke", "tune", "tune_draws", "tune_seeds", "tune_requests")
+    free = ("scenario", "methods", "out", "configs", "data_dir", "smoke", "tune", "tune_draws", "tune_seeds", "tune_requests",
+            "tune_minutes")  # fmt: skip
     kept = {name: value for name, value in vars(config).items() if name not in free}
     return json.loads(json.dumps({**kept, "scale": config.scale.recorded()}))
 
@@ -84,7 +86,7 @@ def compare(config: Config, mesh: Mesh | None, console: Console) -> dict[str, An
     searches: dict[tuple[str, str], dict[str, Any] | None] = {}
     for table, method in wanted:
         if method in config.methods:
-            chosen[table, method], searches[table, method] = settings.load(config.configs, method, table, config.dataset)
+            chosen[table, method], searches[table, method] = settings.load(config.configs, method, table, config.study_key)
     log = config.out / "results.jsonl"
     records, problem = {}, ""
     if leads():
@@ -96,7 +98,7 @@ def compare(config: Config, mesh: Mesh | None, console: Console) -> dict[str, An
     if refused:
         raise SystemExit(problem or "the first process refused the configuration, see its message")
     todo = [pair for pair, is_pending in zip(wanted, pending, strict=True) if is_pending]
-    budget = settings.budget(searches, config.dataset)
+    budget = settings.budget(searches, config.study_key)
     for line in budget:
         console.print(line)
     if len(todo) < len(wanted):

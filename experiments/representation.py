@@ -322,10 +322,10 @@ def peers(world: World, console: Console) -> dict[str, ju.Variables]:
     """Models [s, r] of other methods, with the settings of experiments/configs for single classes."""
     found = {}
     for name in map(methods.known, world.config.peers):
-        chosen, search = settings.load(settings.CONFIGS, name, "class", world.config.dataset)
+        chosen, search = settings.load(settings.CONFIGS, name, "class", world.config.study_key)
         if search is None:
             console.print(f"{name}: {settings.NOT_SEARCHED}")
-        elif search["dataset"] != world.config.dataset:
+        elif search["dataset"] != world.config.study_key:
             console.print(f"{name} has the settings that were searched on {search['dataset']}")
         found[name] = answer(world.bench, world.ready, name, chosen).result.variables
     return found

@@ -58,6 +58,11 @@ class OnNetworks(OnData):
     request_seed: int = 0
     """Which rows are asked to be forgotten."""
 
+    @property
+    def study_key(self) -> str:
+        """What settings are kept under: the data set, with the network where that is no MLP."""
+        return self.dataset if self.network == "mlp" else f"{self.dataset} {self.network}"
+
     def setting(self) -> study.Study:
         """The training set and the network."""
         return study.overfitted(

@@ -12,6 +12,7 @@ from rich.console import Console
 import jaxunlearn as ju
 from experiments.common import methods, script, settings
 from experiments.common.comparison import Bench, Ready, Seeds, answer, audited, measures_of, programs
+from experiments.common.log import told_by_first
 from experiments.common.methods import Settings, left_out
 from experiments.common.outcome import LEAST_SPREAD, RETRAINED, Outcome, gaps, spreads
 from experiments.common.scale import leads
@@ -44,7 +45,10 @@ def worst_over_draws(outcomes: Sequence[Outcome], references: Sequence[Outcome],
 
 
 def tune(config: Config, mesh: Mesh | None, console: Console) -> dict[str, Any]:
-    """Search all points of the cards, on draws that are not reported, and write the best of each scenario."""
+    """Search all points of the cards, on draws that are not reported, and write the best of each scenario.
+
+    Where the time is over, points that come later were not tried; "points" beside the settings says how many were.
+    """
     started = time.perf_counter()
     first, _ = studies(config, config.tune_draws[0], config.tune_draws[0])
     bench = programs(first, network=config.network, num_steps=config.unlearning_steps, scale=config.scale, mesh=mesh)
@@ -70,22 +74,29 @@ def tune(config: Config, mesh: Mesh | None, console: Console) -> dict[str, Any]:
                 if left_out(method, first, on_classes=table in ON_CLASSES, seeds=config.tune_seeds) is not None:
                     advance(done=len(config.tune_draws) * len(points[method]))
                     continue
-                scores = []
-                for point in points[method]:
+                scores: list[float] = []
+                for place, point in enumerate(points[method]):
+                    late = time.perf_counter() - started > 60 * config.tune_minutes
+                    if told_by_first(late, [])[0]:
+                        advance(done=len(ready[table]) * (len(points[method]) - place))
+                        break
                     outcomes = [tried(bench, one, method, point) for one in ready[table]]
                     advance(done=len(outcomes))
                     measures = measures_of(ready[table][0].scenario.measure)
                     scores.append(worst_over_draws(outcomes, references[table], measures))
+                if not scores:
+                    console.print(f"{table:18} {method:20} not searched: the time is over")
+                    continue
                 best = int(np.argmin(scores))
                 if not np.isfinite(scores[best]):
                     raise SystemExit(
-                        f"{method} diverged at every point of its search for {table}: give its card smaller values"
+                        f"{method} diverged at all {len(scores)} points tried for {table}: give its card smaller values"
                     )
                 entries[table] = {
                     "values": points[method][best],
                     "worst_gap_in_spreads": round(scores[best], 3),
                     "search": {
-                        "points": len(points[method]),
+                        "points": len(scores),
                         "grid": dict(ju.METHODS[method].search),
                         "draws": config.tune_draws,
                         "seeds": config.tune_seeds,
@@ -95,7 +106,7 @@ def tune(config: Config, mesh: Mesh | None, console: Console) -> dict[str, Any]:
                 }
                 console.print(f"{table:18} {method:20} {points[method][best]}  worst gap {scores[best]:.1f} spreads")
             if leads() and entries:
-                settings.save(config.configs, method, config.dataset, entries)
+                settings.save(config.configs, method, config.study_key, entries)
             chosen[method] = entries
     console.print(f"searched for {time.perf_counter() - started:.0f} s; settings: {config.configs}")
     return chosen

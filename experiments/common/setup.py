@@ -1,5 +1,6 @@
 """What a comparison is made of: its flags, its training sets, and its scenarios with their originals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class Config(script.Unlearning):
     """Original models per draw of the search."""
     tune_requests: int = 4
     """Requests per scenario and draw of the search, at most."""
+    tune_minutes: float = math.inf
+    """No further point is tried after so many minutes; what was found is written, with the number of points tried."""
 
 
 def studies(config: Config, draw: int, audit_seed: int, model: ju.Model | None = None) -> tuple[Study, Study]:
