@@ -154,7 +154,8 @@ learning_rates, alphas = jnp.array([5e-4, 2e-3, 8e-3]), jnp.array([0.8, 0.9, 0.9
 reference = jax.jit(jax.vmap(accuracies))(retrained, requests)
 settings = [x.ravel() for x in jnp.meshgrid(learning_rates, alphas, indexing="ij")]
 found, status = jax.jit(jax.vmap(at, (0, 0, None)))(*settings, reference)  # [9, 64, 3], [9, 64]
-assert (status == ju.Status.OK).all()
+print("models that a setting damaged, of 576:", int(jnp.sum(status == ju.Status.DAMAGED)))
+assert np.isin(status, (ju.Status.OK, ju.Status.DAMAGED)).all()  # a sweep goes too far somewhere, and the status says so
 
 # %% [markdown]
 # ## Choose on some requests, report on others
