@@ -20,6 +20,7 @@ from jaxunlearn.batching import streamed as streamed
 from jaxunlearn.card import Method as Method
 from jaxunlearn.catalogue import METHODS as METHODS
 from jaxunlearn.catalogue import citation as citation
+from jaxunlearn.filters.funu import funu as funu
 from jaxunlearn.heads.maps import insert_map as insert_map
 from jaxunlearn.loop.compose import filtered as filtered
 from jaxunlearn.loop.compose import then as then

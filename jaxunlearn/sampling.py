@@ -56,10 +56,18 @@ def usable_slots(data: Data, request: ForgetRequest) -> Bool[Array, " k"]:
 
 def is_requested(data: Data, request: ForgetRequest, rows: Int[Array, "..."]) -> Bool[Array, "..."]:
     """Whether each of some row numbers is among the usable slots of a request; `O(log k)` per row."""
-    unreachable = data.present.shape[0]
-    asked = jnp.sort(jnp.where(usable_slots(data, request), row_numbers(request), unreachable))
-    place = jnp.searchsorted(asked, rows).astype(jnp.int32)
-    return (asked[jnp.minimum(place, asked.shape[0] - 1)] == rows) & (rows < unreachable)
+    return is_among(asked_rows(data, request), rows) & (rows < data.present.shape[0])
+
+
+def asked_rows(data: Data, request: ForgetRequest) -> Int[Array, " k"]:
+    """The rows of the usable slots in ascending order, behind them the number of rows."""
+    return jnp.sort(jnp.where(usable_slots(data, request), row_numbers(request), data.present.shape[0]))
+
+
+def is_among(ascending: Int[Array, " k"], values: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether each of some values is one of the entries."""
+    place = jnp.searchsorted(ascending, values).astype(jnp.int32)
+    return ascending[jnp.minimum(place, ascending.shape[0] - 1)] == values
 
 
 def is_empty(request: ForgetRequest) -> Bool[Array, ""]:

@@ -31,7 +31,7 @@ FLOORS = [
     {"checks", "slots", "status", "card", "sampling", "losses", "likelihoods", "margin"},
     {"passes", "evaluation", "precision", "requests", "transforms", "unseen"},
     {"loop", "batching", "curvature", "service"},
-    {"heads", "convex", "certificates", "adapters"},
+    {"heads", "convex", "certificates", "adapters", "filters"},
     {"methods"},
     {"audit", "catalogue"},
     {"tuning"},

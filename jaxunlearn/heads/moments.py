@@ -85,10 +85,13 @@ def features_at(model: Model, variables: Variables, inputs: PyTree, layer: str) 
     return layer_of(model.forward(variables, inputs, train=False), layer)
 
 
-def features_of_rows(model: Model, variables: Variables, data: Data, layer: str) -> tuple[Float[Array, "n D"], Bool[Array, ""]]:
+def features_of_rows(
+    model: Model, variables: Variables, data: Data, layer: str, *, chunk: int | None = None
+) -> tuple[Float[Array, "n D"], Bool[Array, ""]]:
     """Those that were prepared, else of all rows, which requests of one `vmap` share; and whether they are stale."""
     if FEATURES.find(data) is None:
-        return map_rows(lambda part: features_at(model, variables, part.inputs, layer), data.train), jnp.array(False)
+        found = map_rows(lambda part: features_at(model, variables, part.inputs, layer), data.train, chunk=chunk)
+        return found, jnp.array(False)
     prepared, stale = FEATURES.read(data, at=body(model, variables, layer), how=f"layer {layer!r}")
     if jnp.ndim(prepared) != 2 or prepared.shape[0] != data.present.shape[0]:
         raise ValueError(f"data.extra['features'] has shape {jnp.shape(prepared)}, expected [{data.present.shape[0]}, D]")

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxunlearn import checks
 from jaxunlearn.loop.preparation import preparation_of, prepared_by
@@ -45,19 +45,21 @@ def then(first: UnlearnFn, second: UnlearnFn) -> UnlearnFn:
     return prepared_by(unlearn, preparation_of(first), preparation_of(second))
 
 
-Select: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Int[Array, " k"] | Float[Array, " k"]]
+Kept: TypeAlias = Bool[Array, " k"] | Int[Array, " k"] | Float[Array, " k"]
+Select: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Kept]
 
 
 def filtered(select: Select, unlearn: UnlearnFn) -> UnlearnFn:
     """Narrow a request before it is answered.
 
     Args:
-        select: `(variables, data, request, key) -> keep`, of shape [k]; slots with `keep > 0` stay in the request.
+        select: `(variables, data, request, key) -> keep`, of shape [k]; slots with `keep > 0` stay in the request;
+            e.g. `jaxunlearn.funu`.
         unlearn: a finished method, which answers the narrowed request. What was left out stays in the retain set.
 
     Returns:
-        An `UnlearnFn` whose `stats["skipped"]` (Float[k]) is 1 in the slots that were left out. In a stream they count as
-        answered all the same: `streamed` clears the rows of the whole request.
+        An `UnlearnFn` whose `stats["skipped"]` (Float[k]) is 1 in the slots that were left out, so that its sum says how many
+        were. In a stream they count as answered all the same: `streamed` clears the rows of the whole request.
 
     Raises:
         TypeError: `unlearn` is an `Unlearner` or no function.
