@@ -36,6 +36,31 @@ def test_kl_divergence(temperature):
     assert np.allclose(ju.losses.kl_divergence(FIRST, FIRST + 5, temperature=temperature), 0, atol=1e-5)
 
 
+def test_distillation_leaves_out_what_is_hidden():
+    labels, hidden = np.array([0, 1, 2, 0, 1]), np.zeros((5, 3), bool)
+    hidden[np.arange(5), labels] = True
+    hidden[4] = [True, True, False]
+    predicted = np.where(hidden, 0, softmax(FIRST / 2, axis=1))
+    predicted /= predicted.sum(1, keepdims=True)
+
+    @jax.jit
+    def distilled(student):
+        def total(student):
+            values = ju.losses.distil_without(FIRST, student, hidden, temperature=2.0)
+            return values.sum(), values
+
+        return jax.grad(total, has_aux=True)(student)
+
+    slope, found = distilled(jnp.asarray(SECOND))
+    np.testing.assert_allclose(found, entropy(predicted, softmax(SECOND, axis=1), axis=1), rtol=1e-5)
+    np.testing.assert_allclose(slope, softmax(SECOND, axis=1) - predicted, atol=1e-6)
+    # 0 exactly at the prediction, whose slope in the logits is the difference of the distributions: both sum to 1
+    at_prediction = jnp.maximum(jnp.log(jnp.asarray(predicted)), -80.0)
+    np.testing.assert_allclose(distilled(at_prediction)[1], 0, atol=1e-5)
+    whole = ju.losses.distil_without(FIRST, SECOND, hidden, odds=1.0)
+    np.testing.assert_allclose(whole, ju.losses.kl_divergence(FIRST, SECOND), atol=1e-6)
+
+
 def test_jensen_shannon():
     expected = jensenshannon(softmax(FIRST, axis=1), softmax(SECOND, axis=1), axis=1) ** 2
     assert np.allclose(ju.losses.jensen_shannon(FIRST, SECOND), expected, rtol=1e-3, atol=1e-6)

@@ -3,6 +3,7 @@
 from jaxunlearn.losses.classification import cross_entropy as cross_entropy
 from jaxunlearn.losses.contrastive import class_contrast as class_contrast
 from jaxunlearn.losses.contrastive import unit_rows as unit_rows
+from jaxunlearn.losses.distillation import distil_without as distil_without
 from jaxunlearn.losses.distillation import jensen_shannon as jensen_shannon
 from jaxunlearn.losses.distillation import kl_divergence as kl_divergence
 from jaxunlearn.losses.regression import squared_error as squared_error

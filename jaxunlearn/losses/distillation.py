@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxunlearn import checks
 from jaxunlearn.types import Scalar
@@ -35,6 +35,39 @@ def kl_divergence(
     teacher = jax.nn.log_softmax(teacher_logits / temperature)
     student = jax.nn.log_softmax(student_logits / temperature)
     return temperature**2 * _kl(teacher, student)
+
+
+def distil_without(
+    teacher_logits: Float[Array, "b c"],
+    student_logits: Float[Array, "b c"],
+    hidden: Bool[Array, "b c"],
+    *,
+    temperature: Scalar = 1.0,
+    odds: Scalar = 0.0,
+) -> Float[Array, " b"]:
+    """`KL(q || softmax(student))`, q the prediction of the teacher at a temperature, without some classes of each row.
+
+    Args:
+        teacher_logits: Float[b, c], two classes or more.
+        student_logits: Float[b, c], of the model that learns.
+        hidden: Bool[b, c], the classes that are taken out; not all of a row.
+        temperature: of the teacher, positive, may be traced.
+        odds: what the odds of hidden classes are multiplied by, in [0, 1], may be traced; 1 leaves the teacher as it is.
+
+    Returns:
+        Float[b], nats.
+
+    Raises:
+        ValueError: logits that are not [b, c] of at least two classes.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+        >>> value = jaxunlearn.losses.distil_without(logits, logits, jnp.array([[True, False, False]]))
+        >>> round(float(value[0]), 3)  # -log(0.3 + 0.2)
+        0.693
+    """
+    predicted = teacher_logits / temperature
+    return kl_divergence(jnp.where(hidden, predicted + jnp.log(odds), predicted), student_logits)
 
 
 def jensen_shannon(first_logits: Float[Array, "b c"], second_logits: Float[Array, "b c"]) -> Float[Array, " b"]:

@@ -10,6 +10,7 @@ from jaxunlearn.methods.bad_teacher import bad_teacher as bad_teacher
 from jaxunlearn.methods.cf_k import cf_k as cf_k
 from jaxunlearn.methods.concept_erasure import concept_erasure as concept_erasure
 from jaxunlearn.methods.contrastive_unlearning import contrastive_unlearning as contrastive_unlearning
+from jaxunlearn.methods.decoupled_distillation import decoupled_distillation as decoupled_distillation
 from jaxunlearn.methods.dimensional_alignment import dimensional_alignment as dimensional_alignment
 from jaxunlearn.methods.eu_k import eu_k as eu_k
 from jaxunlearn.methods.finetune import finetune as finetune

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
 
 from jaxunlearn import checks, losses, passes
 from jaxunlearn.card import Method
@@ -43,38 +42,6 @@ METHOD = Method(
     aliases=("muda",),
     search={"learning_rate": (0.001, 0.004, 0.01), "alignment_weight": (0.1, 1.0), "own_class": (0.0, 0.1)},
 )
-
-
-def distil_without_own_class(
-    teacher_logits: Float[Array, "b c"],
-    student_logits: Float[Array, "b c"],
-    labels: Int[Array, " b"],
-    *,
-    temperature: Scalar = 1.0,
-    own_class: Scalar = 0.0,
-) -> Float[Array, " b"]:
-    """`KL(q || softmax(student))`, q the prediction of the teacher at a temperature, without the class of the row.
-
-    Args:
-        teacher_logits: Float[b, c], two classes or more.
-        student_logits: Float[b, c], of the model that learns.
-        labels: Int[b], the classes that are taken out.
-        temperature: of the teacher, positive.
-        own_class: the odds of the own class are multiplied by it, in [0, 1]; 1 leaves the teacher as it is.
-
-    Returns:
-        Float[b], nats.
-
-    Example:
-        >>> from jaxunlearn.methods.dimensional_alignment import distil_without_own_class
-        >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-        >>> value = distil_without_own_class(logits, logits, jnp.array([0]))
-        >>> round(float(value[0]), 3)  # -log(0.3 + 0.2)
-        0.693
-    """
-    own = jax.nn.one_hot(labels, teacher_logits.shape[-1], dtype=bool)
-    predicted = teacher_logits / temperature
-    return losses.kl_divergence(jnp.where(own, predicted + jnp.log(own_class), predicted), student_logits)
 
 
 def dimensional_alignment(
@@ -152,13 +119,8 @@ def dimensional_alignment(
     def forget_step(variables, trained, batch, key):
         retain, forget, moved = passes.both_passes(model, variables, batch, key, bn=bn)
         predicted = model.forward(trained, batch.forget.examples.inputs, train=False).logits
-        distilled = distil_without_own_class(
-            predicted,
-            forget.outputs.logits,
-            class_labels(batch.forget.examples.targets),
-            temperature=temperature,
-            own_class=own_class,
-        )
+        own = jax.nn.one_hot(class_labels(batch.forget.examples.targets), predicted.shape[-1], dtype=bool)
+        distilled = losses.distil_without(predicted, forget.outputs.logits, own, temperature=temperature, odds=own_class)
         kept = jax.lax.stop_gradient(layer_of(retain.outputs, layer))
         space = eigenspace(kept, batch.retain.weights, energy=energy, rank=rank)
         aligned = alignment(layer_of(forget.outputs, layer), batch.forget.weights, space)

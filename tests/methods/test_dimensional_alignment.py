@@ -6,12 +6,9 @@ import numpy as np
 import optax
 import pytest
 from scipy.special import softmax
-from scipy.stats import entropy
 
 import jaxunlearn as ju
-from jaxunlearn import losses
 from jaxunlearn.heads import alignment, eigenspace
-from jaxunlearn.methods.dimensional_alignment import distil_without_own_class
 from tests.methods.runs import DATA, KEY, MODEL, REQUEST, VARIABLES, answer, batch_of, stepped, sweep_equals_single_runs
 from tests.problems import blobs, distance, forward, lane
 
@@ -29,36 +26,6 @@ def align(steps=6, **settings):
 
 def method(**options):
     return ju.dimensional_alignment(MODEL, optax.sgd(0.1), **options)
-
-
-def test_distillation_leaves_out_the_own_class():
-    teacher, student = RNG.normal(size=(2, 6, 5)).astype(np.float32) * 2
-    labels = np.array([0, 1, 2, 3, 4, 0])
-    predicted = softmax(teacher / 2, axis=1)
-    predicted[np.arange(6), labels] = 0
-    predicted /= predicted.sum(1, keepdims=True)
-
-    @jax.jit
-    def distilled(student):
-        def total(student):
-            values = distil_without_own_class(teacher, student, jnp.asarray(labels), temperature=2.0)
-            return values.sum(), values
-
-        return jax.grad(total, has_aux=True)(student)
-
-    slope, found = distilled(jnp.asarray(student))
-    np.testing.assert_allclose(found, entropy(predicted, softmax(student, axis=1), axis=1), rtol=1e-5)
-    np.testing.assert_allclose(slope, softmax(student, axis=1) - predicted, atol=1e-6)
-    # 0 exactly at the prediction, whose slope in the logits is the difference of the distributions: they sum to 1, q_y is 0
-    at_prediction = jnp.log(jnp.asarray(predicted)).at[np.arange(6), labels].set(-80.0)
-    np.testing.assert_allclose(distilled(at_prediction)[1], 0, atol=1e-5)
-
-
-def test_distillation_with_the_own_class_is_the_divergence():
-    teacher, student = RNG.normal(size=(2, 6, 5)).astype(np.float32)
-    labels = jnp.array([0, 1, 2, 3, 4, 0])
-    whole = distil_without_own_class(teacher, student, labels, own_class=1.0)
-    np.testing.assert_allclose(whole, losses.kl_divergence(teacher, student), atol=1e-6)
 
 
 def test_without_rounds_it_is_finetuning():
