@@ -34,6 +34,7 @@ from jaxunlearn.methods.representation_unlearning import representation_unlearni
 from jaxunlearn.methods.retrain import retrain as retrain
 from jaxunlearn.methods.salun import salun as salun
 from jaxunlearn.methods.scrub import scrub as scrub
+from jaxunlearn.methods.simnpo import simnpo as simnpo
 from jaxunlearn.methods.ssd import ssd as ssd
 from jaxunlearn.methods.stochastic_newton import stochastic_newton as stochastic_newton
 from jaxunlearn.methods.task_vector import task_vector as task_vector

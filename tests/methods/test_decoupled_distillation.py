@@ -8,7 +8,7 @@ import pytest
 from scipy.special import softmax
 
 import jaxunlearn as ju
-from tests.methods.runs import DATA, KEY, MODEL, REQUEST, VARIABLES, answer, batch_of, descended, one_step
+from tests.methods.runs import DATA, KEY, MODEL, REQUEST, VARIABLES, answer, descended, one_step
 from tests.problems import blobs, distance, lane, linear_classifier
 
 LABELS = np.asarray(DATA.train.targets)
@@ -32,6 +32,7 @@ def test_a_step_follows_the_prediction_without_the_own_class():
     assert float(stats["loss"]) == pytest.approx(float(loss(nudged.params) - entropy), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_with_one_class_left_it_is_random_labels_without_the_retain_set():
     """Rows of both forgotten classes can only be taught the third one."""
     own = answer("decoupled_distillation", request=TWO).variables
@@ -50,7 +51,7 @@ def test_classes_that_leave_are_masked_whether_they_are_named_or_not():
 
 def hidden_by(request):
     """Classes that no row may be taught."""
-    return batch_of(ju.decoupled_distillation(MODEL, optax.sgd(0.1)), request=request)[0].gone
+    return ju.decoupled_distillation(MODEL, optax.sgd(0.1)).init(VARIABLES, DATA, request, KEY)[0].gone
 
 
 def test_with_no_class_left_each_row_is_taught_the_others():

@@ -15,6 +15,8 @@ from tests.problems import OPTIONS, method, model_of, network, takes_optimizer
         ("gradient_difference", {"alpha": 1.5}, "alpha"),
         ("npo", {"beta": 0.0}, "beta"),
         ("npo", {"retain_weight": -1.0}, "retain_weight"),
+        ("simnpo", {"beta": 0.0}, "beta"),
+        ("simnpo", {"retain_weight": -1.0}, "retain_weight"),
         ("bad_teacher", {"alpha": -0.1}, "alpha"),
         ("bad_teacher", {"temperature": 0.0}, "temperature"),
         ("scrub", {"alpha": -1.0}, "alpha"),
