@@ -1,4 +1,4 @@
-"""Methods whose steps are of two kinds, in turns: which step is of which kind, and which rows it reads."""
+"""Which rows the steps of a method read, where they are of two kinds in turns or use a batch of the forget set again."""
 
 from typing import Any
 
@@ -58,5 +58,25 @@ def in_turns(*, forget_steps: Scalar, retain_steps: Scalar, rounds: Scalar | Non
         forget = sampling.draw_forget(split, jnp.asarray(visit, jnp.int32), sizes.forget)
         reads = (position < forget_steps) & (True if rounds is None else finished < rounds)
         return Batch(forget._replace(weights=forget.weights * reads), sampling.draw_retain(split, key, sizes.retain))
+
+    return sample
+
+
+def repeated(*, times: Scalar) -> Sampler:
+    """A sampler that shows every batch of the forget set in some consecutive steps, with fresh rows of the retain set each.
+
+    Args:
+        times: how many steps, at least 1; may be traced.
+
+    Returns:
+        A sampler for `Unlearner.sample`.
+
+    Example:
+        >>> from jaxunlearn.loop.phases import repeated
+        >>> method = jaxunlearn.npo(model, optax.sgd(0.1))._replace(sample=repeated(times=4))
+    """
+
+    def sample(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:
+        return Batch(sampling.draw_forget(split, step // times, sizes.forget), sampling.draw_retain(split, key, sizes.retain))
 
     return sample

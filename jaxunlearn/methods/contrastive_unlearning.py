@@ -11,13 +11,12 @@ through the model in one batch, here each has its own pass, so that `bn` can tel
 forgotten class in the retain set, and forgets the first rows of the data; this does what is asked.
 """
 
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Array, Bool
 
 from jaxunlearn import checks, evaluation, losses, passes, sampling
 from jaxunlearn.card import Method
@@ -25,9 +24,10 @@ from jaxunlearn.evaluation import class_labels
 from jaxunlearn.heads.maps import layer_of
 from jaxunlearn.loop.descend import descend
 from jaxunlearn.loop.iterate import Look
+from jaxunlearn.loop.phases import repeated
 from jaxunlearn.losses.contrastive import Denominator
 from jaxunlearn.passes import BatchNormPolicy
-from jaxunlearn.types import Batch, BatchSizes, Model, Scalar, Split, Unlearner
+from jaxunlearn.types import Model, Scalar, Unlearner
 
 METHOD = Method(
     summary="move the forget set out of its classes in feature space",
@@ -37,11 +37,6 @@ METHOD = Method(
     targets="classes",
     search={"learning_rate": (0.004, 0.01, 0.02), "contrastive_weight": (0.03, 0.3, 3.0, 10.0)},
 )
-
-
-def repeat(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes, *, times: Scalar) -> Batch:
-    """Sampler that shows every batch of the forget set in `times` consecutive steps, with fresh rows of the retain set."""
-    return Batch(sampling.draw_forget(split, step // times, sizes.forget), sampling.draw_retain(split, key, sizes.retain))
 
 
 def stop_rule(
@@ -171,4 +166,4 @@ def contrastive_unlearning(
         loss = retain_weight * (retain.loss + passes.penalty(model, variables.params)) + contrastive_weight * contrastive_loss
         return loss, (moved.state, {"contrastive_loss": contrastive_loss, "retain_loss": retain.loss})
 
-    return descend(model, optimizer, objective, sample=partial(repeat, times=repeats), on_empty=METHOD.on_empty)
+    return descend(model, optimizer, objective, sample=repeated(times=repeats), on_empty=METHOD.on_empty)
