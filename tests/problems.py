@@ -77,6 +77,20 @@ def headed():
     return ju.Model(predict, ju.losses.cross_entropy, start, head)
 
 
+def convolutional():
+    """`network` whose first layer is a convolution of inputs that are laid out as 2 x 2 pixels."""
+
+    def predict(variables, inputs, *, train=False, key=None):
+        body = variables.params["filters"].reshape(NUM_FEATURES, 8)
+        return forward(variables._replace(params={**variables.params, "body": body}), inputs)
+
+    def start(key):
+        params = init(key).params
+        return ju.Variables({"filters": params["body"].reshape(2, 2, 1, 8), "bias": params["bias"], "head": params["head"]})
+
+    return ju.Model(predict, ju.losses.cross_entropy, start)
+
+
 def linear_regression(regularization=0.0):
     """`1/2 (x w - y)^2`, whose gradients and optimum are known."""
 
@@ -140,6 +154,7 @@ OPTIONS = {
     "stochastic_newton": {"damping": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
     "cf_k": {"layers": "head"},
     "attribute_unlearning": {"num_values": 2},
+    "convolution_transpose": {"axes": (0, 1)},
     "just_in_time": {"sigma": 4.0},  # differences of outputs stay well above their rounding
     "affine_representation_unlearning": {"beta": 0.1},
     "representation_unlearning": {"beta": 0.1},
@@ -192,6 +207,8 @@ def method(name, model, optimizer=None, *, num_steps=4, batch_size=4, **options)
 def model_of(name):
     """The toy classifier that a method is tried on."""
     card = ju.METHODS[name]
+    if name == "convolution_transpose":
+        return convolutional()
     return headed() if "head" in card.reads or card.family == "representation" else network()
 
 

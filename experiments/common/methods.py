@@ -17,6 +17,7 @@ Settings: TypeAlias = dict[str, float]
 LEARNING_RATE = 1e-3  # of methods with steps whose card names none
 LAYERS = {"mlp": "Dense_1|head", "cnn": "Dense_0|head", "resnet18": "head"}  # what methods train that take `layers`
 HELD_OUT = "held_out"  # argument of methods that are given rows which training never saw
+AXES = "axes"  # argument of methods that are told which axes of a convolution are spatial
 LARGEST_RECORD = 4 * 2**30  # bytes of recorded updates
 
 Parameters: TypeAlias = Mapping[str, inspect.Parameter]
@@ -69,6 +70,7 @@ def given(name: str, setting: Study, network: str) -> dict[str, Any]:
         "layers": lambda: LAYERS[network],
         "oracle": setting.retrain,
         HELD_OUT: lambda: setting.held_out,
+        AXES: lambda: (0, 1),  # of kernels in flax
         "solver": lambda: "cg",  # the scale of LiSSA would be one more setting to search
     }
     settings = settings_of(name)
@@ -149,9 +151,11 @@ def left_out(name: str, setting: Study, *, on_classes: bool, seeds: int) -> str 
     unknown = [x for x, default in settings_of(name).items() if default is inspect.Parameter.empty and x not in told]
     if unknown:
         return f"needs {', '.join(unknown)}, which neither its search names nor experiments/common/methods.py"
+    assert setting.model.init is not None  # studies have one
+    like = jax.eval_shape(setting.model.init, jax.random.key(0))
+    if AXES in settings_of(name) and not any(x.ndim == 4 for x in jax.tree.leaves(like.params)):
+        return "turns convolutions, and the network has none"
     if "updates" in card.reads:
-        assert setting.model.init is not None  # studies have one
-        like = jax.eval_shape(setting.model.init, jax.random.key(0))
         size = seeds * setting.num_steps * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like.params))
         if size > LARGEST_RECORD:
             return f"the recorded updates would take {size / 2**30:.0f} GiB"

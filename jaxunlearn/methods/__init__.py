@@ -10,6 +10,7 @@ from jaxunlearn.methods.bad_teacher import bad_teacher as bad_teacher
 from jaxunlearn.methods.cf_k import cf_k as cf_k
 from jaxunlearn.methods.concept_erasure import concept_erasure as concept_erasure
 from jaxunlearn.methods.contrastive_unlearning import contrastive_unlearning as contrastive_unlearning
+from jaxunlearn.methods.convolution_transpose import convolution_transpose as convolution_transpose
 from jaxunlearn.methods.decoupled_distillation import decoupled_distillation as decoupled_distillation
 from jaxunlearn.methods.dimensional_alignment import dimensional_alignment as dimensional_alignment
 from jaxunlearn.methods.duck import duck as duck
@@ -23,6 +24,7 @@ from jaxunlearn.methods.just_in_time import just_in_time as just_in_time
 from jaxunlearn.methods.l1_sparse import l1_sparse as l1_sparse
 from jaxunlearn.methods.lcodec import lcodec as lcodec
 from jaxunlearn.methods.lfssd import lfssd as lfssd
+from jaxunlearn.methods.masked_small_gradients import masked_small_gradients as masked_small_gradients
 from jaxunlearn.methods.newton import newton as newton
 from jaxunlearn.methods.npo import npo as npo
 from jaxunlearn.methods.ntk_forgetting import ntk_forgetting as ntk_forgetting

@@ -11,6 +11,7 @@ from experiments import compare
 from experiments.common import comparison, methods, outcome, plots, scenarios, search, settings, study
 from experiments.common.log import append, read_log
 from experiments.common.scale import Scale
+from tests.problems import convolutional
 
 METHODS = ("finetune", "output_perturbation", "unsir")
 ONE_DEVICE = Scale(mesh=False)
@@ -245,6 +246,8 @@ def test_methods_that_cannot_apply_say_why(monkeypatch):
     digits = study.overfitted(num_rows=50, num_steps=1)
     assert "overwrites whole classes" in why("unsir", digits)
     assert why("unsir", digits, on_classes=True) is None
+    assert "network has none" in why("convolution_transpose", digits)
+    assert why("convolution_transpose", digits._replace(model=convolutional())) is None
 
     def novel(model, *, horizon):
         """Something new."""
