@@ -137,7 +137,8 @@ def of_data(dataset: str, config: Config, mesh: Any) -> dict[str, Any]:
         "true": true, "rejected": rejected, "spent": found.costs.search, "seconds": found.seconds,
         "right": None if unlearned is None else (found.how != "retrained" and found.passed) == (unlearned <= TOLERANCE),
         "gaps_in_spreads": gaps, "rejected_gaps_in_spreads": rejected_gaps,
-        "promised_gaps_in_spreads": dict(found.gaps), "settings": None if found.tuned is None else found.tuned.settings, "costs": found.costs._asdict(),
+        "promised_gaps_in_spreads": dict(found.gaps),
+        "settings": None if found.tuned is None else found.tuned.settings, "costs": found.costs._asdict(),
     }  # fmt: skip
 
 
