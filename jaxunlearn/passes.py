@@ -2,7 +2,10 @@
 
 In training mode a batch is normalised by its own mean and variance. A forget batch of one class is then seen as no row is seen
 in evaluation, and the loss that a method climbs on is another one than the loss that is reported. `bn="evaluate"` takes
-the forget side through the model in evaluation mode, with the running statistics and without dropout.
+the forget side through the model in evaluation mode, with the running statistics and without dropout. For a class of digits and
+a small residual network `npo` begins at a forget loss of 2.6 in training mode where evaluation says 0.006, and ends
+at the retrained accuracies; in evaluation mode it begins at 0.006 and, at the same learning rate, loses the retain set
+(`experiments/results`).
 """
 
 from typing import Literal, NamedTuple, TypeAlias, get_args
