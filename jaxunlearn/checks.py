@@ -82,6 +82,13 @@ def require_classes(method: str, logits: Any) -> None:
         )
 
 
+def require_floating(inputs: PyTree, reason: str) -> None:
+    """TypeError unless every leaf of the inputs is floating-point."""
+    wrong = [x.dtype for x in jax.tree.leaves(inputs) if not jnp.issubdtype(x.dtype, jnp.floating)]
+    if wrong:
+        raise TypeError(f"{reason}, so they must be floating-point, got {wrong[0]}; convert them once")
+
+
 def check_forward(model: Model, variables: Variables, inputs: PyTree) -> Outputs:
     """The form of the outputs for one row; TypeError unless `Model.forward` takes the weights and returns `Outputs`."""
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), inputs)

@@ -80,6 +80,13 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 
+def row_norms(rows: PyTree) -> Float[Array, " b"]:
+    """Euclidean norm of each row over all leaves, at least in float32, with a gradient of 0 where it is 0."""
+    wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(x.shape[0], -1) for x in jax.tree.leaves(rows)]
+    total = sum(jnp.sum(x**2, axis=1) for x in wide)
+    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
+
+
 def digest(tree: PyTree) -> UInt32[Array, " 2"]:
     """64 bits that tell values apart, on the device: one pass over the leaves, equal with and without `jit` and `vmap`.
 

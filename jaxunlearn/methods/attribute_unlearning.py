@@ -94,13 +94,8 @@ def _probe(params: PyTree, features: Float[Array, "b D"]) -> Float[Array, "b m"]
 
 
 def _entries(inputs: PyTree) -> Float[Array, "b p"]:
-    leaves = jax.tree.leaves(inputs)
-    wrong = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
-    if wrong:
-        raise TypeError(
-            f"attribute_unlearning reconstructs its inputs, so they must be floating-point, got {wrong[0]}; convert them once"
-        )
-    rows = [x.reshape(x.shape[0], -1) for x in leaves]
+    checks.require_floating(inputs, "attribute_unlearning reconstructs its inputs")
+    rows = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(inputs)]
     return jnp.concatenate([x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in rows], axis=1)
 
 

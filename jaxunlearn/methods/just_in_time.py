@@ -14,9 +14,8 @@ model is in evaluation mode.
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
 
-from jaxunlearn import checks
+from jaxunlearn import checks, tree
 from jaxunlearn.card import Method
 from jaxunlearn.loop.descend import descend
 from jaxunlearn.types import Model, Scalar, Unlearner
@@ -73,9 +72,7 @@ def just_in_time(
 
     def objective(variables, context, batch, key):
         inputs, weights = batch.forget.examples.inputs, batch.forget.weights
-        wrong = [x.dtype for x in jax.tree.leaves(inputs) if not jnp.issubdtype(x.dtype, jnp.floating)]
-        if wrong:
-            raise TypeError(f"just_in_time perturbs its inputs, so they must be floating-point, got {wrong[0]}")
+        checks.require_floating(inputs, "just_in_time perturbs its inputs")
 
         def logits(inputs):
             return model.forward(variables, inputs, train=False).logits
@@ -87,16 +84,10 @@ def just_in_time(
             near = jax.tree.map(lambda x, e: jnp.clip(x + sigma * e, low, high).astype(x.dtype), inputs, noise)
             there = logits(near)
             there = jax.lax.stop_gradient(there) if detach else there
-            distance = _norm(jax.tree.map(jnp.subtract, inputs, near))
-            return jnp.where(distance > 0, _norm(outputs - there) / jnp.where(distance > 0, distance, 1), 0)
+            distance = tree.row_norms(jax.tree.map(jnp.subtract, inputs, near))
+            return jnp.where(distance > 0, tree.row_norms(outputs - there) / jnp.where(distance > 0, distance, 1), 0)
 
         slopes = jnp.mean(jax.lax.map(slope, jax.random.split(key, num_perturbations)), axis=0)
         return jnp.sum(jnp.where(weights > 0, slopes, 0)), (variables.state, {})
 
     return descend(model, optimizer, objective, on_empty=METHOD.on_empty, judge=False)
-
-
-def _norm(rows: PyTree) -> Float[Array, " b"]:
-    """Euclidean norm per row over all leaves, with a gradient of 0 where it is 0."""
-    total = sum(jnp.sum(x.astype(jnp.float32).reshape(x.shape[0], -1) ** 2, axis=1) for x in jax.tree.leaves(rows))
-    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)

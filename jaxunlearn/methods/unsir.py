@@ -61,9 +61,7 @@ def learn_noise(
     penalty: Scalar,
 ) -> Weighted:
     """Inputs on which the model errs most, labelled like the forget set; all of weight 0 where that is empty."""
-    wrong = [x.dtype for x in jax.tree.leaves(data.train.inputs) if not jnp.issubdtype(x.dtype, jnp.floating)]
-    if wrong:
-        raise TypeError(f"unsir learns its inputs by gradient descent, so they must be floating-point, got {wrong[0]}")
+    checks.require_floating(data.train.inputs, "unsir learns its inputs by gradient descent")
     split_key, noise_key = jax.random.split(key)
     named = spread_over_labels(data, request, rows, split_key)
     # in single precision at least: Adam's and the norm's squares leave the range of float16
