@@ -7,6 +7,8 @@ from jaxunlearn.methods.amnesiac import amnesiac as amnesiac
 from jaxunlearn.methods.assd import assd as assd
 from jaxunlearn.methods.attribute_unlearning import attribute_unlearning as attribute_unlearning
 from jaxunlearn.methods.bad_teacher import bad_teacher as bad_teacher
+from jaxunlearn.methods.boundary_expand import boundary_expand as boundary_expand
+from jaxunlearn.methods.boundary_shrink import boundary_shrink as boundary_shrink
 from jaxunlearn.methods.cf_k import cf_k as cf_k
 from jaxunlearn.methods.concept_erasure import concept_erasure as concept_erasure
 from jaxunlearn.methods.contrastive_unlearning import contrastive_unlearning as contrastive_unlearning
