@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import jaxunlearn as ju
@@ -18,6 +19,7 @@ LEARNING_RATE = 1e-3  # of methods with steps whose card names none
 LAYERS = {"mlp": "Dense_1|head", "cnn": "Dense_0|head", "resnet18": "head"}  # what methods train that take `layers`
 HELD_OUT = "held_out"  # argument of methods that are given rows which training never saw
 AXES = "axes"  # argument of methods that are told which axes of a convolution are spatial
+IMAGE_SHAPE = "image_shape"  # argument of methods that work on images
 LARGEST_RECORD = 4 * 2**30  # bytes of recorded updates
 
 Parameters: TypeAlias = Mapping[str, inspect.Parameter]
@@ -148,6 +150,8 @@ def left_out(name: str, setting: Study, *, on_classes: bool, seeds: int) -> str 
     told = {*card.search, *given(name, setting, "mlp")}
     if HELD_OUT in settings_of(name) and setting.held_out is None:
         return "needs rows that training never saw, and all of them are training or test rows"
+    if IMAGE_SHAPE in settings_of(name) and jnp.ndim(setting.data.train.inputs) < 3:
+        return "works on images; the inputs are none"
     unknown = [x for x, default in settings_of(name).items() if default is inspect.Parameter.empty and x not in told]
     if unknown:
         return f"needs {', '.join(unknown)}, which neither its search names nor experiments/common/methods.py"

@@ -27,6 +27,7 @@ from jaxunlearn.methods.l1_sparse import l1_sparse as l1_sparse
 from jaxunlearn.methods.lcodec import lcodec as lcodec
 from jaxunlearn.methods.lfssd import lfssd as lfssd
 from jaxunlearn.methods.masked_small_gradients import masked_small_gradients as masked_small_gradients
+from jaxunlearn.methods.natmu import natmu as natmu
 from jaxunlearn.methods.newton import newton as newton
 from jaxunlearn.methods.npo import npo as npo
 from jaxunlearn.methods.ntk_forgetting import ntk_forgetting as ntk_forgetting
@@ -35,6 +36,7 @@ from jaxunlearn.methods.oracle_matching import oracle_matching as oracle_matchin
 from jaxunlearn.methods.output_perturbation import output_perturbation as output_perturbation
 from jaxunlearn.methods.prototype_erasure import prototype_erasure as prototype_erasure
 from jaxunlearn.methods.random_label import random_label as random_label
+from jaxunlearn.methods.regun import regun as regun
 from jaxunlearn.methods.representation_unlearning import representation_unlearning as representation_unlearning
 from jaxunlearn.methods.retrain import retrain as retrain
 from jaxunlearn.methods.salun import salun as salun

@@ -243,6 +243,7 @@ def test_methods_that_cannot_apply_say_why(monkeypatch):
     assert why("amnesiac") is None
     assert "attributes" in why("attribute_unlearning")
     assert "GiB" in why("amnesiac", regression._replace(num_steps=10**6))
+    assert "works on images" in why("natmu", study.overfitted("breast_cancer", num_rows=50, num_steps=1))
     digits = study.overfitted(num_rows=50, num_steps=1)
     assert "overwrites whole classes" in why("unsir", digits)
     assert why("unsir", digits, on_classes=True) is None
