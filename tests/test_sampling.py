@@ -194,6 +194,34 @@ def test_narrow_integers_name_the_rows_they_say():
     assert (int(split.num_forget), int(split.num_retain)) == (1, 299)
 
 
+@jax.jit
+def by_class(data, request):
+    retained = sampling.retained_by_class(data, request, 3)
+    classes, places = jnp.meshgrid(jnp.arange(3), jnp.arange(ROWS), indexing="ij")
+    return retained.size, sampling.row_of_class(retained, classes, places), retained.order
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    present=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
+    labels=st.lists(st.integers(-1, 3), min_size=ROWS, max_size=ROWS),
+    indices=st.lists(st.integers(-2, ROWS + 2), min_size=SLOTS, max_size=SLOTS),
+    used=st.lists(st.booleans(), min_size=SLOTS, max_size=SLOTS),
+)
+def test_retained_rows_are_found_by_class_and_place(present, labels, indices, used):
+    data = ju.Data(ju.Examples(np.arange(ROWS) * 1.0, np.array(labels)), np.array(present, np.float32))
+    request = ju.ForgetRequest(np.array(indices), np.array(used, np.float32))
+    forgotten = {i for i, u in zip(indices, used, strict=True) if u and 0 <= i < ROWS and present[i]}
+    sizes, rows, order = jax.tree.map(np.asarray, by_class(data, request))
+    nothing = by_class(data, request._replace(weights=np.zeros(SLOTS, np.float32)))
+    assert order.tolist() == nothing[2].tolist()  # requests share it
+    for label in range(3):
+        found = rows[label, : sizes[label]].tolist()
+        wanted = [i for i in range(ROWS) if present[i] and i not in forgotten and labels[i] == label]
+        assert sorted(found) == wanted
+        assert found == [row for row in np.asarray(nothing[2]).tolist() if row in wanted]  # in the shared order
+
+
 def test_one_request_is_told_from_many():
     with pytest.raises(ValueError, match=r"expected one request of shape \[k\].*use jax\.vmap"):
         ju.forget_rows(blobs(), ju.from_indices(blobs(), [[1], [2]]))
