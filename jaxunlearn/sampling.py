@@ -4,11 +4,10 @@ The retain set is always `present` minus the request. It is never written down: 
 binary search, so a run needs `O(k)` memory per request, whatever the size `n` of the data.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn.types import Batch, BatchSizes, Data, Examples, ForgetRequest, Split, Weighted
@@ -132,101 +131,15 @@ def split(data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Split:
         num_forget=num_forget,
         num_retain=present_before[-1] - num_forget,
         present_before=present_before,
-        retained_before=_others_before(ranks, usable, unreachable),
-        first_present=jnp.minimum(_up_to(present_before, jnp.int32(0)), unreachable - 1),
+        retained_before=others_before(ranks, usable, unreachable),
+        first_present=jnp.minimum(up_to(present_before, jnp.int32(0)), unreachable - 1),
     )
 
 
-def _others_before(places: Int[Array, " k"], usable: Bool[Array, " k"], unreachable: Any) -> Int[Array, " k"]:
+def others_before(places: Int[Array, " k"], usable: Bool[Array, " k"], unreachable: Any) -> Int[Array, " k"]:
     """Places that are not asked for in front of each one that is, ascending; where a slot is not usable, `unreachable`."""
     ascending, number = jnp.sort(jnp.where(usable, places, unreachable)), jnp.arange(places.shape[0], dtype=jnp.int32)
     return jnp.where(number < jnp.sum(usable), ascending - number, unreachable)
-
-
-class ByClass(NamedTuple):
-    """Rows in the order of their classes."""
-
-    order: Int[Array, " n"]  # row numbers; those that do not count stand last
-    first: Int[Array, " c"]  # place of the first row of each class
-    size: Int[Array, " c"]  # rows of each class
-
-
-class RetainedByClass(NamedTuple):
-    """The retain set of one request in the order of its classes, without writing it down."""
-
-    order: Int[Array, " n"]  # of all present rows, the same for every request
-    retained_before: Int[Array, " k"]  # retained rows in front of each forgotten one, ascending
-    first: Int[Array, " c"]  # rank of the first retained row of each class
-    size: Int[Array, " c"]  # retained rows of each class
-
-
-def by_class(
-    labels: Int[Array, " n"], counts: Bool[Array, " n"], num_classes: int, order: Int[Array, " n"] | None = None
-) -> ByClass:
-    """Sort rows by class; a row whose label is no class does not count.
-
-    Args:
-        labels: one class per row.
-        counts: which rows are wanted.
-        num_classes: c.
-        order: of the rows within their class; by default as they stand.
-
-    Returns:
-        `ByClass`.
-
-    Example:
-        >>> from jaxunlearn.sampling import by_class
-        >>> found = by_class(jnp.array([1, 0, 1, 1]), jnp.array([True, True, False, True]), 2)
-        >>> found.order.tolist(), found.first.tolist(), found.size.tolist()
-        ([1, 0, 3, 2], [0, 1], [1, 2])
-    """
-    labels = jnp.asarray(labels).astype(jnp.int32)  # labels of few bits cannot hold c
-    names = jnp.where(counts & (labels >= 0) & (labels < num_classes), labels, num_classes)
-    order = jnp.arange(labels.shape[0], dtype=jnp.int32) if order is None else order.astype(jnp.int32)
-    size = jnp.zeros(num_classes, jnp.int32).at[names].add(1, mode="drop")
-    return ByClass(order[jnp.argsort(names[order], stable=True)], jnp.cumsum(size) - size, size)
-
-
-def retained_by_class(data: Data, request: ForgetRequest, num_classes: int) -> RetainedByClass:
-    """Prepare the retain set of one request for draws within a class.
-
-    All requests that share the rows share one order of them, which is random within a class and always the same; a request
-    itself costs `O(k log k)`.
-
-    Args:
-        data: with integer targets [n].
-        request: one request.
-        num_classes: c.
-
-    Returns:
-        `RetainedByClass`, for `row_of_class`.
-
-    Example:
-        >>> from jaxunlearn.sampling import retained_by_class, row_of_class
-        >>> retained = retained_by_class(data, request, 3)
-        >>> rows = row_of_class(retained, jnp.full(5, 2), jnp.arange(5))
-        >>> data.train.targets[rows].tolist()
-        [2, 2, 2, 2, 2]
-    """
-    targets, rows = jnp.asarray(data.train.targets), data.present.shape[0]
-    shuffled = jnp.asarray(np.random.default_rng(0).permutation(rows))
-    order, _, there = by_class(targets, jnp.asarray(data.present) > 0, num_classes, shuffled)
-    place = jnp.zeros(rows, jnp.int32).at[order].set(jnp.arange(rows, dtype=jnp.int32), unique_indices=True)
-    usable = usable_slots(data, request)
-    asked = jnp.where(usable, row_numbers(request), 0)
-    gone = by_class(targets[asked], usable, num_classes).size
-    return RetainedByClass(
-        order=order,
-        retained_before=_others_before(place[asked], usable, rows),
-        first=jnp.cumsum(there - gone) - (there - gone),
-        size=there - gone,
-    )
-
-
-def row_of_class(retained: RetainedByClass, classes: Int[Array, "..."], places: Int[Array, "..."]) -> Int[Array, "..."]:
-    """Numbers of retained rows by their class and their place in it, which must be below the size of the class."""
-    ranks = retained.first[classes] + places
-    return retained.order.at[ranks + _up_to(retained.retained_before, ranks)].get(mode="clip")
 
 
 def take(examples: Examples, rows: jax.Array, weights: Float[Array, " b"]) -> Examples:
@@ -299,12 +212,12 @@ def spread_retain(split: Split, size: int) -> Weighted:
 
 def _retained(split: Split, order: Int[Array, " b"]) -> Weighted:
     """Rows by their places in the retain set."""
-    rows = _up_to(split.present_before, order + _up_to(split.retained_before, order))
+    rows = up_to(split.present_before, order + up_to(split.retained_before, order))
     weights = jnp.broadcast_to(split.num_retain > 0, order.shape).astype(jnp.float32)
     return Weighted(_drawn(split, rows, weights), weights, rows)
 
 
-def _up_to(ascending: Int[Array, " m"], values: Int[Array, "..."]) -> Int[Array, "..."]:
+def up_to(ascending: Int[Array, " m"], values: Int[Array, "..."]) -> Int[Array, "..."]:
     """How many entries are at most each value."""
     if ascending.shape[0] <= COUNTED:
         return jnp.sum(ascending <= values[..., None], axis=-1, dtype=jnp.int32)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types", "tree", "version", "modes"},
-    {"checks", "slots", "status", "card", "sampling", "losses", "likelihoods", "margin"},
+    {"checks", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin"},
     {"passes", "evaluation", "precision", "requests", "transforms", "unseen"},
     {"loop", "batching", "curvature", "service"},
     {"heads", "convex", "certificates", "adapters", "filters"},

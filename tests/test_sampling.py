@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxunlearn as ju
-from jaxunlearn import sampling
+from jaxunlearn import class_order, sampling
 from tests.problems import blobs, lane
 
 ROWS, SLOTS = 12, 6
@@ -196,9 +196,9 @@ def test_narrow_integers_name_the_rows_they_say():
 
 @jax.jit
 def by_class(data, request):
-    retained = sampling.retained_by_class(data, request, 3)
+    retained = class_order.retained_by_class(data, request, 3)
     classes, places = jnp.meshgrid(jnp.arange(3), jnp.arange(ROWS), indexing="ij")
-    return retained.size, sampling.row_of_class(retained, classes, places), retained.order
+    return retained.size, class_order.row_of_class(retained, classes, places), retained.order
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,7 +10,7 @@ from jaxunlearn import checks, slots
 from jaxunlearn.curvature.approximations import Fit, prepare
 from jaxunlearn.curvature.kronecker import ekfac
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
-from jaxunlearn.curvature.matvecs import Matvec, empirical_fisher_vp, ggn_vp, hvp, regularizer_vp, widened
+from jaxunlearn.curvature.matvecs import Matvec, empirical_fisher_vp, ggn_vp, gradient_sum, hvp, regularizer_vp, widened
 from jaxunlearn.curvature.single_rows import row_factors
 from jaxunlearn.curvature.solvers import cg, woodbury
 from jaxunlearn.evaluation import map_rows
@@ -170,6 +170,18 @@ def regularizer_gradient(model: Model, variables: Variables) -> PyTree:
     """Gradient of the model's regularizer; zeros without one."""
     params = widened(variables.params)
     return jax.tree.map(jnp.zeros_like, params) if model.regularizer is None else jax.grad(model.regularizer)(params)
+
+
+def retained_gradient(model: Model, variables: Variables, data: Data, part: Weighted, *, chunk: int | None = None) -> PyTree:
+    """Gradient of the mean loss over the rows that are left, plus that of the regularizer, at least in float32.
+
+    The pass over all rows is one and the same for requests that share the variables; each takes its own rows off again.
+    """
+    left = jnp.sum(data.present > 0) - jnp.sum(part.weights > 0)
+    everything = gradient_sum(model, variables, data.train, data.present, chunk=chunk)
+    rows = gradient_sum(model, variables, part.examples, part.weights, chunk=chunk)
+    penalty = regularizer_gradient(model, variables)
+    return jax.tree.map(lambda a, g, p: (a - g) / jnp.maximum(left, 1) + p, everything, rows, penalty)
 
 
 def moved(variables: Variables, step: PyTree) -> Variables:

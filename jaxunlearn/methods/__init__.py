@@ -26,7 +26,9 @@ from jaxunlearn.methods.just_in_time import just_in_time as just_in_time
 from jaxunlearn.methods.l1_sparse import l1_sparse as l1_sparse
 from jaxunlearn.methods.lcodec import lcodec as lcodec
 from jaxunlearn.methods.lfssd import lfssd as lfssd
+from jaxunlearn.methods.lightweight import lightweight as lightweight
 from jaxunlearn.methods.masked_small_gradients import masked_small_gradients as masked_small_gradients
+from jaxunlearn.methods.minnorm_og import minnorm_og as minnorm_og
 from jaxunlearn.methods.natmu import natmu as natmu
 from jaxunlearn.methods.newton import newton as newton
 from jaxunlearn.methods.npo import npo as npo

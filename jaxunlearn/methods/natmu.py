@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxunlearn import checks, passes, sampling
+from jaxunlearn import checks, class_order, passes, sampling
 from jaxunlearn.card import Method
 from jaxunlearn.evaluation import class_labels, map_rows
 from jaxunlearn.loop.descend import descend
@@ -204,7 +204,7 @@ def _pairs(
     """Partners for all rows of a request: of the likeliest wrong classes that stay, without replacement."""
     slots, num_classes = logits.shape
     offset_key, turn_key = jax.random.split(key)
-    retained = sampling.retained_by_class(data, request, num_classes)
+    retained = class_order.retained_by_class(data, request, num_classes)
     usable = sampling.usable_slots(data, request)
     own = jnp.where(usable, sampling.row_numbers(request), 0)
     stays = (retained.size > 0) & ~sampling.classes_gone(data, request, num_classes)
@@ -213,12 +213,12 @@ def _pairs(
     chosen = jnp.lexsort((-logits, ~allowed), axis=1)[:, :width].astype(jnp.int32)
     valid = jnp.take_along_axis(allowed, chosen, axis=1)
 
-    wanted = sampling.by_class(chosen.ravel(), valid.ravel(), num_classes)
+    wanted = class_order.by_class(chosen.ravel(), valid.ravel(), num_classes)
     turn = jnp.zeros(slots * width, jnp.int32).at[wanted.order].set(jnp.arange(slots * width, dtype=jnp.int32))
     rank = turn.reshape(slots, width) - wanted.first[chosen]  # among all that ask for the same class
     there = jnp.maximum(retained.size, 1)
     offset = jax.random.bits(offset_key, (num_classes,)) % there.astype(jnp.uint32)
-    rows = sampling.row_of_class(retained, chosen, (offset.astype(jnp.int32)[chosen] + rank) % there[chosen])
+    rows = class_order.row_of_class(retained, chosen, (offset.astype(jnp.int32)[chosen] + rank) % there[chosen])
     total, kept = jnp.sum(valid), jnp.sum(jnp.asarray(data.present) > 0) - jnp.sum(usable)
     return Hybrids(
         partners=jnp.where(valid, rows, own[:, None]),

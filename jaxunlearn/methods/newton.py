@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxunlearn import checks, tree
 from jaxunlearn.card import Method
 from jaxunlearn.curvature.logit_gradients import Kind
-from jaxunlearn.curvature.matvecs import gradient_sum
-from jaxunlearn.curvature.solve import Inversion, checked, forgotten, invert, moved, preparation_for, regularizer_gradient
+from jaxunlearn.curvature.solve import Inversion, checked, invert, moved, preparation_for, retained_gradient
 from jaxunlearn.loop.one_shot import one_shot
+from jaxunlearn.sampling import forget_rows
 from jaxunlearn.types import Model, Result, Scalar, UnlearnFn
 
 METHOD = Method(
@@ -64,11 +64,8 @@ def newton(model: Model, *, damping: Scalar, correction: Kind | None = None, **o
         raise ValueError("solver='cg' leaves the rows of the forget set out exactly: drop correction, or use a representation")
 
     def remove(variables, data, request, key):
-        part, _, left = forgotten(data, request)
-        everything = gradient_sum(model, variables, data.train, data.present, chunk=complete.chunk)
-        rows = gradient_sum(model, variables, part.examples, part.weights, chunk=complete.chunk)
-        penalty = regularizer_gradient(model, variables)
-        slope = jax.tree.map(lambda a, g, p: (a - g) / jnp.maximum(left, 1) + p, everything, rows, penalty)
+        part = forget_rows(data, request)
+        slope = retained_gradient(model, variables, data, part, chunk=complete.chunk)
         found = invert(
             model, variables, data, slope,
             damping=damping, options=complete, without=part, correction=correction, key=key,

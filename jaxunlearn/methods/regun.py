@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxunlearn import checks, losses, passes, sampling
+from jaxunlearn import checks, class_order, losses, passes, sampling
 from jaxunlearn.card import Method
 from jaxunlearn.evaluation import class_labels, map_rows
 from jaxunlearn.heads.maps import layer_of
@@ -50,7 +50,7 @@ class _Reference(NamedTuple):
     """What the trained model says of held-out rows."""
 
     said: Float[Array, "h c"]  # probabilities or logits, whatever is averaged
-    rows: sampling.ByClass  # held-out rows by class
+    rows: class_order.ByClass  # held-out rows by class
     nearest: Int[Array, " k"]  # held-out row that is nearest to each slot of the request
     of_class: Float[Array, "c c"]  # averages over the held-out rows of each class
 
@@ -122,7 +122,7 @@ def regun(
         said, *features = map_rows(look, held_out, chunk=chunk)
         num_classes = said.shape[1]
         checks.require_labels("held_out", labels, num_classes)
-        rows = sampling.by_class(labels, jnp.ones(labels.shape[0], bool), num_classes)
+        rows = class_order.by_class(labels, jnp.ones(labels.shape[0], bool), num_classes)
         nearest = jnp.zeros(request.indices.shape[0], jnp.int32)
         if reference == "nearest":
             part = sampling.forget_rows(data, request)
@@ -158,7 +158,7 @@ def _wide(logits: Array) -> Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def draw_like(rows: sampling.ByClass, labels: Int[Array, " b"] | None, size: int, key: PRNGKeyArray) -> Int[Array, " b"]:
+def draw_like(rows: class_order.ByClass, labels: Int[Array, " b"] | None, size: int, key: PRNGKeyArray) -> Int[Array, " b"]:
     """One held-out row at random for each of b rows, of the same class where labels are given and the class has some."""
     everything = rows.order.shape[0]
     first, count = jnp.zeros(size, jnp.int32), jnp.full(size, everything)

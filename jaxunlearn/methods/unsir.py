@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxunlearn import checks, passes, sampling
+from jaxunlearn import checks, class_order, passes, sampling
 from jaxunlearn.card import Method
 from jaxunlearn.loop.descend import descend
 from jaxunlearn.passes import BatchNormPolicy
@@ -96,10 +96,7 @@ def spread_over_labels(data: Data, request: ForgetRequest, rows: int, key: PRNGK
         return sampling.draw_forget(split, jnp.int32(0), rows)
     place = jnp.arange(split.slots.shape[0], dtype=jnp.int32)  # slots are in random order, unused ones last
     labels = data.train.targets[sampling.row_numbers(request)[split.slots]]
-    order = jnp.lexsort((labels, place >= split.num_forget))
-    starts = jnp.concatenate([jnp.ones(1, bool), jnp.diff(labels[order]) != 0])
-    turn = place - jax.lax.cummax(jnp.where(starts, place, 0))
-    in_turns = order[jnp.lexsort((order, jnp.where(order < split.num_forget, turn, place.shape[0])))]
+    in_turns = class_order.turns_by_label(labels, place < split.num_forget)
     return sampling.draw_forget(split._replace(slots=split.slots[in_turns]), jnp.int32(0), rows)
 
 

@@ -24,7 +24,7 @@ from tests.problems import NUM_CLASSES, NUM_ROWS, distance, lane, method, takes_
 
 WITHOUT_KEY = {
     *("amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"),
-    *("influence", "newton", "woodfisher", "projective_residual", "ntk_forgetting", "ssd", "lfssd", "assd"),
+    *("influence", "newton", "lightweight", "woodfisher", "projective_residual", "ntk_forgetting", "ssd", "lfssd", "assd"),
     *("affine_representation_unlearning", "concept_erasure", "nullspace_projection", "prototype_erasure"),
 }
 # notices that what was prepared belongs to other weights or rows, and computes afresh what is wrong about it

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn import sampling
+from jaxunlearn import class_order, sampling
 from jaxunlearn.methods.regun import draw_like
 from tests.methods.runs import DATA, KEY, MODEL, REQUEST, VARIABLES, answer, sweep_equals_single_runs
 from tests.problems import blobs, distance, held_out, lane, network
@@ -98,7 +98,7 @@ def test_every_row_gets_the_mean_of_its_class_where_that_is_asked_for():
 
 def test_held_out_rows_are_drawn_by_the_labels_of_the_batch():
     keys, labels = jax.random.split(KEY, 500), jnp.asarray(LABELS)
-    rows = sampling.by_class(OTHER_ROWS.targets, jnp.ones(OTHERS, bool), CLASSES)
+    rows = class_order.by_class(OTHER_ROWS.targets, jnp.ones(OTHERS, bool), CLASSES)
     draws = jax.jit(jax.vmap(lambda key: [draw_like(rows, x, SIZE, key) for x in (labels, None)]))
     drawn, uniform = jax.device_get(draws(keys))
     for label, row in ((0, 0), (1, 1)):
