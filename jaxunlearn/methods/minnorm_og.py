@@ -99,7 +99,7 @@ def minnorm_og(
     Example:
         >>> method = jaxunlearn.minnorm_og(model, optax.adamw(1e-3), num_rows=8, every=2)
         >>> result = jax.jit(jaxunlearn.iterate(method, num_steps=6, batch_size=16))(variables, data, request, key)
-        >>> result.stats["strength"].round(3).tolist()  # in the first half of the run
+        >>> [round(x, 3) for x in result.stats["strength"].tolist()]  # in the first half of the run
         [0.1, 0.0, 0.09, 0.0, 0.0, 0.0]
     """
     checks.check_range("strength", strength, low=0, high=1)
