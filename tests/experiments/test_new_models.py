@@ -1,9 +1,9 @@
-"""The benchmarks of settings on new models, at sizes that only show that they run and count right."""
+"""Benchmarks of answers and methods, at sizes that only show that they run and count right."""
 
 import numpy as np
 import pytest
 
-from experiments.benchmarks import answers, batch_norm, new_model, tuning
+from experiments.benchmarks import answers, batch_norm, minnorm, new_model, tuning
 from experiments.common.scale import Scale
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def test_chosen_points_are_compared_with_the_best_of_the_grid(tmp_path):
 def test_verdicts_are_held_against_retrained_models(tmp_path):
     (found,) = answers.main(answers.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))["data"]
     assert (found["how"], found["passed"]) == ("retrained", True)
-    assert found["right"] is None  # nothing was unlearned that could be checked
+    assert (found["right"], found["rejected"]) == (None, None)  # nothing was unlearned that could be checked
     assert found["true"] > 0
 
 
@@ -40,3 +40,11 @@ def test_every_policy_is_tried(tmp_path):
     found = batch_norm.main(batch_norm.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
     assert [row["bn"] for row in found["table"][2:]] == ["frozen", "retain", "all", "evaluate"]
     assert found["table"][2]["first"] is not None
+
+
+def test_poisoned_rows_are_forgotten_beside_published_figures(tmp_path):
+    found = minnorm.main(minnorm.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    assert [row["method"] for row in found["table"]] == ["do nothing", "finetune", "retrain", "minnorm_og"]
+    for row in found["table"]:
+        assert row["low"] <= row["median"] <= row["high"]
+        assert row["median"] == pytest.approx(np.median(row["largest_errors"]), abs=1e-3)
