@@ -32,7 +32,7 @@ METHOD = Method(
     family="objective",
     reads=frozenset({"forget", "init", "retain"}),
     aliases=("msg",),
-    search={"learning_rate": (0.001, 0.004, 0.01), "fraction": (0.1, 0.3, 0.6)},
+    search={"learning_rate": (0.001, 0.004, 0.01, 0.02)},  # `fraction` is static
 )
 
 

@@ -3,12 +3,15 @@
 from collections import Counter
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import catalogue, convex, methods
 from jaxunlearn.card import Method
-from tests.problems import OPTIONS, method, model_of, parameters_of, takes_optimizer
+from tests.problems import OPTIONS, asked, lane, method, model_of, parameters_of, recorded, takes_optimizer, trained
 
 PACKAGE = Path(ju.__file__).parent
 WORDS = {"forget", "forget labels", "retain", "init", "head", "layer"}  # of `reads`, besides names of slots
@@ -63,6 +66,22 @@ def test_words_of_a_card_are_known(name):
     assert card.reads <= WORDS | set(ju.slots.SLOTS)
     assert card.summary.strip(" .") == card.summary != ""
     assert (card.family == "exact") == (card.guarantee == "exact")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(name for name, card in ju.METHODS.items() if card.search))
+def test_what_a_card_searches_may_be_traced(name):
+    """A search answers all its points with one program."""
+    model, variables, (data, _) = model_of(name), trained(name), recorded()
+    request = asked(name, lane(ju.from_indices(data, [[3, 4, 5]]), 0))
+
+    def run(learning_rate, settings):
+        unlearn = method(name, model, optax.sgd(learning_rate), **settings)
+        return unlearn(variables, data, request, jax.random.key(0)).variables
+
+    settings = {x: jnp.float32(values[0]) for x, values in ju.METHODS[name].search.items() if x != "learning_rate"}
+    shapes = jax.eval_shape(run, jnp.float32(0.1), settings)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
 
 
 def test_every_slot_is_read_by_some_method_or_set_by_its_users():
