@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxunlearn import convex as convex
 from jaxunlearn import curvature as curvature
 from jaxunlearn import heads as heads
+from jaxunlearn import hypernetworks as hypernetworks
 from jaxunlearn import likelihoods as likelihoods
 from jaxunlearn import losses as losses
 from jaxunlearn import methods as methods
@@ -83,7 +84,7 @@ _HOLD_IT_TOGETHER = {"Any", "ModuleType", "TYPE_CHECKING", "import_module"}
 
 def __dir__() -> list[str]:
     """What is public: functions and types, the namespaces below, and nothing that only holds them together."""
-    namespaces = {"convex", "curvature", "heads", "likelihoods", "losses", "slots", "transforms"}
+    namespaces = {"convex", "curvature", "heads", "hypernetworks", "likelihoods", "losses", "slots", "transforms"}
     own = {name for name, value in globals().items() if name[0] != "_" and not isinstance(value, ModuleType)}
     return sorted((own - _HOLD_IT_TOGETHER) | namespaces | set(_ON_FIRST_USE) | {"__version__"})
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jaxunlearn.types import OnEmpty
 
-Family: TypeAlias = Literal["exact", "objective", "closed form", "representation"]
+Family: TypeAlias = Literal["exact", "objective", "closed form", "representation", "generative"]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import jaxunlearn as ju
-from jaxunlearn import convex, heads
+from jaxunlearn import convex, heads, hypernetworks
 from jaxunlearn.sampling import retain_weights
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
@@ -149,6 +149,16 @@ def nudge():
 
 PROBLEM = convex.softmax(0.05, NUM_CLASSES)
 
+
+def drifting(gain=0.01):
+    """A hypernetwork that leaves the network where it starts, but for some noise and for what it is told."""
+
+    def denoise(params, noised, start, condition, step):
+        return start + 0.05 * jnp.tanh(noised) + params * jnp.sum(condition)
+
+    return hypernetworks.Hypernetwork(denoise, gain, 2.0, hypernetworks.linear_schedule(25))
+
+
 # What a method needs besides model or problem and optimizer; a function where it depends on the model.
 OPTIONS = {
     "stochastic_newton": {"damping": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
@@ -160,6 +170,7 @@ OPTIONS = {
     "affine_representation_unlearning": {"beta": 0.1},
     "representation_unlearning": {"beta": 0.1},
     "descent_to_delete": {"steps": 3, "row_norm": 10.0},
+    "hyperforget": {"hypernetwork": drifting(), "forget_prompt": 2.0, "retain_prompt": 0.5, "num_samples": 3},
     "influence": {"damping": 0.1},
     "natmu": {"image_shape": (2, 2)},
     "newton": {"damping": 0.1},

@@ -21,6 +21,7 @@ from jaxunlearn.methods.finetune import finetune as finetune
 from jaxunlearn.methods.fisher_forgetting import fisher_forgetting as fisher_forgetting
 from jaxunlearn.methods.gradient_ascent import gradient_ascent as gradient_ascent
 from jaxunlearn.methods.gradient_difference import gradient_difference as gradient_difference
+from jaxunlearn.methods.hyperforget import hyperforget as hyperforget
 from jaxunlearn.methods.influence import influence as influence
 from jaxunlearn.methods.just_in_time import just_in_time as just_in_time
 from jaxunlearn.methods.l1_sparse import l1_sparse as l1_sparse
