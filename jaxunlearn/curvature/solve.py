@@ -176,12 +176,13 @@ def retained_gradient(model: Model, variables: Variables, data: Data, part: Weig
     """Gradient of the mean loss over the rows that are left, plus that of the regularizer, at least in float32.
 
     The pass over all rows is one and the same for requests that share the variables; each takes its own rows off again.
+    Where no row is left it is that of the regularizer alone: the difference would be rounding.
     """
     left = jnp.sum(data.present > 0) - jnp.sum(part.weights > 0)
     everything = gradient_sum(model, variables, data.train, data.present, chunk=chunk)
     rows = gradient_sum(model, variables, part.examples, part.weights, chunk=chunk)
     penalty = regularizer_gradient(model, variables)
-    return jax.tree.map(lambda a, g, p: (a - g) / jnp.maximum(left, 1) + p, everything, rows, penalty)
+    return jax.tree.map(lambda a, g, p: jnp.where(left > 0, a - g, 0) / jnp.maximum(left, 1) + p, everything, rows, penalty)
 
 
 def moved(variables: Variables, step: PyTree) -> Variables:

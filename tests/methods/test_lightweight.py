@@ -48,7 +48,7 @@ def test_one_step_is_exact_for_least_squares():
     assert int(result.stats["iterations"]) == 1
 
 
-def test_one_step_is_newtons_step():
+def test_on_a_network_its_first_step_is_the_dense_step_and_newtons():
     """The dense step follows the definition, and `newton` is the same."""
     step = np.linalg.solve(explicit("ggn", KEPT) + 0.3 * np.eye(64), np.average(gradients(), axis=0, weights=KEPT) + 0.1 * FLAT)
     one = answer(ju.lightweight(penalised(), damping=0.2, max_iterations=1, tolerance=1.0, rtol=1e-12, chunk=16))
@@ -166,6 +166,12 @@ def test_a_model_that_interpolates_stays_and_the_status_says_so():
         result = answer(ju.lightweight(model), data=data)
         assert distance(result.variables, VARIABLES) == 0
         assert int(result.status) == ju.Status.UNCHANGED
+
+
+def test_nothing_moves_where_no_row_is_left():
+    result = answer(ju.lightweight(MODEL), request=request_for(range(60), capacity=60))
+    assert int(result.status) == ju.Status.NOTHING_RETAINED
+    assert distance(result.variables, VARIABLES) == 0
 
 
 def test_it_is_a_reconstruction():
