@@ -63,7 +63,7 @@ class Config(script.OnData):
     """Steps of training and retraining."""
     checkpoints: int = 8
     """Networks that are kept of a run."""
-    seeds: int = 40
+    seeds: int = 60
     """Runs that the hypernetwork learns from, each with its retrainings and unlearnings."""
     originals: int = 4
     """Runs that it has not seen; their networks are unlearned from."""
@@ -79,7 +79,7 @@ class Config(script.OnData):
     """Of the hypernetwork."""
     blocks: int = 3
     """Of the hypernetwork."""
-    hyper_steps: int = 5000
+    hyper_steps: int = 10_000
     """Steps of its training."""
     hyper_batch: int = 64
     """Pairs of networks in a step."""

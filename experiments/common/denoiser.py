@@ -85,7 +85,9 @@ class Denoiser(nn.Module):
         for _ in range(self.sizes.blocks):
             x = self._block(x, told)
         parts = jnp.split(nn.LayerNorm()(x), np.cumsum([len(table) for table in tables])[:-1])
-        made = start
+        # what is known of the clean vector without any unit is linear in both; the width need not carry it
+        of_noised, of_start = nn.Dense(2, kernel_init=nn.initializers.zeros)(told)
+        made = start + of_noised * noised + of_start * start
         for table, part in zip(tables, parts, strict=True):
             decoder = nn.Dense(table.shape[1], kernel_init=nn.initializers.zeros)
             made = made.at[table].add(decoder(part))
