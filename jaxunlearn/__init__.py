@@ -77,6 +77,7 @@ _ON_FIRST_USE = {
     "audit": "jaxunlearn.audit",
     "certificates": "jaxunlearn.certificates",
     "checkpoint": "jaxunlearn.service.checkpoint",
+    "frozen": "jaxunlearn.frozen",
     "ledger": "jaxunlearn.service.ledger",
 }
 _HOLD_IT_TOGETHER = {"Any", "ModuleType", "TYPE_CHECKING", "import_module"}
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from jaxunlearn import adapters as adapters
     from jaxunlearn import audit as audit
     from jaxunlearn import certificates as certificates
+    from jaxunlearn import frozen as frozen
     from jaxunlearn.service import checkpoint as checkpoint
     from jaxunlearn.service import ledger as ledger
 else:  # a type checker that saw this would take every misspelt name for one of those

@@ -135,13 +135,14 @@ ATTRIBUTES = Slot(
     "training_data(..., extra={'attributes': values})",
     stamped=False,
 )
+BASE = Slot("base", "the Variables that adapters or chosen leaves belong to", "slots.BASE.put(data, variables)", stamped=False)
 USER = Slot("user", "whatever your own methods read, any tree", "slots.USER.put(data, values)", stamped=False)
 
 SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         *(CURVATURE, FISHER_DIAGONAL, IMPORTANCES, SENSITIVITIES, FEATURES, MOMENTS, FACTORISATION, UPDATES),
-        *(INITIAL_PARAMS, PERTURBATION, ATTRIBUTES, USER),
+        *(INITIAL_PARAMS, PERTURBATION, ATTRIBUTES, BASE, USER),
     )
 }
 

@@ -31,7 +31,7 @@ FLOORS = [
     {"checks", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin"},
     {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "hypernetworks"},
     {"loop", "batching", "curvature", "service"},
-    {"heads", "convex", "certificates", "adapters", "filters"},
+    {"heads", "convex", "certificates", "adapters", "filters", "frozen"},
     {"methods"},
     {"audit", "catalogue"},
     {"tuning"},

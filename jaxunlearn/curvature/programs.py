@@ -39,12 +39,13 @@ def evaluate_program(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[An
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
     for place, equation in enumerate(jaxpr.eqns):
         values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
-        result = _bind(equation, values)
+        result = bind(equation, values)
         known.update(zip(equation.outvars, visit(place, equation, values, result), strict=True))
     return [x.val if isinstance(x, Literal) else known[x] for x in jaxpr.outvars]
 
 
-def _bind(equation: Any, values: list) -> list:
+def bind(equation: Any, values: Sequence[Any]) -> list:
+    """What an equation returns for these values."""
     with equation.ctx.manager:
         result = equation.primitive.bind(*values, **equation.primitive.get_bind_params(equation.params))
     return list(result) if equation.primitive.multiple_results else [result]
@@ -69,7 +70,7 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
                 result, new = run(inner[0], inner[1], values, marks)
             else:
                 # What a parameter reaches by anything but a change of its form is an activation.
-                result, new = _bind(equation, values), [any(marks) and equation.primitive.name in FORMS] * len(equation.outvars)
+                result, new = bind(equation, values), [any(marks) and equation.primitive.name in FORMS] * len(equation.outvars)
             known.update(zip(equation.outvars, result, strict=True))
             reached.update(zip(equation.outvars, new, strict=True))
         outputs = [(x.val, False) if isinstance(x, Literal) else (known[x], reached[x]) for x in jaxpr.outvars]
