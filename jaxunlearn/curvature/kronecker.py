@@ -24,10 +24,10 @@ architectures, 2023, arXiv 2311.00636):
 EK-FAC has the exact trace in both. For dense layers, where there is one t, they are the same, the square is an outer product of
 two squares, and no gradient of a row is ever formed.
 
-Layers are independent of each other, and so are the groups of a convolution, heads and experts, each with a block of its own. A
-kernel that several products multiply in the same form is one layer with the positions of all of them. Parameters that are no
-kernel or bias of a layer, such as those of normalisation, get the exact block of their own if they are small, else its
-diagonal; a warning names those that one would expect to have a layer.
+Layers are independent of each other, and so are the groups of a convolution, heads, experts and the layers of a scan, each with
+a block of its own. A kernel that several products multiply in the same form is one layer with the positions of all of them.
+Parameters that are no kernel or bias of a layer, such as those of normalisation, get the exact block of their own if they are
+small, else its diagonal; a warning names those that one would expect to have a layer.
 """
 
 import warnings
@@ -129,7 +129,7 @@ def kfac(
 
     Returns:
         A `Fit` that makes a `Kronecker`; its `describe` says which parameter got which block. Where a parameter takes part in a
-        product that has no Kronecker factors (in a loop or a branch, in two forms, scaled before), a `UserWarning` says so
+        product that has no Kronecker factors (in a branch or a long loop, in two forms, scaled before), a `UserWarning` says so
         when the fit is traced, and what it got instead.
 
     Raises:

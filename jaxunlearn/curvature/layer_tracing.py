@@ -3,7 +3,8 @@
 K-FAC needs the inputs of every linear map and the gradients of its outputs. Instead of asking for wrapped layers, the forward
 pass of one row is traced and every product with a parameter, dense or convolution, is found in it, through jit, remat, custom
 derivatives, casts, transposes and flips. So it works with any module library, and with plain functions. A parameter that
-several products multiply in the same form is one layer, whose positions are those of all of them.
+several products multiply in the same form is one layer, whose positions are those of all of them. A scan is written out: a
+parameter of which every turn takes a part is one layer with a group for every part.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import tree
-from jaxunlearn.curvature.parameter_uses import Kernel, MatrixForm, ParameterUses
+from jaxunlearn.curvature.parameter_uses import Kernel, MatrixForm, ParameterUses, matrix_form
 from jaxunlearn.curvature.products import activation_rows, output_rows
 from jaxunlearn.curvature.programs import evaluate_program, multiplied, open_program
 
-IN_LOOP = "multiplied inside a loop or a branch"
+IN_LOOP = "multiplied inside a branch or a long loop"
 SEVERAL = "used in several ways"
 CHANGED = "changed before its product, or multiplied in an unknown way"
 
@@ -84,11 +85,20 @@ def find(forward: Callable[[PyTree, PyTree], PyTree], params: PyTree, row: PyTre
     found = ParameterUses(program.jaxpr, [np.shape(x) for x in leaves])
     layers, products = _layers(found, names)
     taken = {x for layer in layers for x in (layer.kernel, layer.bias) if x is not None}
-    places = {place: (layer, use) for layer, uses in enumerate(products) for use, place in enumerate(uses)}
-    equations = [[program.jaxpr.eqns[place] for place in uses] for uses in products]
+    flat_uses = [[place for part in parts for place in part] for parts in products]
+    places = {place: (layer, use) for layer, uses in enumerate(flat_uses) for use, place in enumerate(uses)}
+    equations = [[program.jaxpr.eqns[place] for place in uses] for uses in flat_uses]
+
+    def joined(of_uses: list[list[Any]]) -> list[Any]:
+        """Rows of every layer: products of one part after another along positions, parts along groups."""
+        whole = []
+        for parts, rows in zip(products, of_uses, strict=True):
+            rest = iter(rows)
+            whole.append(jnp.concatenate([jnp.concatenate([next(rest) for _ in part], axis=1) for part in parts]))
+        return whole
 
     def run(params: PyTree, row: PyTree, shifts: list[list[jax.Array]]) -> tuple[PyTree, list[Float[Array, "g T i"]]]:
-        activations: list[list[Any]] = [[None] * len(uses) for uses in products]
+        activations: list[list[Any]] = [[None] * len(uses) for uses in flat_uses]
 
         def tap(place: int, equation: Any, values: list, result: list) -> list:
             if place not in places:
@@ -99,15 +109,14 @@ def find(forward: Callable[[PyTree, PyTree], PyTree], params: PyTree, row: PyTre
 
         arguments = [*jax.tree.leaves(params), *jax.tree.leaves(row)]
         flat = evaluate_program(program.jaxpr, program.consts, arguments, tap)
-        return jax.tree.unflatten(jax.tree.structure(outputs), flat), [jnp.concatenate(x, axis=1) for x in activations]
+        return jax.tree.unflatten(jax.tree.structure(outputs), flat), joined(activations)
 
     def zeros() -> list[list[jax.Array]]:
         return [[jnp.zeros(x.outvars[0].aval.shape, x.outvars[0].aval.dtype) for x in uses] for uses in equations]
 
     def rows(gradients: list[list[jax.Array]]) -> list[Float[Array, "g T o"]]:
-        sides = [[found.kernels[place].side for place in uses] for uses in products]
-        parts = zip(equations, gradients, sides, strict=True)
-        return [jnp.concatenate(list(map(output_rows, *uses)), axis=1) for uses in parts]
+        sides = [[found.kernels[place].side for place in uses] for uses in flat_uses]
+        return joined([list(map(output_rows, *uses)) for uses in zip(equations, gradients, sides, strict=True)])
 
     others = tuple(x for x in range(len(leaves)) if x not in taken)
     reasons = _reasons(program, found, len(leaves))
@@ -115,23 +124,48 @@ def find(forward: Callable[[PyTree, PyTree], PyTree], params: PyTree, row: PyTre
     return Taps(layers, others, unfactored, run, zeros, rows)
 
 
-def _layers(found: ParameterUses, names: list[str]) -> tuple[tuple[Layer, ...], list[list[int]]]:
-    """Layers, and the products of each: parameters that are multiplied in one form, and used for nothing else."""
+def _layers(found: ParameterUses, names: list[str]) -> tuple[tuple[Layer, ...], list[list[list[int]]]]:
+    """Layers, and the products of every part of each: parameters that are multiplied in one form, and used for nothing else."""
     by_leaf: dict[int, dict[int, Kernel]] = {}
     for place, kernel in found.kernels.items():
         by_leaf.setdefault(kernel.leaf, {})[place] = kernel
     layers, products = [], []
     for leaf, uses in by_leaf.items():
-        forms = {kernel.form for kernel in uses.values()}
-        if len(forms) > 1 or len(uses) < len(found.uses[leaf]):
+        by_part: dict[bytes, list[int]] = {}
+        for place, kernel in uses.items():
+            by_part.setdefault(repr(kernel.entries.shape).encode() + kernel.entries.tobytes(), []).append(place)
+        parts = sorted(by_part.values(), key=lambda part: int(uses[part[0]].entries.min()))
+        positions = {sum(uses[place].positions for place in part) for part in parts}
+        form = _whole([uses[part[0]].entries for part in parts], found.shapes[leaf])
+        if form is None or len(positions) > 1 or len(uses) < len(found.uses[leaf]):
             continue
-        biases = {found.biases.get(place) for place in uses}
-        bias = biases.pop() if len(biases) == 1 else None
-        if bias is not None and len(found.uses[bias]) > len(uses):
-            bias = None
-        layers.append(Layer(names[leaf], leaf, bias, forms.pop(), sum(kernel.positions for kernel in uses.values())))
-        products.append(list(uses))
+        layers.append(Layer(names[leaf], leaf, _bias_of(found, parts), form, positions.pop()))
+        products.append(parts)
     return tuple(layers), products
+
+
+def _whole(entries: list[np.ndarray], shape: tuple[int, ...]) -> MatrixForm | None:
+    """The form of a parameter from the entries of its parts; None if they are not all of it, each once, in one form."""
+    if len({part.shape for part in entries}) > 1:
+        return None
+    rows = np.concatenate(entries)
+    size = int(np.prod(shape, dtype=int))
+    return matrix_form(rows) if rows.size == size and np.unique(rows).size == size else None
+
+
+def _bias_of(found: ParameterUses, parts: list[list[int]]) -> int | None:
+    """The leaf that is added to all products of a layer, part by part, and used for nothing else."""
+    entries = []
+    for part in parts:
+        biases = [found.biases.get(place) for place in part]
+        if any(x is None or x.leaf != biases[0].leaf or np.any(x.entries != biases[0].entries) for x in biases):  # type: ignore[union-attr]
+            return None
+        entries.append(biases[0])
+    leaf = entries[0].leaf
+    rows = np.concatenate([x.entries for x in entries])
+    whole = np.array_equal(rows.ravel(), np.arange(int(np.prod(found.shapes[leaf], dtype=int))))
+    alone = len(found.uses[leaf]) == sum(map(len, parts))
+    return leaf if whole and alone and {x.leaf for x in entries} == {leaf} else None
 
 
 def _reasons(program: Any, found: ParameterUses, count: int) -> dict[int, str]:

@@ -72,12 +72,19 @@ def _positions(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Kernel(NamedTuple):
-    """A parameter that a product multiplies as a matrix."""
+    """A parameter, or a part of one, that a product multiplies as a matrix."""
 
     leaf: int
-    form: MatrixForm
+    entries: np.ndarray  # positions in the parameter of those of the matrices [groups, inputs, outputs]
     side: int  # which operand of the product it is
     positions: int
+
+
+class Bias(NamedTuple):
+    """A parameter, or a part of one, that is added to a product, one number an output."""
+
+    leaf: int
+    entries: np.ndarray  # positions in the parameter, [groups, outputs]
 
 
 class ParameterUses:
@@ -92,7 +99,7 @@ class ParameterUses:
         self.shapes = shapes
         self.uses: list[list[int]] = [[] for _ in shapes]  # equations that every parameter enters, whatever for
         self.kernels: dict[int, Kernel] = {}  # by their equations
-        self.biases: dict[int, int] = {}  # equation of the product: leaf
+        self.biases: dict[int, Bias] = {}  # by the equations of their products
         self._forms: dict[Any, _Form] = {}
         self._counts: dict[Any, int] = {}
         for x in [*(x for equation in jaxpr.eqns for x in equation.invars), *jaxpr.outvars]:
@@ -114,9 +121,8 @@ class ParameterUses:
                 return  # its gradient is more than that of the sum with a bias
             self._forms[equation.outvars[0]] = forms[0]._replace(positions=FORMS[name](forms[0].positions, **equation.params))
             return
-        if name in ("add", "add_any") and self._is_bias(equation, forms):
-            output, bias = sorted((form for form in forms if form is not None), key=lambda form: not form.is_output)
-            self.biases[output.source] = bias.source
+        if name in ("add", "add_any"):
+            self._bias(equation, forms)
         if name in PRODUCTS:
             self._product(place, equation, forms)
         for form in forms:
@@ -128,32 +134,29 @@ class ParameterUses:
         if len(sides) != 1:
             return
         ((side, form),) = sides
-        if form.positions.size != int(np.prod(self.shapes[form.source], dtype=int)) or not form.positions.size:
-            return
-        rows = kernel_rows(equation, form.positions, side)
-        matrices = matrix_form(rows) if rows is not None else None
-        if matrices is None:
+        rows = kernel_rows(equation, form.positions, side) if form.positions.size else None
+        if rows is None or np.unique(rows).size < rows.size:
             return
         shape = equation.outvars[0].aval.shape
         outputs = output_rows(equation, _positions(shape), side)
-        self.kernels[place] = Kernel(form.source, matrices, side, outputs.shape[1])
+        self.kernels[place] = Kernel(form.source, rows, side, outputs.shape[1])
         index = np.empty(outputs.size, np.int32)
         index[outputs.ravel()] = np.arange(outputs.size)
         self._forms[equation.outvars[0]] = _Form(True, place, index.reshape(shape))
 
-    def _is_bias(self, equation: Any, forms: list) -> bool:
-        """Whether a parameter is added to a layer's output, one number an output."""
+    def _bias(self, equation: Any, forms: list) -> None:
+        """Note a parameter that is added to a layer's output, one number an output."""
         if any(form is None for form in forms) or {form.is_output for form in forms} != {True, False}:
-            return False
+            return
         output, bias = sorted(forms, key=lambda form: not form.is_output)
         if any(self._counts[x] > 1 for x, form in zip(equation.invars, forms, strict=True) if form.is_output):
-            return False
-        kernel = self.kernels[output.source]
-        groups, outputs = kernel.form.groups, kernel.form.outputs
-        if output.source in self.biases or int(np.prod(self.shapes[bias.source], dtype=int)) != groups * outputs:
-            return False
-        if equation.outvars[0].aval.shape != output.positions.shape:
-            return False
+            return
+        groups, _, outputs = self.kernels[output.source].entries.shape
+        if output.source in self.biases or equation.outvars[0].aval.shape != output.positions.shape:
+            return
         values = np.empty(output.positions.size, np.int32)
         values[output.positions.ravel()] = np.broadcast_to(bias.positions, output.positions.shape).ravel()
-        return bool(np.all(values.reshape(groups, -1, outputs) == _positions((groups, 1, outputs))))
+        values = values.reshape(groups, -1, outputs)
+        entries = values[:, 0]
+        if np.all(values == entries[:, None]) and np.unique(entries).size == entries.size:
+            self.biases[output.source] = Bias(bias.source, entries)

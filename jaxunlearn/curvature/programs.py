@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 LOOPS = ("scan", "while", "cond")
+LONGEST_LOOP = 64  # turns of a scan up to which it is written out
 OPENED = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call")
 
 
@@ -23,6 +25,9 @@ def _broadcast(index: np.ndarray, shape: Sequence[int], broadcast_dimensions: Se
 FORMS: dict[str, Callable[..., np.ndarray]] = {
     "transpose": lambda index, permutation, **_: index.transpose(permutation),
     "reshape": lambda index, new_sizes, **_: index.reshape(new_sizes),
+    "slice": lambda index, start_indices, limit_indices, strides, **_: index[
+        tuple(map(slice, start_indices, limit_indices, strides or [None] * index.ndim))
+    ],
     "squeeze": lambda index, dimensions, **_: index.squeeze(tuple(dimensions)),
     "rev": lambda index, dimensions, **_: np.flip(index, tuple(dimensions)),
     "broadcast_in_dim": _broadcast,
@@ -52,7 +57,7 @@ def bind(equation: Any, values: Sequence[Any]) -> list:
 
 
 def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
-    """The program with every inner program that a parameter enters written out in line.
+    """The program with every inner program that a parameter enters written out in line, a scan turn by turn.
 
     Others stay as they are, and so do functions with a derivative of their own, such as ReLU, unless they multiply: then the
     derivative is that of the products.
@@ -66,7 +71,9 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
             values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
             marks = [not isinstance(x, Literal) and reached[x] for x in equation.invars]
             inner = _inner(equation) if any(marks) else None
-            if inner is not None:
+            if any(marks) and equation.primitive.name == "scan" and equation.params["length"] <= LONGEST_LOOP:
+                result, new = turns(equation.params, values, marks)
+            elif inner is not None:
                 result, new = run(inner[0], inner[1], values, marks)
             else:
                 # What a parameter reaches by anything but a change of its form is an activation.
@@ -75,6 +82,20 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
             reached.update(zip(equation.outvars, new, strict=True))
         outputs = [(x.val, False) if isinstance(x, Literal) else (known[x], reached[x]) for x in jaxpr.outvars]
         return [x for x, _ in outputs], [x for _, x in outputs]
+
+    def turns(options: Any, values: list[Any], marks: list[bool]) -> tuple[list, list[bool]]:
+        consts, first, length = options["num_consts"], options["num_consts"] + options["num_carry"], options["length"]
+        carry, carry_marks = values[consts:first], [False] * (first - consts)  # what goes round is an activation
+        made: list[list[Any]] = [[] for _ in options["jaxpr"].out_avals[first - consts :]]
+        for turn in reversed(range(length)) if options["reverse"] else range(length):
+            part = [jax.lax.index_in_dim(x, turn, keepdims=False) for x in values[first:]]
+            arguments, entered = [*values[:consts], *carry, *part], [*marks[:consts], *carry_marks, *marks[first:]]
+            out, _ = run(options["jaxpr"].jaxpr, options["jaxpr"].consts, arguments, entered)
+            carry = out[: first - consts]
+            for some, x in zip(made, out[first - consts :], strict=True):
+                some.append(x)
+        stacked = [jnp.stack(some[::-1] if options["reverse"] else some) for some in made]
+        return [*carry, *stacked], [False] * (len(carry) + len(stacked))
 
     marked = [place in params for place in range(len(program.jaxpr.invars))]
     return jax.make_jaxpr(lambda *x: run(program.jaxpr, program.consts, x, marked)[0])(*program.in_avals)

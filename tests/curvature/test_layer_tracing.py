@@ -13,6 +13,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import curvature
 from jaxunlearn.adapters import from_equinox, from_linen
+from jaxunlearn.curvature import programs
 from jaxunlearn.curvature.layer_tracing import find
 from jaxunlearn.curvature.parameter_uses import matrix_form
 from jaxunlearn.curvature.single_rows import row_factors
@@ -67,7 +68,9 @@ def gradients_agree(forward, params, row):
 # What falls back, and what is said about it
 
 
-def test_kernels_in_several_forms_and_in_loops_fall_back_and_are_named():
+def test_kernels_in_several_forms_and_in_loops_fall_back_and_are_named(monkeypatch):
+    monkeypatch.setattr(programs, "LONGEST_LOOP", 2)
+
     def function(p, x):
         hidden = jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["cell"] + p["cell_bias"]), None), x, None, length=3)[0]
         return hidden @ p["tied"] @ p["tied"].T @ p["o"] + p["ob"]
@@ -79,7 +82,7 @@ def test_kernels_in_several_forms_and_in_loops_fall_back_and_are_named():
         with pytest.warns(UserWarning, match="no Kronecker block") as said:
             made = fit(make, model, variables, rows, kind="fisher")
         (text,) = [str(x.message) for x in said]
-        assert "multiplied inside a loop or a branch: cell (diagonal)" in text
+        assert "multiplied inside a branch or a long loop: cell (diagonal)" in text
         assert "used in several ways: tied (exact block)" in text
         assert "cell_bias" not in text
         found = made.describe(params)
@@ -103,7 +106,8 @@ FALLEN = {
         lambda p, x: x @ (p["scale"] * p["w"] / jnp.linalg.norm(p["w"], axis=0)),
         {"w": normal(5, 3), "scale": normal(3)},
     ),
-    "split": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 3:]), {"w": normal(5, 6)}),
+    "split unevenly": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 3:])[:, :1], {"w": normal(5, 7)}),
+    "overlapping parts": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 1:]), {"w": normal(5, 4)}),
     "embedding and head": (
         lambda p, x: jnp.tanh(p["w"][jnp.int32(x[:, 0] > 0)]) @ p["w"].T,
         {"w": normal(3, 4)},
@@ -112,17 +116,13 @@ FALLEN = {
         lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda w: x @ w, lambda w: 2 * x @ w, p["w"]),
         {"w": normal(5, 3)},
     ),
-    "while": (
-        lambda p, x: jax.lax.fori_loop(0, 2, lambda _, h: jnp.tanh(h @ p["w"]), x),
+    "a long loop": (
+        lambda p, x: jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), x, None, length=programs.LONGEST_LOOP + 1)[0],
         {"w": normal(5, 5)},
     ),
-    "column in a loop": (
-        lambda p, x: jax.lax.scan(lambda h, _: (x @ p["w"] * h, None), jnp.ones((len(x), 1)), None, length=2)[0] * jnp.ones(3),
-        {"w": normal(5, 1)},
-    ),
-    "stacked layers": (
-        lambda p, x: jax.lax.scan(lambda h, layer: (jnp.tanh(h @ layer[0] + layer[1]), None), x, (p["w"], p["bias"]))[0],
-        {"w": normal(2, 5, 5), "bias": normal(2, 5)},
+    "some of the stacked layers": (
+        lambda p, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["w"][1:])[0],
+        {"w": normal(3, 5, 5)},
     ),
     "low rank": (lambda p, x: x @ (p["w"] @ p["w2"]), {"w": normal(5, 2), "w2": normal(2, 3)}),
     "scaled in jit": (jax.jit(lambda p, x: jax.jit(jnp.dot)(x, p["w"] * 2)), {"w": normal(5, 3)}),
@@ -219,6 +219,70 @@ def test_an_unrolled_loop_is_one_layer():
     taps = gradients_agree(unrolled, params, normal(1, 5))
     assert [(x.name, x.positions) for x in taps.layers] == [("cell", 3), ("o", 1)]
     assert not taps.others
+
+
+# Layers in loops
+
+
+WIDTH, DEPTH = 4, 3
+
+
+def block(x, w):
+    mixed = jax.nn.softmax(jnp.einsum("td,sd->ts", x @ w["query"], x @ w["key"] + w["key_bias"])) @ x
+    joined = jnp.einsum("tgk,gkd->td", (mixed @ w["up"]).reshape(len(x), 2, -1), w["down"])
+    return (x + jnp.tanh(joined)) * w["norm"]
+
+
+BLOCK = {"query": (WIDTH, 3), "key": (WIDTH, 3), "key_bias": (3,), "up": (WIDTH, 6), "down": (2, 3, WIDTH), "norm": (WIDTH,)}
+
+
+def scanned(p, x, reverse=False):
+    body = jax.checkpoint(lambda h, w: (block(h, w), None))
+    return jax.lax.scan(body, x[0], p["layers"], reverse=reverse)[0].mean(axis=0)[None] @ p["head"]
+
+
+def written_out(p, x):
+    h = x[0]
+    for layer in range(DEPTH):
+        h = block(h, {name: p[f"{name}_{layer}"] for name in BLOCK})
+    return h.mean(axis=0)[None] @ p["head"]
+
+
+STACKED = {"layers": {name: normal(DEPTH, *shape) for name, shape in BLOCK.items()}, "head": normal(WIDTH, 3)}
+
+
+def apart(tree):
+    layers = {f"{name}_{i}": x[i] for name, x in tree["layers"].items() for i in range(DEPTH)}
+    return {**layers, "head": tree["head"]}
+
+
+def test_layers_of_a_scan_are_groups_of_one_layer():
+    row = normal(1, 5, WIDTH)
+    for reverse in (False, True):
+        taps = gradients_agree(partial(scanned, reverse=reverse), STACKED, row)
+        found = {x.name: (x.form.groups, x.positions, x.bias is None) for x in taps.layers}
+        assert found == {
+            "layers/query": (DEPTH, 5, True), "layers/key": (DEPTH, 5, False), "layers/up": (DEPTH, 5, True),
+            "layers/down": (DEPTH, 5, True), "head": (1, 1, True),
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [curvature.kfac, curvature.ekfac])
+def test_a_scanned_model_has_the_curvature_of_the_same_model_written_out(make):
+    rows, vector = rows_of(5, WIDTH), jax.tree.map(np.cos, STACKED)
+    one = product_of(fit(make, *plain(scanned, STACKED), rows, kind="fisher"), vector)
+    other = product_of(fit(make, *plain(written_out, apart(STACKED)), rows, kind="fisher"), apart(vector))
+    for name, value in apart(one).items():
+        if not name.startswith("norm"):  # small ones get one exact block, with the products of layers or without
+            np.testing.assert_allclose(value, other[name], atol=1e-10, err_msg=name)
+
+
+def test_parts_of_a_kernel_are_groups():
+    def halves(p, x):
+        return jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 3:] + p["b"][3:])
+
+    taps = gradients_agree(halves, {"w": normal(5, 6), "b": normal(6)}, normal(1, 5))
+    assert [(x.name, x.form.groups, x.bias) for x in taps.layers] == [("w", 2, None)]
 
 
 BIASES = {
