@@ -94,8 +94,8 @@ def lora(
             stored = dense(leaf)
             if name not in factors:
                 return stored
-            one, (down, up) = factors[name], _aligned(factors[name], part.params[name], alpha / rank)
-            change = jnp.einsum("...r,...r->...", down, up, precision="highest")
+            one, (down, up) = factors[name], _aligned(factors[name], part.params[name])
+            change = alpha / rank * jnp.einsum("...r,...r->...", down, up, precision="highest")
             return (stored.astype(change.dtype) + change.reshape(one.shape)).astype(stored.dtype)
 
         return Variables(jax.tree.map_with_path(whole, base.params, is_leaf=is_int8), part.state)
@@ -108,8 +108,12 @@ def lora(
             arguments = []
             for path, leaf in jax.tree.leaves_with_path(base.params, is_leaf=is_int8):
                 name = tree.path_of(path)
-                pair = _aligned(factors[name], variables.params[name], alpha / rank) if name in factors else (None, None)
-                arguments.append(_weight(name, leaf, *pair, factors.get(name)))
+                if name in factors:
+                    down, up = _aligned(factors[name], variables.params[name])
+                    change = {"down": down, "up": up, "strength": jnp.asarray(alpha / rank)}
+                    arguments.append(_weight(name, leaf, factors[name].inputs, **change))
+                else:
+                    arguments.append(_weight(name, leaf) if is_int8(leaf) else leaf)
             return jax.tree.unflatten(form, run(program, [*arguments, *jax.tree.leaves((variables.state, inputs, key))]))
 
         return Model(forward, model.loss, lambda key: start(base, key), likelihood=model.likelihood)
@@ -131,19 +135,17 @@ def _program(model: Model, like: Variables, inputs: Any, train: bool, key: Any) 
     return program, jax.tree.structure(shape)
 
 
-def _weight(name: str, leaf: Any, down: Any, up: Any, factors: Factors | None) -> Any:
-    if down is None and not isinstance(leaf, Int8):
-        return leaf
+def _weight(name: str, leaf: Any, inputs: Sequence[int] = (), **change: jax.Array) -> Weight:
     values, scale = leaf if isinstance(leaf, Int8) else (leaf, None)
     axes = tuple(frozenset([axis]) for axis in range(values.ndim))
-    inputs = frozenset(factors.inputs if factors is not None else ())
-    return Weight(values, scale, down, up, name, axes, frozenset(), inputs, leaf.dtype)
+    down, up, strength = (change.get(part) for part in ("down", "up", "strength"))
+    return Weight(values, scale, down, up, strength, name, axes, frozenset(), frozenset(inputs), leaf.dtype)
 
 
-def _aligned(one: Factors, part: dict[str, jax.Array], scale: Scalar) -> tuple[jax.Array, jax.Array]:
+def _aligned(one: Factors, part: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Both factors along the axes of the parameter, 1 wide where they do not depend on one, with the rank last."""
     rank, count = part["a"].shape[-1], len(one.shape)
-    up = jnp.moveaxis(part["b"], len(one.groups), -1) * jnp.asarray(scale, part["b"].dtype)
+    up = jnp.moveaxis(part["b"], len(one.groups), -1)
 
     def placed(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         order = sorted(range(len(axes)), key=lambda place: axes[place])
@@ -161,7 +163,7 @@ def _found(model: Model, like: Variables, inputs: Any, targets: Layers | None) -
     uses: dict[str, list[Use]] = {name: [] for name, _ in leaves}
 
     def read(*values: Any) -> Any:
-        weights = [_weight_to_watch(name, x) for (name, _), x in zip(leaves, values, strict=False)]
+        weights = [_weight(name, x) for (name, _), x in zip(leaves, values, strict=False)]
         return run(program, [*weights, *values[len(leaves) :]], lambda use: uses[use.name].append(use))
 
     program, _ = _program(model, like, inputs, False, None)
@@ -179,11 +181,6 @@ def _found(model: Model, like: Variables, inputs: Any, targets: Layers | None) -
     if bad := [one for one in asked if isinstance(one, str)]:
         raise ValueError("cannot be changed by low-rank factors: " + "; ".join(bad))
     return [one for one in asked if isinstance(one, Factors)]
-
-
-def _weight_to_watch(name: str, values: Any) -> Weight:
-    axes = tuple(frozenset([axis]) for axis in range(values.ndim))
-    return Weight(values, None, None, None, name, axes, frozenset(), frozenset(), values.dtype)
 
 
 def _factors(name: str, shape: tuple[int, ...], uses: list[Use]) -> Factors | str:

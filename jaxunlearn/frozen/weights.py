@@ -18,7 +18,7 @@ Axes: TypeAlias = tuple[frozenset[int], ...]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["values", "scale", "down", "up"],
+    data_fields=["values", "scale", "down", "up", "strength"],
     meta_fields=["name", "axes", "looped", "inputs", "dtype"],
 )
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Weight:
 
     values: jax.Array  # as stored, in the present form
     scale: jax.Array | None  # of the stored values; 1 wide along axes that share it
-    down: jax.Array | None  # the change is `down up`: 1 wide along output axes, and the rank last
+    down: jax.Array | None  # the change is `strength down up`: 1 wide along output axes, and the rank last
     up: jax.Array | None  # 1 wide along input axes, and the rank last
+    strength: jax.Array | None  # Float[]
     name: str  # path of the parameter
     axes: Axes  # which axes of the parameter each present axis is made of; none: an axis of size 1 that was put in
     looped: frozenset[int]  # axes of the parameter that loops around go along
@@ -40,9 +41,9 @@ class Weight:
         whole = self.values.astype(self.dtype)
         if self.scale is not None:
             whole = whole * self.scale.astype(self.dtype)
-        if self.down is None or self.up is None:
+        if self.down is None or self.up is None or self.strength is None:
             return whole
-        return whole + jnp.einsum("...r,...r->...", self.down, self.up).astype(self.dtype)
+        return whole + (self.strength * jnp.einsum("...r,...r->...", self.down, self.up)).astype(self.dtype)
 
     def changed(self, change: Any, axes: Axes) -> "Weight":
         """The weight with `change(part, its shape)` made to all its parts, which share their axes but for their sizes."""
@@ -61,7 +62,8 @@ class Weight:
         scale, down, up = (
             None if x is None else jnp.broadcast_to(x, (length, *x.shape[1:])) for x in (self.scale, self.down, self.up)
         )
-        return replace(self, scale=scale, down=down, up=up)
+        strength = None if self.strength is None else jnp.broadcast_to(self.strength, (length,))
+        return replace(self, scale=scale, down=down, up=up, strength=strength)
 
 
 def transposed(weight: Weight, permutation: Sequence[int], **_: Any) -> Weight:
@@ -176,7 +178,7 @@ def product(weight: Weight, other: jax.Array, equation: Any, side: int) -> jax.A
         place = len(batch) + (len(free) if side == 0 else 0)
         moved = scale.transpose(order).reshape([*sizes[:place], *new, *sizes[place:]])
         out = out * moved.astype(out.dtype)
-    if weight.down is None or weight.up is None:
+    if weight.down is None or weight.up is None or weight.strength is None:
         return out.astype(out_dtype)
     reached = frozenset().union(*(weight.axes[axis] for axis in contracted))
     rest = frozenset().union(*(weight.axes[axis] for axis in free))
@@ -195,7 +197,7 @@ def product(weight: Weight, other: jax.Array, equation: Any, side: int) -> jax.A
     change = jax.lax.dot_general(inner, back, rank, **options)  # [batch..., free of the other one, free]
     if side == 0:
         change = jnp.moveaxis(change, range(change.ndim - len(free), change.ndim), range(len(batch), len(batch) + len(free)))
-    return (out + change.astype(out.dtype)).astype(out_dtype)
+    return (out + weight.strength.astype(out.dtype) * change.astype(out.dtype)).astype(out_dtype)
 
 
 def _thin(part: jax.Array, kept: list[int], batch: int, dtype: Any) -> jax.Array:

@@ -256,3 +256,17 @@ def test_flax_lora_layers_are_chosen_by_their_paths():
     result = unlearn(parts.start(base, KEY), ju.slots.BASE.put(data, base), asked(data, 1), KEY)
     assert len(result.variables.params) == 2
     assert int(result.stats["unmoved"]) == 0
+
+
+def test_adapters_have_kronecker_factors(big):
+    model, base, words, parts = big
+    part = moved(parts, base)
+    over = parts.on(base)
+    plain = over._replace(forward=lambda v, x, **_: ju.Outputs(over.forward(v, x).logits[:, -1]), loss=ju.losses.cross_entropy)
+    rows = ju.Examples(words, jnp.array([1, 2]))
+    with pytest.warns(UserWarning, match="long loop: branch/a .* several ways: embed/a"):
+        made = jax.eval_shape(ju.curvature.ekfac(plain), part, rows, jnp.ones(2), KEY)
+    kinds = made.describe(part.params)
+    for name in ("layers/q", "layers/o", "layers/up", "layers/v"):
+        for half in "ab":
+            assert kinds[f"{name}/{half}"].startswith("kronecker"), (name, half, kinds)
