@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import answers, batch_norm, minnorm, new_model, tuning
+from experiments.benchmarks import answers, batch_norm, funu, minnorm, new_model, tuning
 from experiments.common.scale import Scale
 
 pytestmark = pytest.mark.slow
@@ -48,3 +48,11 @@ def test_poisoned_rows_are_forgotten_beside_published_figures(tmp_path):
     for row in found["table"]:
         assert row["low"] <= row["median"] <= row["high"]
         assert row["median"] == pytest.approx(np.median(row["largest_errors"]), abs=1e-3)
+
+
+def test_rows_that_a_filter_keeps_are_held_against_random_ones(tmp_path):
+    found = funu.main(funu.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    for row in found["rows"]:
+        assert 0 < row["kept"] < 1
+        assert row["kept_gap"] > 0
+        assert row["speedup"] > 0
