@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxunlearn import convex as convex
 from jaxunlearn import curvature as curvature
+from jaxunlearn import guards as guards
 from jaxunlearn import heads as heads
 from jaxunlearn import hypernetworks as hypernetworks
 from jaxunlearn import likelihoods as likelihoods
@@ -79,13 +80,14 @@ _ON_FIRST_USE = {
     "checkpoint": "jaxunlearn.service.checkpoint",
     "frozen": "jaxunlearn.frozen",
     "ledger": "jaxunlearn.service.ledger",
+    "rl": "jaxunlearn.rl",
 }
 _HOLD_IT_TOGETHER = {"Any", "ModuleType", "TYPE_CHECKING", "import_module"}
 
 
 def __dir__() -> list[str]:
     """What is public: functions and types, the namespaces below, and nothing that only holds them together."""
-    namespaces = {"convex", "curvature", "heads", "hypernetworks", "likelihoods", "losses", "slots", "transforms"}
+    namespaces = {"convex", "curvature", "guards", "heads", "hypernetworks", "likelihoods", "losses", "slots", "transforms"}
     own = {name for name, value in globals().items() if name[0] != "_" and not isinstance(value, ModuleType)}
     return sorted((own - _HOLD_IT_TOGETHER) | namespaces | set(_ON_FIRST_USE) | {"__version__"})
 
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from jaxunlearn import audit as audit
     from jaxunlearn import certificates as certificates
     from jaxunlearn import frozen as frozen
+    from jaxunlearn import rl as rl
     from jaxunlearn.service import checkpoint as checkpoint
     from jaxunlearn.service import ledger as ledger
 else:  # a type checker that saw this would take every misspelt name for one of those

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jaxunlearn.types import OnEmpty
 
-Family: TypeAlias = Literal["exact", "objective", "closed form", "representation", "generative"]
+Family: TypeAlias = Literal["exact", "objective", "closed form", "representation", "generative", "guard"]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
 
 
@@ -23,7 +23,7 @@ class Method(NamedTuple):
     reads: frozenset[str]  # "forget", "forget labels", "retain", "init", "head", "layer" (of features), and names of slots
     guarantee: Guarantee = "none"
     on_empty: OnEmpty = "identity"  # what an empty request gets
-    takes: Literal["model", "problem"] = "model"  # first argument of the factory: any model, or a convex problem
+    takes: Literal["model", "problem", "generator"] = "model"  # first argument of the factory: any model, a convex problem, ...
     targets: Literal["any", "classes"] = "any"  # what the rows' targets must be
     requests: Literal["rows", "classes", "attributes"] = "rows"  # what it can forget
     reconstruction: bool = False  # from an abstract or a summary, not from the paper's own equations

@@ -191,6 +191,10 @@ OPTIONS = {
 }
 
 
+# those of the catalogue that answer a request with new variables; the others suppress outputs or act in an environment
+UNLEARNING = [name for name, card in ju.METHODS.items() if card.takes in ("model", "problem")]
+
+
 def asked(name, requests):
     """Requests of rows that say besides what the method must be told."""
     if "attributes" not in ju.METHODS[name].reads:

@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types", "tree", "version", "modes"},
-    {"checks", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin"},
-    {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "hypernetworks"},
+    {"checks", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin", "proportions"},
+    {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "hypernetworks", "guards"},
     {"loop", "batching", "curvature", "service"},
-    {"heads", "convex", "certificates", "adapters", "filters", "frozen"},
+    {"heads", "convex", "certificates", "adapters", "filters", "frozen", "rl"},
     {"methods"},
     {"audit", "catalogue"},
     {"tuning"},

@@ -41,7 +41,8 @@ def known(name: str) -> str:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     if ju.METHODS[found].takes != "model":
-        raise SystemExit(f"{name} takes a convex problem and not a network, see experiments/certified_stream.py")
+        scripts = {"problem": "a convex problem, see certified_stream.py", "generator": "a generator, see output_guard.py"}
+        raise SystemExit(f"{name} takes no network but {scripts[ju.METHODS[found].takes]} in experiments/")
     return found
 
 

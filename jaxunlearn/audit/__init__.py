@@ -92,9 +92,7 @@ from jaxunlearn.audit.single.summary import privacy_leak as privacy_leak
 from jaxunlearn.audit.single.summary import retention as retention
 from jaxunlearn.audit.single.summary import symmetric_percentage_error as symmetric_percentage_error
 from jaxunlearn.audit.single.summary import tug_of_war as tug_of_war
-from jaxunlearn.audit.statistics.intervals import Interval as Interval
 from jaxunlearn.audit.statistics.intervals import auc_interval as auc_interval
-from jaxunlearn.audit.statistics.intervals import clopper_pearson as clopper_pearson
 from jaxunlearn.audit.statistics.intervals import crossed_interval as crossed_interval
 from jaxunlearn.audit.statistics.intervals import t_interval as t_interval
 from jaxunlearn.audit.statistics.resampling import bootstrap as bootstrap
@@ -107,3 +105,5 @@ from jaxunlearn.audit.statistics.verdict import judge as judge
 from jaxunlearn.audit.statistics.verdict import permutation_p_value as permutation_p_value
 from jaxunlearn.evaluation import predict as predict
 from jaxunlearn.margin import margins as margins
+from jaxunlearn.proportions import Interval as Interval
+from jaxunlearn.proportions import clopper_pearson as clopper_pearson

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.audit.statistics.intervals import Interval
+from jaxunlearn.proportions import Interval
 
 MISSING = "–"  # noqa: RUF001
 DOTS_PER_INCH = 160

@@ -14,8 +14,8 @@ from jaxunlearn.audit.figures import KINDS
 from jaxunlearn.audit.metrics import METRICS
 from jaxunlearn.audit.pages import Section, Table, cell
 from jaxunlearn.audit.run import Audit
-from jaxunlearn.audit.statistics.intervals import Interval
 from jaxunlearn.audit.statistics.verdict import MESSAGES, Judgement, Verdict
+from jaxunlearn.proportions import Interval
 
 HEADINGS = (
     "metric",

@@ -21,12 +21,12 @@ from jaxunlearn.audit.ensemble import Ensemble, ensemble
 from jaxunlearn.audit.metrics import CONTROLLED, METRICS, Answers, Observed, gap_of, observe
 from jaxunlearn.audit.single.membership import Roc, roc_curve
 from jaxunlearn.audit.statistics.checks import require_disjoint, require_models, require_numbers
-from jaxunlearn.audit.statistics.intervals import Interval
 from jaxunlearn.audit.statistics.resampling import Statistic, crossed_bootstrap
 from jaxunlearn.audit.statistics.verdict import Judgement, false_positive_rate, judge
 from jaxunlearn.audit.tasks import Measured, choose, count_rows, measuring, task_of, told_by, without_padding
 from jaxunlearn.evaluation import class_logits
 from jaxunlearn.loop.preparation import prepared_in_place
+from jaxunlearn.proportions import Interval
 from jaxunlearn.status import Status
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, UnlearnFn, Variables
 

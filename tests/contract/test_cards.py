@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn import catalogue, convex, methods
+from jaxunlearn import catalogue, convex, guards, methods
 from jaxunlearn.card import Method
 from tests.problems import OPTIONS, asked, lane, method, model_of, parameters_of, recorded, takes_optimizer, trained
 
@@ -25,14 +25,15 @@ def cards(folder):
 def test_every_file_of_methods_is_a_method_and_every_card_is_in_the_catalogue():
     files = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
     assert cards("methods") == files
-    assert set(ju.METHODS) == files | cards("convex")
+    assert set(ju.METHODS) == files | cards("convex") | cards("guards")
     assert set(methods.__dict__) & set(ju.METHODS) == files
 
 
 @pytest.mark.parametrize("name", ju.METHODS)
 def test_a_file_has_the_name_of_its_factory(name):
     card = ju.METHODS[name]
-    folder, home = ("convex", convex) if card.takes == "problem" else ("methods", ju)
+    homes = {"problem": ("convex", convex), "generator": ("guards", guards)}
+    folder, home = homes.get(card.takes, ("methods", ju))
     assert isinstance(card, Method)
     assert card.factory is getattr(home, name)
     assert card.factory.__name__ == name

@@ -20,7 +20,7 @@ from tests.contract.harness import (
     stamped,
     without_rows,
 )
-from tests.problems import NUM_CLASSES, NUM_ROWS, distance, lane, method, takes_optimizer, trained
+from tests.problems import NUM_CLASSES, NUM_ROWS, UNLEARNING, distance, lane, method, takes_optimizer, trained
 
 WITHOUT_KEY = {
     *("amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"),
@@ -35,7 +35,7 @@ STREAMS = RECOVERS | {"amnesiac"}
 JUDGED = {"hyperforget"}
 
 
-@pytest.fixture(scope="module", params=list(ju.METHODS))
+@pytest.fixture(scope="module", params=UNLEARNING)
 def case(request):
     return Case(request.param)
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxunlearn import checks
-from jaxunlearn.audit.statistics.intervals import Interval, clopper_pearson
+from jaxunlearn.proportions import Interval, clopper_pearson
 
 
 class _Counts(NamedTuple):

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxunlearn.audit.statistics.checks import require_finite, require_margins, require_models
-from jaxunlearn.audit.statistics.intervals import Interval, t_interval
+from jaxunlearn.audit.statistics.intervals import t_interval
 from jaxunlearn.checks import is_concrete
+from jaxunlearn.proportions import Interval
 
 LEAST_SPREAD = 1e-6  # of a Gaussian: margins that all models agree on
 Variance = Literal["each", "pooled"]

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxunlearn import checks
 from jaxunlearn.audit.statistics.checks import require_disjoint
-from jaxunlearn.audit.statistics.intervals import Interval, auc_interval, clopper_pearson
+from jaxunlearn.audit.statistics.intervals import auc_interval
 from jaxunlearn.evaluation import evaluate, map_rows
+from jaxunlearn.proportions import Interval, clopper_pearson
 from jaxunlearn.sampling import forget_rows
 from jaxunlearn.types import Data, Examples, ForgetRequest, Model, Scalar, Variables
 

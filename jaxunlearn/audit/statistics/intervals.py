@@ -1,24 +1,17 @@
-"""Confidence intervals: for means over seeds, for proportions and for areas under ROC curves.
+"""Confidence intervals: for means over seeds and for areas under ROC curves. Those of proportions are in `proportions`.
 
 `level` is the two-sided confidence level, a static number in (0, 1).
 """
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-
-class Interval(NamedTuple):
-    """An estimate with its confidence limits; NaN limits are unknown."""
-
-    estimate: Float[Array, "..."]
-    low: Float[Array, "..."]
-    high: Float[Array, "..."]
+from jaxunlearn.proportions import Interval, check_level, inexact
 
 
 def t_interval(values: Float[Array, "..."], axis: int = 0, level: float = 0.95) -> Interval:
@@ -45,8 +38,8 @@ def t_interval(values: Float[Array, "..."], axis: int = 0, level: float = 0.95) 
     """
     from scipy.special import stdtrit
 
-    _check_level(level)
-    values = _inexact(values)
+    check_level(level)
+    values = inexact(values)
     count = values.shape[axis]
     if count == 0:
         raise ValueError(f"no value along axis {axis} of shape {values.shape}: an interval needs at least one")
@@ -90,7 +83,7 @@ def crossed_interval(
         >>> float(interval.estimate)
         2.5
     """
-    values = _inexact(values)
+    values = inexact(values)
     if values.ndim != 2:
         raise ValueError(f"expected values of shape [seeds, requests], got {values.shape}")
     seeds, requests = values.shape
@@ -98,7 +91,7 @@ def crossed_interval(
         return _cut(t_interval(values.reshape(-1), level=level), within)
     from scipy.special import stdtrit
 
-    _check_level(level)
+    check_level(level)
     mean = jnp.mean(values)
     variance = jnp.var(jnp.mean(values, axis=1), ddof=1) / seeds + jnp.var(jnp.mean(values, axis=0), ddof=1) / requests
     half = float(stdtrit(min(seeds, requests) - 1, (1 + level) / 2)) * jnp.sqrt(variance)
@@ -107,67 +100,6 @@ def crossed_interval(
 
 def _cut(interval: Interval, within: tuple[float, float]) -> Interval:
     return interval._replace(low=jnp.maximum(interval.low, within[0]), high=jnp.minimum(interval.high, within[1]))
-
-
-def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> Interval:
-    """Exact interval for a proportion: no value inside is rejected by either one-sided binomial test.
-
-    `low` is the `(1 - level)/2` quantile of Beta(k, n - k + 1), `high` the `(1 + level)/2` quantile of Beta(k + 1, n - k).
-    The coverage is at least `level` for every proportion. Quantiles come from quadrature of the density on the logit
-    scale, which has no gamma function to cancel. In float32 the limits are within 1e-3 standard errors of the exact ones
-    up to level 0.999 and 10^7 trials, or within 1e-7 where the numbers next to 1 lie too far apart.
-
-    Args:
-        successes: k, any shape, may be traced.
-        trials: n, broadcast against `successes`.
-        level: confidence level.
-
-    Returns:
-        Interval with estimate `k / n`; `low` is exactly 0 for k = 0, `high` exactly 1 for k = n. Without a trial the
-        estimate is NaN and the limits are 0 and 1.
-
-    Raises:
-        ValueError: a level outside (0, 1).
-
-    References:
-        Clopper, Pearson: The use of confidence or fiducial limits illustrated in the case of the binomial, 1934,
-        doi 10.1093/biomet/26.4.404.
-
-    Example:
-        >>> interval = jaxunlearn.audit.clopper_pearson(0, 10)
-        >>> print(f"[{interval.low:.2f}, {interval.high:.2f}]")
-        [0.00, 0.31]
-    """
-    _check_level(level)
-    k, n = jnp.broadcast_arrays(_inexact(successes), _inexact(trials))
-    counts = jnp.maximum(jnp.stack([k, n - k]), 1)
-    low, high = _beta_logit_quantile(counts, n - counts + 1, (1 - level) / 2)
-    return Interval(k / n, jnp.where(k == 0, 0, jax.nn.sigmoid(low)), jnp.where(k == n, 1, jax.nn.sigmoid(-high)))
-
-
-def _beta_logit_quantile(a: Float[Array, "..."], b: Float[Array, "..."], tail: float) -> Float[Array, "..."]:
-    """Logit of the lower `tail` quantile of Beta(a, b), for a and b of at least 1.
-
-    With `u = logit(x) - log(a/b)` the log density is `a u - (a + b) log(1 - p + p e^u)`, `p = a / (a + b)`. It is 0 at its
-    mode u = 0 with deviation `sqrt(1/a + 1/b)`, and is written for the smaller of a and b so that nothing cancels.
-    """
-    grid = jnp.linspace(-16, 16, 4097, dtype=a.dtype)
-    deviation, smaller = jnp.sqrt(1 / a + 1 / b), jnp.minimum(a, b)
-    v = grid * jnp.where(a < b, deviation, -deviation)[..., None]
-    curvature = (a + b)[..., None] * jnp.log1p((smaller / (a + b))[..., None] * jnp.expm1(v))
-    density = jnp.exp(smaller[..., None] * v - curvature)
-    areas = density[..., 1:] + density[..., :-1]
-    wanted = tail * jnp.sum(areas, axis=-1)
-
-    def halve(_, ends):
-        below, above = ends
-        middle = (below + above) / 2
-        share = jnp.clip((middle[..., None] - grid[:-1]) / (grid[1] - grid[0]), 0, 1)
-        short = jnp.sum(areas * share, axis=-1) < wanted
-        return jnp.where(short, middle, below), jnp.where(short, above, middle)
-
-    ends = jnp.full_like(a, grid[0]), jnp.full_like(a, grid[-1])
-    return jax.lax.fori_loop(0, 24, halve, ends)[0] * deviation + jnp.log(a / b)
 
 
 def auc_interval(auc: ArrayLike, num_members: ArrayLike, num_nonmembers: ArrayLike, level: float = 0.95) -> Interval:
@@ -209,8 +141,8 @@ def auc_interval(auc: ArrayLike, num_members: ArrayLike, num_nonmembers: ArrayLi
         >>> print(f"[{interval.low:.2f}, {interval.high:.2f}]")
         [0.80, 1.00]
     """
-    _check_level(level)
-    auc, m, n = jnp.broadcast_arrays(_inexact(auc), _inexact(num_members), _inexact(num_nonmembers))
+    check_level(level)
+    auc, m, n = jnp.broadcast_arrays(inexact(auc), inexact(num_members), inexact(num_nonmembers))
     z = NormalDist().inv_cdf((1 + level) / 2)
     larger = (m + n) / 2 - 1
 
@@ -229,14 +161,3 @@ def auc_interval(auc: ArrayLike, num_members: ArrayLike, num_nonmembers: ArrayLi
 
     defined = (m > 0) & (n > 0) & ~jnp.isnan(auc)
     return jax.tree.map(lambda x: jnp.where(defined, x, jnp.nan), Interval(auc, limit(0), limit(1)))
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level is a fraction between 0 and 1 such as 0.95, got {level}")
-
-
-def _inexact(values: ArrayLike) -> Float[Array, "..."]:
-    """As an array of at least float32."""
-    values = jnp.asarray(values)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from scipy import stats
 
 from jaxunlearn import tree
-from jaxunlearn.audit.statistics.intervals import Interval
+from jaxunlearn.proportions import Interval
 
 Models: TypeAlias = PyTree  # what is known of some models: arrays with models on the leading axis
 Statistic: TypeAlias = Callable[[Models, Models], jax.Array]  # (candidate, reference) -> Float[""]

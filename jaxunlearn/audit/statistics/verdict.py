@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxunlearn import checks
 from jaxunlearn.audit.statistics.checks import require_models
-from jaxunlearn.audit.statistics.intervals import Interval, clopper_pearson
 from jaxunlearn.audit.statistics.resampling import (
     Models,
     Statistic,
@@ -27,6 +26,7 @@ from jaxunlearn.audit.statistics.resampling import (
     resampled,
     spread_around,
 )
+from jaxunlearn.proportions import Interval, clopper_pearson
 
 
 class Verdict(IntEnum):
