@@ -126,7 +126,7 @@ def image_to_image(
         checks.require_floating(part.examples.inputs, "image_to_image draws noise in the place of its inputs")
 
         def draw(x, normal):
-            centre, spread = _moments(x, part.weights)
+            centre, spread = moments(x, part.weights)
             drawn = (centre if mean is None else mean) + (spread if std is None else std) * normal
             return jnp.clip(drawn, low, high).astype(x.dtype)
 
@@ -147,7 +147,7 @@ def image_to_image(
             own = encode(teacher, seen)
 
             def draw(x, normal):
-                centre, spread = _moments(x, weights)
+                centre, spread = moments(x, weights)
                 return centre + spread * normal
 
             wanted = jax.tree.map(draw, own, _normal_like(draw_key, own))
@@ -182,7 +182,7 @@ def _row_errors(embedding: PyTree, wanted: PyTree) -> Float[Array, " b"]:
     return jnp.mean(jnp.stack(jax.tree.leaves(jax.tree.map(error, embedding, wanted))), axis=0)
 
 
-def _moments(x: Float[Array, "b ..."], weights: Float[Array, " b"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def moments(x: Float[Array, "b ..."], weights: Float[Array, " b"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and standard deviation over rows that count and all other axes, at least in float32."""
     x, axes = x.astype(jnp.promote_types(x.dtype, jnp.float32)), range(1, x.ndim)
     centre = masked_mean(jnp.mean(x, axis=axes), weights, empty=0)
@@ -197,9 +197,9 @@ def _normal_like(key: PRNGKeyArray, values: PyTree) -> PyTree:
 
 def _moving(encode: Encode, decode: Decode | None, tied: str | None, variables: Variables, seen: PyTree) -> PyTree:
     """A tree of static bools: which parameters may move."""
-    moves = _depends(encode, variables, seen)
+    moves = depends_on(encode, variables, seen)
     if decode is not None:
-        decodes = _depends(decode, variables, jax.eval_shape(encode, variables, seen))
+        decodes = depends_on(decode, variables, jax.eval_shape(encode, variables, seen))
         shared = jax.tree.map(lambda x, y: x and y, moves, decodes)
         names = [tree.path_of(path) for path, is_shared in jax.tree.leaves_with_path(shared) if is_shared]
         if names and tied is None:
@@ -214,7 +214,7 @@ def _moving(encode: Encode, decode: Decode | None, tied: str | None, variables: 
     return moves
 
 
-def _depends(function: Callable, variables: Variables, argument: PyTree) -> PyTree:
+def depends_on(function: Callable, variables: Variables, argument: PyTree) -> PyTree:
     """Which parameters a function's value depends on, a tree of bools; what only dead code reads does not count."""
     form = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), (variables, argument))
     program = jax.make_jaxpr(function)(*form).jaxpr
