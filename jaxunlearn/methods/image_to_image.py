@@ -8,8 +8,8 @@ E_0 is the trained encoder, |.|^2 the mean square over all numbers of a row's em
 other rows of the same kind, as long as they show what has to be kept.
 
 What it is, and what it is not:
-- n is drawn anew in every step and is independent of x, so the optimum on the forget set is the constant E[E_0(T(n))]: what is
-  decoded is one greyish image and no noise. That outputs become Gaussian is what the paper's lemma says, not what this loss does.
+- n is drawn anew in every step and is independent of x, so the optimum on the forget set is the constant E[E_0(T(n))]: what
+  is decoded is one greyish image and no noise. The paper's argument for Gaussian outputs is not what this loss brings about.
 - It erases what looks like the forget set. It does not forget single rows, and does not aim at what a retrained model does.
 - A completion that is visibly spoilt tells that the image was forgotten.
 - The decoder still knows how to draw the forget set, and whoever has it and another encoder may get it back.
@@ -204,13 +204,15 @@ def _moving(encode: Encode, decode: Decode | None, tied: str | None, variables: 
         names = [tree.path_of(path) for path, is_shared in jax.tree.leaves_with_path(shared) if is_shared]
         if names and tied is None:
             raise ValueError(
-                f"encode and decode share {', '.join(names)}: tied='freeze' leaves them as they are, tied='train' moves them and "
-                "the decoder with them; or give the decoder a copy of its own"
+                f"encode and decode share {', '.join(names)}: tied='freeze' leaves them as they are, tied='train' moves them "
+                "and the decoder with them; or give the decoder a copy of its own"
             )
         if tied == "freeze":
             moves = jax.tree.map(lambda x, is_shared: x and not is_shared, moves, shared)
     if not any(jax.tree.leaves(moves)):
-        raise ValueError("encode depends on no parameter that may move: it is encode(variables, corrupted), of variables.params")
+        raise ValueError(
+            "encode depends on no parameter that may move: it is encode(variables, corrupted), of variables.params"
+        )
     return moves
 
 
