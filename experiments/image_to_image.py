@@ -161,9 +161,12 @@ def trained(world: World) -> tuple[ju.Variables, dict[str, ju.Variables]]:
     """The originals; for every lane a model retrained without its class, and another one."""
     config, model = world.config, world.completer.model
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.training_steps))
-    steps = {"num_steps": config.training_steps, "batch_size": config.batch_size}
-    originals = training.train(model, world.data, optimizer, seeds=range(config.seeds), key=world.key(0), **steps)
-    run = reusable(ju.iterate(ju.retrain(model, optimizer), **steps), chunk=config.scale.chunk, mesh=world.mesh)
+    originals = training.train(
+        model, world.data, optimizer, num_steps=config.training_steps, batch_size=config.batch_size, seeds=range(config.seeds),
+        key=world.key(0),
+    )  # fmt: skip
+    once = ju.iterate(ju.retrain(model, optimizer), config.training_steps, batch_size=config.batch_size)
+    run = reusable(once, chunk=config.scale.chunk, mesh=world.mesh)
     keys = [jax.random.split(world.key(number), len(world.seed)) for number in (1, 2)]
     found = run([(training.form(model), world.data, world.requests, key) for key in keys]).result.variables
     return originals, {name: jax.tree.map(lambda x, at=at: x[at], found) for at, name in enumerate((AGAIN, RETRAINED))}
@@ -305,8 +308,8 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
     lower = float(np.mean(own["forget"] < retrained["forget"]))
     values = [
         ("error of the class, times do nothing, at least 3", own["forget_times"].mean(), 3.0, True),
-        ("error of the class, times that of retrained models, at least 1", own["forget"].mean() / retrained["forget"].mean(), 1.0,
-         True),
+        ("error of the class, times that of retrained models, at least 1",
+         own["forget"].mean() / retrained["forget"].mean(), 1.0, True),
         ("error of other classes, times do nothing, at most 1.1", own["others_times"].mean(), 1.1, False),
         ("proxy: error of classes not shown, times that with the real retain set, at most 1.5",
          (proxy["judged"] / own["judged"]).mean(), 1.5, False),
@@ -339,14 +342,15 @@ def grids(world: World, drawn: dict[str, Any]) -> list[tuple[Any, str]]:
 
 
 def reported(
-    world: World, console: Any, drawn: dict[str, Any], found: dict[str, Any], answers: dict[str, Timed], times: dict[str, float],
-    same: bool, right: float, seconds: dict[str, float],
+    world: World, console: Any, drawn: dict[str, Any], found: dict[str, Any], answers: dict[str, Timed],
+    times: dict[str, float], same: bool, right: float, seconds: dict[str, float],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page and the JSON."""
     config = world.config
     inside = np.broadcast_to(world.completer.hole, world.test.inputs.shape[1:])
     holes = [np.asarray(x.inputs)[:, inside] for x in (world.test, world.data.train)]
-    real = completion.classes_of_neighbours(*holes, np.asarray(world.data.train.targets)) == np.asarray(world.test.targets)
+    targets_seen, targets_held = (np.asarray(x.targets) for x in (world.data.train, world.test))
+    real = completion.classes_of_neighbours(holes[0], holes[1], targets_seen) == targets_held
     words = LOOKING.format(real=real.mean(), right=right)
     order = [NOTHING, *answers, AGAIN, RETRAINED]
     rows = [{"method": x, **{key: ju.audit.crossed_interval(value) for key, value in found[x].items()}} for x in order]

@@ -1,5 +1,7 @@
 """The linear optimum, limits, what may move, and how I2I treats rows that do not count."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.methods.image_to_image import depends_on, moments
-from tests.methods.runs import KEY, batch_of, stepped, sweep_equals_single_runs
+from tests.methods.runs import KEY, stepped, sweep_equals_single_runs
 from tests.problems import distance, lane
 
 ROWS, PIXELS, CODE = 24, 5, 3
@@ -59,7 +61,7 @@ def method(optimizer=None, **options):
 
 
 DATA = images()
-REQUEST = lane(ju.from_indices(DATA, [FORGET]), 0)
+REQUEST = lane(ju.from_indices(DATA, [FORGET], capacity=len(FORGET)), 0)
 
 
 def full_batches(data, request):
@@ -67,6 +69,11 @@ def full_batches(data, request):
     staying = np.setdiff1d(np.arange(ROWS), FORGET)
     retain = ju.Weighted(jax.tree.map(lambda x: x[staying], data.train), jnp.ones(len(staying)), jnp.asarray(staying))
     return ju.Batch(ju.forget_rows(data, request), retain)
+
+
+def begun(stepwise):
+    """Context and state at the start of a run, and a batch of all rows."""
+    return *stepwise.init(VARIABLES, DATA, REQUEST, KEY), full_batches(DATA, REQUEST)
 
 
 def optimum(data, alpha, mean):
@@ -80,29 +87,34 @@ def optimum(data, alpha, mean):
     )
 
 
-def run(method, data=DATA, steps=400):
+def trained(method, data, steps):
     """All rows in every step."""
     batch = full_batches(data, REQUEST)
-
-    @jax.jit
-    def trained(variables):
-        context, state = method.init(variables, data, REQUEST, KEY)
-        return jax.lax.scan(lambda state, key: method.step(state, context, batch, key), state, jax.random.split(KEY, steps))
-
-    state, stats = trained(VARIABLES)
+    context, state = method.init(VARIABLES, data, REQUEST, KEY)
+    state, stats = jax.lax.scan(lambda state, key: method.step(state, context, batch, key), state, jax.random.split(KEY, steps))
     return state.variables, stats
+
+
+@cache
+def long_run():
+    """`(data, alpha, mean, std) -> variables, stats` of a full-batch training to its end, compiled once."""
+    optimizer = optax.sgd(optax.cosine_decay_schedule(0.1, 4000))
+    return jax.jit(lambda data, alpha, mean, std: trained(method(optimizer, alpha=alpha, mean=mean, std=std), data, 4000))
+
+
+def short_run(method):
+    return jax.jit(lambda: trained(method, DATA, 5))()[0]
 
 
 @pytest.mark.parametrize(("alpha", "mean"), [(0.25, 0.7), (2.0, 0.0)])
 def test_a_linear_encoder_reaches_its_optimum(alpha, mean):
-    moved, _ = run(method(alpha=alpha, mean=mean, std=0.0), steps=3000)
+    moved, _ = long_run()(DATA, alpha, mean, 0.0)
     np.testing.assert_allclose(moved.params["encoder"]["w"], optimum(DATA, alpha, mean), atol=2e-4)
 
 
 def test_the_target_of_noise_is_a_constant():
     """Noise that is drawn anew in every step leads where its mean alone does, up to the noise of the steps."""
-    optimizer = optax.sgd(optax.exponential_decay(0.1, 1000, 0.05))
-    moved, _ = run(method(optimizer, alpha=1.0, mean=0.7, std=1.0), steps=4000)
+    moved, _ = long_run()(DATA, 1.0, 0.7, 1.0)
     apart = np.abs(moved.params["encoder"]["w"] - optimum(DATA, 1.0, 0.7)).max()
     assert apart < 0.05 * np.abs(VARIABLES.params["encoder"]["w"] - optimum(DATA, 1.0, 0.7)).max()
 
@@ -110,17 +122,22 @@ def test_the_target_of_noise_is_a_constant():
 def test_where_both_sets_span_different_pixels_one_stays_and_the_other_is_erased():
     rows = np.array(DATA.train.inputs)
     rows[: len(FORGET), 2:], rows[len(FORGET) :, :2] = 0, 0
-    data = DATA._replace(train=DATA.train._replace(inputs=jnp.asarray(rows)))
-    moved, _ = run(method(mean=0.0, std=0.0, alpha=1.0), data, steps=1500)
+    moved, _ = long_run()(DATA._replace(train=DATA.train._replace(inputs=jnp.asarray(rows))), 1.0, 0.0, 0.0)
     w, before = moved.params["encoder"]["w"], VARIABLES.params["encoder"]["w"]
     np.testing.assert_array_equal(w[2:], before[2:])
     np.testing.assert_allclose(w[:2], 0, atol=1e-4)
 
 
+def test_without_the_forget_set_nothing_moves():
+    moved, stats = long_run()(DATA, 0.0, 0.7, 1.0)
+    assert float(jnp.max(stats["loss"])) == 0
+    assert distance(moved, VARIABLES) == 0
+
+
 def test_a_step_follows_the_objective():
     stepwise = method(corrupt=masked, alpha=0.7, retain_weight=2.0, low=0.0, high=1.0)
     other = jax.tree.map(lambda x: 1.1 * x + 0.1, VARIABLES)
-    context, state, batch = batch_of(stepwise, data=DATA, request=REQUEST, variables=VARIABLES)
+    context, state, batch = begun(stepwise)
     after, stats = jax.jit(stepwise.step)(state._replace(variables=other), context, batch, KEY)
     forget_key, retain_key, draw_key = jax.random.split(KEY, 3)
     x, kept = batch.forget.examples.inputs, batch.retain.examples.inputs
@@ -138,23 +155,19 @@ def test_a_step_follows_the_objective():
     assert distance(after.variables.params["decoder"], other.params["decoder"]) == 0
 
 
-def test_without_the_forget_set_nothing_moves():
-    moved, stats = run(method(alpha=0.0, corrupt=masked), steps=20)
-    assert float(jnp.max(stats["loss"])) == 0
-    assert distance(moved, VARIABLES) == 0
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["random embedding", "retain embedding"])
 def test_other_targets_of_the_forget_set(target):
     stepwise = method(target=target, corrupt=masked)
-    context, state, batch = batch_of(stepwise, data=DATA, request=REQUEST, variables=VARIABLES, sizes=(6, 4))
+    context, state, batch = begun(stepwise)
+    batch = batch._replace(retain=jax.tree.map(lambda x: x[:4], batch.retain))
     _, stats = jax.jit(stepwise.step)(state, context, batch, KEY)
     forget_key, retain_key, draw_key = jax.random.split(KEY, 3)
     own = encode(VARIABLES, masked(forget_key, batch.forget.examples.inputs))
     if target == "random embedding":
         wanted = own.mean() + own.std() * optax.tree.random_like(draw_key, own, sampler=jax.random.normal)
     else:
-        wanted = encode(VARIABLES, masked(retain_key, batch.retain.examples.inputs))[jnp.array([0, 1, 2, 3, 0, 1])]
+        wanted = encode(VARIABLES, masked(retain_key, batch.retain.examples.inputs))[jnp.arange(len(FORGET)) % 4]
         batch = batch._replace(retain=batch.retain._replace(weights=jnp.zeros(4)))
         alone, none = jax.jit(stepwise.step)(state, context, batch, KEY)
         assert float(none["forget_error"]) == 0  # no row stays whose embedding could be taken
@@ -162,9 +175,10 @@ def test_other_targets_of_the_forget_set(target):
     assert float(stats["forget_error"]) == pytest.approx(float(jnp.mean((own - wanted) ** 2)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_order_and_padding_of_a_batch_do_not_matter():
     stepwise = method(std=0.0)  # draws belong to places in a batch, so that there are none here
-    context, state, batch = batch_of(stepwise, data=DATA, request=REQUEST, variables=VARIABLES)
+    context, state, batch = begun(stepwise)
     other, step = state._replace(variables=jax.tree.map(lambda x: 1.1 * x, VARIABLES)), jax.jit(stepwise.step)
     plain, stats = step(other, context, batch, KEY)
     sides = {"forget": batch.forget, "retain": batch.retain}
@@ -186,7 +200,7 @@ def test_noise_has_the_moments_of_the_rows_that_count():
 
 
 def test_decoders_stay_bit_for_bit_under_weight_decay():
-    moved, _ = run(method(optax.adamw(0.1, weight_decay=0.3)), steps=10)
+    moved = short_run(method(optax.adamw(0.1, weight_decay=0.3)))
     assert distance(moved.params["decoder"], VARIABLES.params["decoder"]) == 0
     assert distance(moved.params["encoder"], VARIABLES.params["encoder"]) > 0.1
 
@@ -221,11 +235,12 @@ def tied_encode(variables, corrupted):
     return corrupted @ variables.params["encoder"]["w"] + variables.params["decoder"][1][:CODE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", ["freeze", "train"])
 def test_tied_weights_are_refused_frozen_or_trained(tied):
     with pytest.raises(ValueError, match="share decoder/1: tied='freeze'"):
-        run(method(encode=tied_encode), steps=1)
-    moved, _ = run(method(optax.adamw(0.1, weight_decay=0.3), encode=tied_encode, tied=tied, alpha=1.0), steps=3)
+        short_run(method(encode=tied_encode))
+    moved = short_run(method(optax.adamw(0.1, weight_decay=0.3), encode=tied_encode, tied=tied, alpha=1.0))
     changed = [distance(*x) > 0 for x in zip(moved.params["decoder"], VARIABLES.params["decoder"], strict=True)]
     assert changed == [False, tied == "train"]
 
@@ -233,6 +248,7 @@ def test_tied_weights_are_refused_frozen_or_trained(tied):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"encode": tied_encode, "decode": decode}, ValueError, "share decoder/1: tied='freeze'"),
         ({"alpha": -0.1}, ValueError, "alpha must lie in"),
         ({"std": -1.0}, ValueError, "std must lie in"),
         ({"target": "grey"}, ValueError, "target must be one of 'noise', 'random embedding'"),
