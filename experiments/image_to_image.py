@@ -388,7 +388,7 @@ def reported(
     return script.finish(
         config, console, "image_to_image", summary, title="jaxunlearn: image completion", intro=INTRO, sections=sections,
         tables=tables, notes=[f"{summary['status_ok'][0]} of {status.size} answers have status OK",
-                              f"decoders unchanged bit for bit: {times['decoder_unchanged']}"],
+                              f"decoders unchanged bit for bit: {same}"],
     )  # fmt: skip
 
 
