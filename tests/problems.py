@@ -171,6 +171,10 @@ OPTIONS = {
     "representation_unlearning": {"beta": 0.1},
     "descent_to_delete": {"steps": 3, "row_norm": 10.0},
     "hyperforget": {"hypernetwork": drifting(), "forget_prompt": 2.0, "retain_prompt": 0.5, "num_samples": 3},
+    "image_to_image": lambda model: {
+        "encode": lambda variables, inputs: model.forward(variables, inputs).features["penultimate"],
+        "corrupt": lambda key, inputs: inputs * jax.random.uniform(key, inputs.shape, minval=0.2).astype(inputs.dtype),
+    },
     "influence": {"damping": 0.1},
     "natmu": {"image_shape": (2, 2)},
     "newton": {"damping": 0.1},

@@ -311,6 +311,21 @@ def pareto(
     return figure
 
 
+def image_grid(rows: Mapping[str, np.ndarray], columns: Iterable[str]) -> Figure:
+    """Grey images: `{name of a row: [m, h, w]}` with values in [0, 1], black on white, under the names of columns."""
+    names = list(columns)
+    figure = Figure(figsize=(1.8 + 0.62 * len(names), 0.3 + 0.62 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(names), squeeze=False)
+    for line, (name, images) in zip(panels, rows.items(), strict=True):
+        for panel, image in zip(line, images, strict=True):
+            panel.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    for panel, name in zip(panels[0], names, strict=True):
+        panel.set_title(name, fontsize=9)
+    return figure
+
+
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(x <= y for x, y in zip(one, other, strict=True))
 

@@ -22,6 +22,7 @@ from jaxunlearn.methods.fisher_forgetting import fisher_forgetting as fisher_for
 from jaxunlearn.methods.gradient_ascent import gradient_ascent as gradient_ascent
 from jaxunlearn.methods.gradient_difference import gradient_difference as gradient_difference
 from jaxunlearn.methods.hyperforget import hyperforget as hyperforget
+from jaxunlearn.methods.image_to_image import image_to_image as image_to_image
 from jaxunlearn.methods.influence import influence as influence
 from jaxunlearn.methods.just_in_time import just_in_time as just_in_time
 from jaxunlearn.methods.l1_sparse import l1_sparse as l1_sparse
