@@ -88,7 +88,8 @@ def test_a_value_of_exactly_zero_is_left_alone():
 def test_all_rows_and_one_row():
     for rows in (list(range(STATES)), [4]):
         before, result = forgotten(rows)
-        assert jnp.max(jnp.abs(result.variables.params["values"][jnp.array(rows)])) < 0.02
+        first, last = (jnp.abs(x.params["values"][jnp.array(rows)]).max(axis=1).mean() for x in (before, result.variables))
+        assert last < 0.3 * first
         assert (result.status == ju.Status.NOTHING_RETAINED) == (len(rows) == STATES)
 
 
