@@ -6,13 +6,13 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
-from jaxunlearn import convex, methods
+from jaxunlearn import convex, methods, rl
 from jaxunlearn.card import Method
 
 
 def _assembled() -> dict[str, Method]:
     found = {}
-    for folder in (methods, convex):
+    for folder in (methods, convex, rl):
         for name, factory in vars(folder).items():
             card = getattr(sys.modules.get(f"{folder.__name__}.{name}"), "METHOD", None)
             if isinstance(card, Method):
@@ -21,6 +21,9 @@ def _assembled() -> dict[str, Method]:
 
 
 METHODS: dict[str, Method] = _assembled()
+
+FOLDERS = {"model": "", "problem": "convex.", "environment": "rl."}  # where methods are reached, by what they take
+TARGETS = {"problem": "of the convex problem", "environment": "of the environments"}
 
 
 def method_of(name: str) -> str:
@@ -69,7 +72,7 @@ def citation(*names: str) -> None:
 
 def path_of(name: str) -> str:
     """How a method is reached, e.g. `jaxunlearn.scrub` or `jaxunlearn.convex.newton_removal`."""
-    return f"jaxunlearn.{'convex.' if METHODS[name].takes == 'problem' else ''}{name}"
+    return f"jaxunlearn.{FOLDERS[METHODS[name].takes]}{name}"
 
 
 def markdown_table() -> str:
@@ -81,7 +84,7 @@ def markdown_table() -> str:
         also = f" ({', '.join(card.aliases)})" if card.aliases else ""
         note = "; reconstruction" if card.reconstruction else ""
         reads = ", ".join(sorted(card.reads)) or "nothing"
-        targets = "of the convex problem" if card.takes == "problem" else card.targets
+        targets = TARGETS.get(card.takes, card.targets)
         cells = (f"`{shown}`{also}", f"{card.summary}{note}", targets, card.family, reads, card.guarantee, card.on_empty)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -32,7 +32,7 @@ FLOORS = [
     {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "hypernetworks"},
     {"loop", "batching", "curvature", "service"},
     {"heads", "convex", "certificates", "adapters", "filters"},
-    {"methods"},
+    {"methods", "rl"},
     {"audit", "catalogue"},
     {"tuning"},
     {"__init__"},

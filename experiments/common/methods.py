@@ -40,8 +40,10 @@ def known(name: str) -> str:
         found = method_of(name)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    if ju.METHODS[found].takes != "model":
-        raise SystemExit(f"{name} takes a convex problem and not a network, see experiments/certified_stream.py")
+    instead = {"problem": "a convex problem", "environment": "environments"}.get(takes := ju.METHODS[found].takes)
+    if instead is not None:
+        script = "certified_stream" if takes == "problem" else "rl_grid"
+        raise SystemExit(f"{name} takes {instead} and not rows of data, see experiments/{script}.py")
     return found
 
 
