@@ -91,9 +91,10 @@ def environment_poisoning(
 
     Returns:
         `poison(variables, grids, revoked, key) -> Result`, pure: `grids` of m maps, stacked, and the number of the one that is
-        revoked. For many requests, `vmap` over `revoked` and `key`; `jaxunlearn.batched` does. A number that is none of the
-        maps changes nothing and is INVALID_ROWS. `stats`: `reward`, `divergence`, `retained` (return elsewhere), `changed` (share of
-        the transitions that are poisoned) and `loss` Float[num_rounds], `transitions` Int[s, a] as they are at the end.
+        revoked. For many requests, `vmap` over `revoked` and `key`, or `jaxunlearn.batched`. A number that is none of the
+        maps changes nothing and is INVALID_ROWS. `stats`: `reward`, `divergence`, `retained` (return elsewhere), `changed`
+        (share of the transitions that are poisoned) and `loss` Float[num_rounds], `transitions` Int[s, a] as they are at the
+        end, `moved` Float[] (share of the numbers in the variables that changed).
 
     Raises:
         ValueError: a setting out of its range; an environment whose states are not numbered.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxunlearn import checks
-from jaxunlearn.rl.grids import Grid, grid_map, open_cells, optimal_values
+from jaxunlearn.rl.grids import Grid, grid_map, optimal_values
 
 
 class Inference(NamedTuple):
@@ -36,7 +36,7 @@ def environment_inference(
     """Search for the map that explains an agent's actions.
 
     The attacker knows start, goal and the number of obstacles, and sees what the agent does in every cell, obstacles among
-    them. The fitness of a map is the mean over its open cells of the probability that the agent puts on the map's best
+    them. The fitness of a map is the mean over its free cells of the probability that the agent puts on the map's best
     actions, less what acting at random puts there. The better half of every generation stays, and every one of it begets a
     map with an obstacle moved.
 
@@ -74,7 +74,7 @@ def environment_inference(
         values = optimal_values(guess, discount=discount, sweeps=sweeps)
         best = values >= jnp.max(values, axis=1, keepdims=True) - 1e-3
         gain = jnp.sum(best * policy, axis=1) - jnp.mean(best, axis=1)
-        weights = open_cells(guess)
+        weights = ~obstacles & (jnp.arange(cells) != grid.goal)
         return jnp.sum(weights * gain) / jnp.maximum(jnp.sum(weights), 1)
 
     def drawn(key):
