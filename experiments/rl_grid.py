@@ -6,7 +6,8 @@
 
 Agents learn twenty maps; one of them is revoked, by every request another one. `decremental` answers all requests to all agents
 in one compiled call. Before anything is unlearned the agents must succeed on all maps: forgetting what was never learnt is
-no result. Agents that see only what is around them are shown besides, for which most states of a map look like states of others.
+no result. Agents that see only what is around them are shown besides, for which most states of a map look like states of
+others.
 
 Utility is the mean return and the share of successes on the other maps, with intervals. The measure of the authors' code
 is not used: it normalises the running totals of rewards within every model, so that it is 25 for an agent that never reaches a
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -134,7 +136,7 @@ class World(NamedTuple):
         """A function for many agents, compiled once."""
         return reusable(function, chunk=self.config.scale.chunk, mesh=self.mesh, **options)
 
-    def model(self, kind: rl.grids.Observation) -> ju.Model:
+    def model(self, kind: rl.Observation) -> ju.Model:
         """The agent, which gives a value to every action."""
         inputs = {"separable": 2 * self.config.size**2, "local": 10}[kind]
         model = models.build("mlp", (inputs,), 4, widths=self.config.widths)
@@ -200,7 +202,7 @@ def world_of(config: Config, mesh: Mesh | None) -> World:
     return World(config, mesh, draw(jax.random.split(jax.random.fold_in(key, 0), config.maps)), key)
 
 
-def case_of(world: World, kind: rl.grids.Observation) -> Case:
+def case_of(world: World, kind: rl.Observation) -> Case:
     """All states as rows, and one request for each of the first maps; warns where states look alike."""
     data = jax.jit(lambda maps: rl.states(rl.grid_world(kind), maps))(world.maps)
     rows = np.arange(data.present.shape[0]).reshape(world.config.maps, -1)
@@ -269,8 +271,8 @@ def require_success(agents: Agents, config: Config) -> None:
     others = agents.success[:, 0].mean()
     if min(revoked, others) < LEAST:
         raise SystemExit(
-            f"trained agents succeed in {revoked:.1%} of the episodes on maps that are to be revoked and in {others:.1%} on all, "
-            f"less than {LEAST:.0%}: nothing can be said of forgetting. Train for longer, or use --widths for larger agents"
+            f"trained agents succeed in {revoked:.1%} of the episodes on maps that are to be revoked, in {others:.1%} of all, "
+            f"less than {LEAST:.0%}: nothing can be said of forgetting. Train for longer, or larger agents (--widths)"
         )
 
 
@@ -278,37 +280,35 @@ def tables(world: World, case: Case, variables: ju.Variables) -> Float[Any, "s r
     """Values of all actions in all states, of agents [seeds, requests]."""
     config = world.config
 
-    @jax.jit
-    def all_values(variables):
-        return jax.lax.map(lambda own: case.model.forward(own, case.data.train.inputs).logits, variables)
-
+    inputs, program = case.data.train.inputs, jax.jit(lambda own, inputs: case.model.forward(own, inputs).logits)
     leading = jax.tree.leaves(variables)[0].shape[:2]
-    flat = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[2:]), variables)
-    return np.asarray(all_values(flat)).reshape(*leading, config.maps, config.size**2, 4)
+    found = [program(jax.tree.map(lambda x, at=at: x[at], variables), inputs) for at in np.ndindex(*leading)]
+    return np.asarray(jnp.stack(found)).reshape(*leading, config.maps, config.size**2, 4)
+
+
+@partial(jax.jit, static_argnames="num_steps")
+def walks(
+    maps: rl.Grid, tables: Float[Array, "m c a"], epsilon: Any, keys: Any, *, num_steps: int
+) -> rl.Rollout:  # fmt: skip
+    """Episodes of one agent in every map, [m, e]."""
+
+    def episode(table, grid, key):
+        policy = rl.epsilon_greedy(lambda cell: table[cell], epsilon)
+        return rl.rollout(rl.grid_world("cell"), grid, policy, key, num_steps=num_steps)
+
+    return jax.vmap(jax.vmap(episode, (None, None, 0)), (0, 0, 0))(tables, maps, keys)
 
 
 def watched(world: World, values: Float[Any, "s r m c a"], *, epsilon: float | None = None) -> Agents:
     """How agents fare in every map."""
-    config, cells = world.config, rl.grid_world("cell")
-    share = config.epsilon if epsilon is None else epsilon
-
-    @jax.jit
-    def fare(values, keys):
-        def episode(table, grid, key):
-            policy = rl.epsilon_greedy(lambda cell: table[cell], share)
-            found = rl.rollout(cells, grid, policy, key, num_steps=config.horizon)
-            return found.value, found.finished
-
-        def agent(tables, keys):
-            many = jax.vmap(jax.vmap(episode, (None, None, 0)), (0, 0, 0))
-            return jax.tree.map(lambda x: jnp.mean(x.astype(jnp.float32), axis=1), many(tables, world.maps, keys))
-
-        return jax.lax.map(lambda pair: agent(*pair), (values, keys))
-
-    seeds, requests = values.shape[:2]
-    keys = world.draw(2, seeds * requests, config.maps, config.episodes)
-    returns, success = fare(jnp.asarray(values.reshape(-1, *values.shape[2:])), keys)
-    return Agents(values, *(np.asarray(x).reshape(seeds, requests, -1) for x in (returns, success)))
+    config, (seeds, requests) = world.config, values.shape[:2]
+    share = jnp.float32(config.epsilon if epsilon is None else epsilon)
+    keys = world.draw(2, seeds, requests, config.maps, config.episodes)
+    found = np.zeros((2, seeds, requests, config.maps))
+    for at in np.ndindex(seeds, requests):
+        done = walks(world.maps, values[at], share, keys[at], num_steps=config.horizon)
+        found[:, *at] = np.mean(done.value, axis=1), np.mean(done.finished, axis=1)
+    return Agents(values, found[0], found[1])
 
 
 def crossed(world: World, trained: ju.Variables, count: int) -> tuple[ju.Variables, np.ndarray]:
@@ -355,7 +355,7 @@ def own_map(values: Float[Any, "s r m ..."], count: int) -> Float[Any, "s r ..."
 def inferred(world: World, agents: dict[str, Agents]) -> dict[str, Float[Any, "s r"]]:
     """Scores of the attack on the first requests: the attacker sees the greedy action in every cell."""
     config, count = world.config, world.config.references
-    keys = world.draw(5, config.references)
+    grids, keys = jax.tree.map(lambda x: x[:count], world.maps), world.draw(5, count)
 
     @jax.jit
     def attack(policies):
@@ -364,13 +364,12 @@ def inferred(world: World, agents: dict[str, Agents]) -> dict[str, Float[Any, "s
                 policy, grid, key, generations=config.generations, population=config.population, sweeps=3 * config.size
             ).score
 
-        grids = jax.tree.map(lambda x: x[:count], world.maps)
-        return jax.lax.map(lambda policies: jax.vmap(one)(policies, grids, keys), policies)
+        return jax.vmap(one)(policies, grids, keys)
 
     found = {}
     for name, own in agents.items():
         greedy = np.eye(4, dtype=np.float32)[own_map(own.values, count).argmax(axis=-1)]
-        found[name] = np.asarray(attack(greedy if name != RANDOM else np.full_like(greedy, 0.25)))
+        found[name] = np.stack([attack(x) for x in (greedy if name != RANDOM else np.full_like(greedy, 0.25))])
     return found
 
 
@@ -448,11 +447,11 @@ have never seen it. `environment_poisoning` is a reconstruction."""
 READING = """\
 Intervals are over agents and requests. Actions as before: share of the revoked map's cells in which the greedy action is still
 that of the trained agent. Distance: mean over these cells of the largest difference of values to the agent that was retrained
-with the same request. The inference score is the F1 of obstacles that a search reads from the greedy actions, less that of a search on
-random ones."""
+with the same request. The inference score is the F1 of obstacles that a search reads from the greedy actions, less that of a
+search on random ones."""
 ALIASED = """\
-These agents see their row, their column and the eight cells around. Most states of a map look like states of other maps, so that an
-agent cannot forget the one and keep the other; it does not learn all maps in the first place."""
+These agents see their row, their column and the eight cells around. Most states of a map look like states of other maps, so
+that an agent cannot forget the one and keep the other; it does not learn all maps in the first place."""
 
 
 def reported(
@@ -469,7 +468,7 @@ def reported(
     notes = [
         f"success of decremental on the revoked map {own:.1%}, target at most {wanted:.1%}: {said(own <= wanted)}",
         f"on the others {kept:.1%}, target at least 95.0%: {said(kept >= LEAST)}",
-        f"{config.requests} requests in one call take {1 / ratio:.2f} of the time of a loop, target a third: {said(ratio >= 3)}",
+        f"{config.requests} requests in one call take {1 / ratio:.2f} of a loop's time, target a third: {said(ratio >= 3)}",
         f"with local observations {share} of a map's states look like states of other maps",
         f"{seconds['cpu']:.0f} s of CPU time, {seconds['wall']:.0f} s by the wall",
     ]
@@ -520,8 +519,10 @@ def paths(world: World, agents: dict[str, Agents], request: int) -> Figure:
     grid = jax.tree.map(lambda x: x[request], world.maps)
     figure = Figure(figsize=(2.6 * len(agents), 3.0), layout="constrained")
     for panel, (name, own) in zip(figure.subplots(1, len(agents), squeeze=False)[0], agents.items(), strict=True):
-        table = jnp.asarray(own.values[0, min(request, own.values.shape[1] - 1), request])
-        found = walk(grid, table, config.horizon)
+        tables = own.values[0, min(request, own.values.shape[1] - 1)]
+        keys = world.draw(2, config.maps, config.episodes)
+        found = walks(world.maps, tables, jnp.float32(0), keys, num_steps=config.horizon)
+        found = jax.tree.map(lambda x: np.asarray(x)[request, 0], found)
         cells = np.append(np.asarray(found.states)[np.asarray(found.alive)], grid.goal if found.finished else [])
         rows, columns = np.divmod(cells, config.size)
         panel.imshow(np.asarray(grid.obstacles), cmap="Greys", vmax=1.6)
@@ -533,12 +534,6 @@ def paths(world: World, agents: dict[str, Agents], request: int) -> Figure:
         panel.set_xticks([])
         panel.set_yticks([])
     return figure
-
-
-def walk(grid: rl.Grid, table: Float[Array, "c a"], num_steps: int) -> rl.Rollout:
-    """One episode of the greedy agent."""
-    policy = rl.epsilon_greedy(lambda cell: table[cell], 0.0)
-    return jax.jit(lambda key: rl.rollout(rl.grid_world("cell"), grid, policy, key, num_steps=num_steps))(jax.random.key(0))
 
 
 if __name__ == "__main__":

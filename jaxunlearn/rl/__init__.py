@@ -20,6 +20,7 @@ from jaxunlearn.rl.environments import epsilon_greedy as epsilon_greedy
 from jaxunlearn.rl.environments import from_gymnax as from_gymnax
 from jaxunlearn.rl.environments import rollout as rollout
 from jaxunlearn.rl.grids import Grid as Grid
+from jaxunlearn.rl.grids import Observation as Observation
 from jaxunlearn.rl.grids import grid_map as grid_map
 from jaxunlearn.rl.grids import grid_world as grid_world
 from jaxunlearn.rl.grids import open_cells as open_cells

@@ -54,7 +54,7 @@ def random_search(*, candidates: int = 4, share: Scalar = 0.5) -> Attacker:
 
     def offer(state, policy, key):
         keys = jax.random.split(key, candidates)
-        return jax.vmap(lambda key: random_orders(key, *policy.shape, share))(keys), state
+        return jax.vmap(lambda key: random_orders(key, policy.shape[0], policy.shape[1], share))(keys), state
 
     return Attacker(lambda key, cells, actions: (), offer, lambda state, *_: state)
 
