@@ -86,7 +86,7 @@ def environment_inference(
         first, last = jax.random.uniform(key, (2, cells))
         gone = jnp.argmax(jnp.where(obstacles, 1 + first, first * 0))
         new = jnp.argmax(jnp.where(free & ~obstacles, 1 + last, last * 0))
-        return obstacles.at[gone].set(False).at[new].set(True)
+        return obstacles.at[gone].set(False).at[new].set(count > 0)  # where there is none, none is put
 
     def search(policy, key):
         begin_key, key = jax.random.split(key)

@@ -9,21 +9,23 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import rl
+from tests.problems import lane
 
 INPUTS = {"a": jnp.array([0.0, 0, 0, 1, 1, 2]), "b": jnp.array([[1, 1], [1, 1], [1, 2], [3, 3], [3, 3], [0, 0]])}
 DATA = ju.training_data(INPUTS, jnp.zeros(6))
+SHARE = jax.jit(rl.aliased_share)
 REQUESTS = ju.from_indices(DATA, [[0, 2], [0, 1], [3], [2, 5]], capacity=4)
 
 
 def test_a_state_is_aliased_where_all_it_shows_is_seen_elsewhere():
-    shares = jax.vmap(lambda request: rl.aliased_share(DATA, request))(REQUESTS)
-    assert shares.tolist() == [0.5, 0.0, 1.0, 0.0]  # the second one asks for both twins
+    shares = [float(SHARE(DATA, lane(REQUESTS, place))) for place in range(4)]
+    assert shares == [0.5, 0.0, 1.0, 0.0]  # the second one asks for both twins
 
 
 def test_rows_that_are_gone_are_no_twins():
-    gone = ju.remove(DATA, jax.tree.map(lambda x: x[0], ju.from_indices(DATA, [[4]])))
-    assert rl.aliased_share(gone, jax.tree.map(lambda x: x[2], REQUESTS)) == 0
-    assert jnp.isnan(rl.aliased_share(DATA, ju.empty_request(2)))
+    gone = ju.remove(DATA, lane(ju.from_indices(DATA, [[4]]), 0))
+    assert SHARE(gone, lane(REQUESTS, 2)) == 0
+    assert jnp.isnan(SHARE(DATA, lane(REQUESTS, 0)._replace(weights=np.zeros(4, np.float32))))
 
 
 def test_the_warning_names_requests():
@@ -36,6 +38,7 @@ def test_the_warning_names_requests():
         jax.jit(lambda data: rl.check_aliasing(data, REQUESTS))(DATA)
 
 
+@pytest.mark.slow
 def test_maps_are_told_apart_by_separable_observations_and_not_by_local_ones():
     maps = jax.jit(jax.vmap(rl.random_map))(jax.random.split(jax.random.key(0), 20))
     for kind, low, high in (("separable", 0, 0), ("local", 0.5, 1)):

@@ -27,6 +27,7 @@ def test_an_update_is_a_step_towards_reward_and_best_value():
     assert float(stats["loss"][0]) == pytest.approx(float((wanted - values[0, 3, action]) ** 2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_environments_without_weight_are_not_learnt_and_many_runs_equal_single_ones():
     train = rl.dqn(table(), WORLD, optax.sgd(0.5), num_steps=60, capacity=40, horizon=9)
     start, keys = ju.Variables({"values": jnp.zeros((2, 4, 4))}), jax.random.split(jax.random.key(2))
@@ -47,6 +48,7 @@ def test_settings_are_checked():
         jax.eval_shape(train, ju.Variables({"values": jnp.zeros((2, 4, 4))}), MAPS, jnp.ones(2), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_small_map_is_learnt():
     grid = rl.grid_map(jnp.array([[False, False, False], [False, True, False], [True, False, False]]), (2, 1), (0, 0))
     anywhere = jax.tree.map(lambda x: x[None], grid._replace(starts=rl.open_cells(grid)))

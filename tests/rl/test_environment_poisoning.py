@@ -46,6 +46,7 @@ def test_one_flip_changes_the_best_action_and_no_other_environment():
     np.testing.assert_allclose(result.stats["retained"][0], worth, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_requests_side_by_side_equal_single_ones_and_strangers_change_nothing():
     keys = jax.random.split(jax.random.key(1), 3)
     together = jax.jit(jax.vmap(program(), (None, None, 0, 0)))(AGENT, MAPS, jnp.array([0, 1, 2]), keys)
@@ -62,7 +63,11 @@ def still(attacker):
     return rl.environment_poisoning(WORLD, optax.sgd(0.0), model=table(), num_rounds=3, train_steps=2, attacker=attacker)
 
 
-@pytest.mark.parametrize("attacker", [rl.random_search(candidates=2), rl.outer_dqn(num_rounds=3)], ids=["search", "dqn"])
+@pytest.mark.parametrize(
+    "attacker",
+    [rl.random_search(candidates=2), pytest.param(rl.outer_dqn(num_rounds=3), marks=pytest.mark.slow)],
+    ids=["search", "dqn"],
+)
 def test_a_policy_is_at_no_distance_from_itself(attacker):
     result = jax.jit(still(attacker))(AGENT, MAPS, jnp.int32(0), jax.random.key(0))
     assert result.status == ju.Status.UNCHANGED

@@ -38,6 +38,7 @@ def test_nothing_counts_behind_the_end():
     assert found.states[:3].tolist() == [3, 2, 1]
 
 
+@pytest.mark.slow
 def test_side_by_side_equals_one_by_one():
     many = jax.jit(
         jax.vmap(jax.vmap(lambda grid, key: rl.rollout(CELLS, grid, wander, key, num_steps=30), (None, 0)), (0, None))

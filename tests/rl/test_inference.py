@@ -19,6 +19,7 @@ def search(policies):
     return jax.vmap(one)(policies, MAPS, KEYS)
 
 
+@pytest.mark.slow
 def test_the_map_shows_in_what_the_best_agent_does_and_not_in_random_actions():
     values = jax.vmap(rl.optimal_values)(MAPS)
     best = values >= values.max(axis=2, keepdims=True) - 1e-3
