@@ -12,6 +12,7 @@ from jaxunlearn import hypernetworks as hypernetworks
 from jaxunlearn import likelihoods as likelihoods
 from jaxunlearn import losses as losses
 from jaxunlearn import methods as methods
+from jaxunlearn import rl as rl
 from jaxunlearn import slots as slots
 from jaxunlearn import transforms as transforms
 from jaxunlearn.batching import batched as batched
@@ -80,14 +81,24 @@ _ON_FIRST_USE = {
     "checkpoint": "jaxunlearn.service.checkpoint",
     "frozen": "jaxunlearn.frozen",
     "ledger": "jaxunlearn.service.ledger",
-    "rl": "jaxunlearn.rl",
 }
 _HOLD_IT_TOGETHER = {"Any", "ModuleType", "TYPE_CHECKING", "import_module"}
 
 
 def __dir__() -> list[str]:
     """What is public: functions and types, the namespaces below, and nothing that only holds them together."""
-    namespaces = {"convex", "curvature", "guards", "heads", "hypernetworks", "likelihoods", "losses", "slots", "transforms"}
+    namespaces = {
+        "convex",
+        "curvature",
+        "guards",
+        "heads",
+        "hypernetworks",
+        "likelihoods",
+        "losses",
+        "rl",
+        "slots",
+        "transforms",
+    }
     own = {name for name, value in globals().items() if name[0] != "_" and not isinstance(value, ModuleType)}
     return sorted((own - _HOLD_IT_TOGETHER) | namespaces | set(_ON_FIRST_USE) | {"__version__"})
 
@@ -97,7 +108,6 @@ if TYPE_CHECKING:
     from jaxunlearn import audit as audit
     from jaxunlearn import certificates as certificates
     from jaxunlearn import frozen as frozen
-    from jaxunlearn import rl as rl
     from jaxunlearn.service import checkpoint as checkpoint
     from jaxunlearn.service import ledger as ledger
 else:  # a type checker that saw this would take every misspelt name for one of those

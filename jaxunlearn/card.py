@@ -23,7 +23,7 @@ class Method(NamedTuple):
     reads: frozenset[str]  # "forget", "forget labels", "retain", "init", "head", "layer" (of features), and names of slots
     guarantee: Guarantee = "none"
     on_empty: OnEmpty = "identity"  # what an empty request gets
-    takes: Literal["model", "problem", "generator"] = "model"  # first argument of the factory: any model, a convex problem, ...
+    takes: Literal["model", "problem", "generator", "environment"] = "model"  # first argument of the factory; a convex problem
     targets: Literal["any", "classes"] = "any"  # what the rows' targets must be
     requests: Literal["rows", "classes", "attributes"] = "rows"  # what it can forget
     reconstruction: bool = False  # from an abstract or a summary, not from the paper's own equations

@@ -41,8 +41,12 @@ def known(name: str) -> str:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     if ju.METHODS[found].takes != "model":
-        scripts = {"problem": "a convex problem, see certified_stream.py", "generator": "a generator, see output_guard.py"}
-        raise SystemExit(f"{name} takes no network but {scripts[ju.METHODS[found].takes]} in experiments/")
+        instead = {
+            "problem": "a convex problem, see certified_stream.py",
+            "generator": "a generator, see output_guard.py",
+            "environment": "environments, see rl_grid.py",
+        }
+        raise SystemExit(f"{name} takes no network but {instead[ju.METHODS[found].takes]} in experiments/")
     return found
 
 

@@ -14,6 +14,7 @@ from jaxunlearn.methods.concept_erasure import concept_erasure as concept_erasur
 from jaxunlearn.methods.contrastive_unlearning import contrastive_unlearning as contrastive_unlearning
 from jaxunlearn.methods.convolution_transpose import convolution_transpose as convolution_transpose
 from jaxunlearn.methods.decoupled_distillation import decoupled_distillation as decoupled_distillation
+from jaxunlearn.methods.decremental import decremental as decremental
 from jaxunlearn.methods.dimensional_alignment import dimensional_alignment as dimensional_alignment
 from jaxunlearn.methods.duck import duck as duck
 from jaxunlearn.methods.eu_k import eu_k as eu_k

@@ -36,7 +36,7 @@ SCALE_OF_THE_PRIOR, LEAST_VARIANCE = 5e-3, 1e-3  # of the authors' code
 SMALLEST_BETA = 1e-12
 
 
-class Rollout(NamedTuple):
+class Experience(NamedTuple):
     """What an agent saw and did, as it is trained on; `b` observations."""
 
     observations: PyTree  # leaves [b, ...]
@@ -58,7 +58,7 @@ class ActorCritic(NamedTuple):
     """`init(encoder, heads) -> State` and `update(state, rollout, key) -> (State, stats)`, pure functions."""
 
     init: Callable[[PyTree, PyTree], State]
-    update: Callable[[State, Rollout, PRNGKeyArray], tuple[State, dict[str, Array]]]
+    update: Callable[[State, Experience, PRNGKeyArray], tuple[State, dict[str, Array]]]
 
 
 def information_bottleneck(
@@ -113,7 +113,7 @@ def information_bottleneck(
         ... )
         >>> state = agent.init(jnp.eye(2), {"policy": jnp.ones((2, 3)), "value": jnp.zeros(2)})
         >>> noise = jax.random.normal(key, (5, 2))
-        >>> retained = jaxunlearn.rl.Rollout(jnp.ones((5, 2)), noise, jnp.zeros(5, int), jnp.ones(5))
+        >>> retained = jaxunlearn.rl.Experience(jnp.ones((5, 2)), noise, jnp.zeros(5, int), jnp.ones(5))
         >>> state, stats = jax.jit(agent.update)(state, retained, key)
         >>> sorted(stats)
         ['objective', 'spread']
@@ -133,7 +133,7 @@ def information_bottleneck(
         weights = {"entropy_weight": entropy_weight, "value_weight": value_weight}
         return actor_critic_objective(logits, values, action, value, **weights)
 
-    def update(state: State, rollout: Rollout, key: PRNGKeyArray) -> tuple[State, dict[str, Array]]:
+    def update(state: State, rollout: Experience, key: PRNGKeyArray) -> tuple[State, dict[str, Array]]:
         count = jnp.shape(rollout.actions)[0]
         fresh = jax.vmap(jax.vmap(draw_noise))(jax.random.split(key, (count, num_particles)))
         noise = jax.tree.map(lambda mine, own: mine.at[:, 0].set(own), fresh, rollout.noise)

@@ -141,7 +141,7 @@ def start(key, width=2):
 
 def rollout(key, count=5):
     keys = jax.random.split(key, 4)
-    return rl.Rollout(
+    return rl.Experience(
         jax.random.normal(keys[0], (count, 2)), jax.random.normal(keys[1], (count, 2)),
         jax.random.randint(keys[2], (count,), 0, 2), jax.random.normal(keys[3], (count,)),
     )  # fmt: skip
@@ -233,7 +233,7 @@ def bandit(beta, seed, steps=1500):
         logits, _ = jax.vmap(heads, in_axes=(None, 0))(state.heads, z)
         actions = jax.random.categorical(act, logits)
         rewards = (actions == (seen[:, 0] > 0)).astype(float)
-        state, _ = made.update(state, rl.Rollout(seen, noise, actions, rewards), fresh)
+        state, _ = made.update(state, rl.Experience(seen, noise, actions, rewards), fresh)
         return state, jnp.mean(rewards)
 
     first, second = jax.random.split(jax.random.key(seed))
