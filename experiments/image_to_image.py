@@ -353,7 +353,14 @@ def reported(
     real = completion.classes_of_neighbours(holes[0], holes[1], targets_seen) == targets_held
     words = LOOKING.format(real=real.mean(), right=right)
     order = [NOTHING, *answers, AGAIN, RETRAINED]
-    rows = [{"method": x, **{key: ju.audit.crossed_interval(value) for key, value in found[x].items()}} for x in order]
+    intervals = {
+        x: {
+            key: ju.audit.crossed_interval(value, within=(0, 1 if key.endswith("_same") else np.inf))
+            for key, value in found[x].items()
+        }
+        for x in order
+    }
+    rows = [{"method": x, **intervals[x]} for x in order]
     reached = targets(found)
     clocks = [{"how": name, "milliseconds": x} for name, x in times.items()]
     caption = f"{config.seeds} originals, {config.classes} classes; 95 % intervals over both"
@@ -373,9 +380,7 @@ def reported(
     status = np.concatenate([x.result.status for x in answers.values()])
     summary = script.summary_of(
         config,
-        figures={
-            x: {key: [float(y) for y in ju.audit.crossed_interval(value)] for key, value in found[x].items()} for x in order
-        },
+        figures={x: {key: [float(y) for y in value] for key, value in intervals[x].items()} for x in order},
         by_class={x: {key: np.round(found[x][key].mean(axis=0), 4).tolist() for key in ("forget", "others")} for x in order},
         targets=reached,
         milliseconds={x["how"]: x["milliseconds"] for x in clocks},
