@@ -11,6 +11,7 @@ from jaxunlearn import hypernetworks as hypernetworks
 from jaxunlearn import likelihoods as likelihoods
 from jaxunlearn import losses as losses
 from jaxunlearn import methods as methods
+from jaxunlearn import refusals as refusals
 from jaxunlearn import slots as slots
 from jaxunlearn import transforms as transforms
 from jaxunlearn.batching import batched as batched
@@ -85,7 +86,7 @@ _HOLD_IT_TOGETHER = {"Any", "ModuleType", "TYPE_CHECKING", "import_module"}
 
 def __dir__() -> list[str]:
     """What is public: functions and types, the namespaces below, and nothing that only holds them together."""
-    namespaces = {"convex", "curvature", "heads", "hypernetworks", "likelihoods", "losses", "slots", "transforms"}
+    namespaces = {"convex", "curvature", "heads", "hypernetworks", "likelihoods", "losses", "refusals", "slots", "transforms"}
     own = {name for name, value in globals().items() if name[0] != "_" and not isinstance(value, ModuleType)}
     return sorted((own - _HOLD_IT_TOGETHER) | namespaces | set(_ON_FIRST_USE) | {"__version__"})
 

@@ -17,7 +17,8 @@ def margins(logits: Float[Array, "... c"], targets: Int[Array, "..."]) -> Float[
         targets: integer classes, broadcast against the leading axes of `logits`.
 
     Returns:
-        In nats, the shape of `logits` without its last axis, at least float32. NaN where a logit is NaN or a target is no class.
+        In nats, the shape of `logits` without its last axis, at least float32. NaN where a logit is NaN or a target
+        is no class.
 
     Raises:
         ValueError: fewer than two classes, targets that are not integers or do not broadcast.

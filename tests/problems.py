@@ -159,12 +159,21 @@ def drifting(gain=0.01):
     return hypernetworks.Hypernetwork(denoise, gain, 2.0, hypernetworks.linear_schedule(25))
 
 
+def other_label(rows, key):
+    """A refusal of a classifier: the next class."""
+    return rows._replace(targets=(rows.targets + 1) % NUM_CLASSES)
+
+
 # What a method needs besides model or problem and optimizer; a function where it depends on the model.
 OPTIONS = {
     "stochastic_newton": {"damping": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
     "cf_k": {"layers": "head"},
     "attribute_unlearning": {"num_values": 2},
     "convolution_transpose": {"axes": (0, 1)},
+    "idk": {"refusals": other_label},
+    "preference_optimization": {"refusals": other_label, "beta": 0.5},
+    "rmu": {"layers": "body|bias|filters", "coefficient": 2.0, "alpha": 1.0},
+    "undial": {"strength": 3.0},
     "lightweight": {"damping": 0.5, "tolerance": 0.6, "rtol": 1e-5},  # far from both stop rules, whatever rounds
     "just_in_time": {"sigma": 4.0},  # differences of outputs stay well above their rounding
     "affine_representation_unlearning": {"beta": 0.1},

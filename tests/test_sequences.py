@@ -117,7 +117,7 @@ def test_by_blocks_second_derivatives_and_rows_side_by_side_are_the_same():
 
 def test_by_blocks_hidden_states_at_padding_reach_nothing_and_half_precision_serves():
     spoilt = np.where((LABELS >= 0)[..., None], HIDDEN, np.nan)
-    loss = lambda hidden: blocked_cross_entropy(hidden, KERNEL, LABELS, block=3).sum()  # noqa: E731
+    loss = lambda hidden: blocked_cross_entropy(hidden, KERNEL, LABELS, block=3).sum()
     np.testing.assert_array_equal(jax.grad(loss)(spoilt), jax.grad(loss)(HIDDEN))
     half = blocked_cross_entropy(jnp.asarray(HIDDEN, jnp.bfloat16), jnp.asarray(KERNEL, jnp.bfloat16), LABELS, block=3)
     assert half.dtype == jnp.float32

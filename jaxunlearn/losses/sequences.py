@@ -1,14 +1,14 @@
 """Losses of token sequences: one value per row, padding and prompts left out.
 
-Rows are `Examples(inputs=tokens, targets=labels)`, both Int[b, t]: `labels[i, j]` is the token that position j is to predict, so
-that labels are shifted already, and `IGNORED` where a position does not count.
+Rows are `Examples(inputs=tokens, targets=labels)`, both Int[b, t]: `labels[i, j]` is the token that position j is to predict,
+so that labels are shifted already, and `IGNORED` where a position does not count.
 """
 
 from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxunlearn import checks
 from jaxunlearn.types import ExampleLoss, Examples, Outputs, Scalar
@@ -70,10 +70,8 @@ def sequence_log_loss(*, reduction: Reduction = "mean", z_loss: Scalar = 0.0) ->
 
     def loss(outputs: Outputs, examples: Examples) -> Float[Array, " b"]:
         logits = jnp.asarray(outputs.logits)
-        labels = _labels(examples.targets, logits.shape[:-1], "logits")
-        counts = labels != IGNORED
-        # replaced before they are used: what stands at a position that does not count must reach no gradient
-        wide = jnp.where(counts[..., None], _wide(logits), 0)
+        labels = token_labels(examples.targets, logits.shape[:-1], "logits")
+        wide = logits_that_count(logits, labels)
         own = jnp.take_along_axis(wide, jnp.clip(labels, 0, logits.shape[-1] - 1)[..., None], axis=-1)[..., 0]
         return _per_row(jax.nn.logsumexp(wide, axis=-1), own, labels, logits.shape[-1], reduction, z_loss)
 
@@ -127,7 +125,7 @@ def blocked_cross_entropy(
     hidden, kernel = jnp.asarray(hidden), jnp.asarray(kernel)
     if kernel.ndim != 2 or hidden.shape[-1] != kernel.shape[0]:
         raise ValueError(f"blocked_cross_entropy needs hidden [b, t, d] and kernel [d, v], got {hidden.shape}, {kernel.shape}")
-    labels = _labels(labels, hidden.shape[:-1], "hidden")
+    labels = token_labels(labels, hidden.shape[:-1], "hidden")
     size = kernel.shape[1]
     block = min(block, size)
     starts = jnp.arange(0, size, block)
@@ -161,11 +159,33 @@ def _per_row(
     reduction: Reduction,
     z_loss: Scalar,
 ) -> Float[Array, " b"]:
-    counts = labels != IGNORED
     nats = normaliser - own + jnp.asarray(z_loss, own.dtype) * normaliser**2
+    return over_positions(nats, labels, size, reduction=reduction)
+
+
+def over_positions(
+    values: Float[Array, "b ..."], labels: Int[Array, "b ..."], size: int, *, reduction: Reduction = "mean"
+) -> Float[Array, " b"]:
+    """The mean over the positions of each row that count, or their sum; 0 where none does.
+
+    Args:
+        values: one for each position; finite where it does not count, since gradients flow through it.
+        labels: as of `sequence_cross_entropy`.
+        size: of the vocabulary; labels that are no token give NaN.
+        reduction: see above.
+
+    Returns:
+        Float[b].
+
+    Example:
+        >>> from jaxunlearn.losses.sequences import over_positions
+        >>> over_positions(jnp.array([[1.0, 5.0, 9.0]]), jnp.array([[4, 0, -1]]), 5).tolist()
+        [3.0]
+    """
+    counts = labels != IGNORED
     is_token = ~counts | (labels >= 0) & (labels < size)
-    nats = jnp.where(counts, nats * jnp.where(is_token, 1, jnp.nan), 0).reshape(labels.shape[0], -1)
-    total = jnp.sum(nats, axis=1)
+    found = jnp.where(counts, values * jnp.where(is_token, 1, jnp.nan), 0).reshape(labels.shape[0], -1)
+    total = jnp.sum(found, axis=1)
     return total if reduction == "sum" else total / jnp.maximum(counted(labels), 1)
 
 
@@ -183,22 +203,24 @@ def counted(labels: Int[Array, "b ..."]) -> Int[Array, " b"]:
         >>> counted(jnp.array([[4, 0, -1], [-1, -1, -1]])).tolist()
         [2, 0]
     """
-    counts: Bool[Array, "b t"] = (labels != IGNORED).reshape(labels.shape[0], -1)
-    return jnp.sum(counts, axis=1)
+    return jnp.sum((labels != IGNORED).reshape(labels.shape[0], -1), axis=1)
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def logits_that_count(logits: Float[Array, "b ... v"], labels: Int[Array, "b ..."]) -> Float[Array, "b ... v"]:
+    """Logits in float32 or wider, zeros where a position does not count: what stands there must reach no gradient."""
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.where((labels != IGNORED)[..., None], wide, 0)
 
 
-def _labels(targets: Array, shape: tuple[int, ...], what: str) -> Array:
+def token_labels(targets: Array, shape: tuple[int, ...], what: str) -> Array:
+    """Labels of positions; TypeError or ValueError unless they are integers of this shape."""
     labels = jnp.asarray(targets)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"losses of sequences take token numbers, got targets {labels.dtype}")
     if labels.shape != shape:
         raise ValueError(
-            f"labels {labels.shape} must have the shape of {what} without its last axis, {shape}: one label for every position, "
-            f"already shifted, {IGNORED} where none is to be predicted"
+            f"labels {labels.shape} must have the shape of {what} without its last axis, {shape}: one label for every "
+            f"position, already shifted, {IGNORED} where none is to be predicted"
         )
     return labels
 
