@@ -12,7 +12,7 @@ the features' norm (Huu-Tien, Pham, Thanh-Tung, Inoue, arXiv 2408.06223): look a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,18 +88,22 @@ def rmu(
     checks.check_range("coefficient", coefficient, low=1e-6)
     checks.check_range("alpha", alpha, low=0)
 
-    def features(outputs: Outputs) -> Array:
+    def stated(outputs: Outputs) -> Any:
         if layer not in outputs.features:
             there = ", ".join(outputs.features) or "none"
             raise ValueError(f"forward returns no features {layer!r} (it has: {there}); return them in Outputs.features")
         found = outputs.features[layer]
         if found.ndim < 2:
             raise ValueError(f"rmu steers features [b, D] or [b, t, D], and {layer!r} has shape {found.shape}")
+        return found
+
+    def features(outputs: Outputs) -> Array:
+        found = stated(outputs)
         return found.astype(jnp.promote_types(found.dtype, jnp.float32))
 
     def context(variables, data, request, key) -> _Frozen:
-        like = features(checks.check_forward(model, variables, data.train.inputs))
-        drawn = jax.random.uniform(key, like.shape[-1:], like.dtype)
+        like = stated(checks.check_forward(model, variables, data.train.inputs))
+        drawn = jax.random.uniform(key, like.shape[-1:], jnp.float32)
         return _Frozen(variables, coefficient * drawn / jnp.linalg.norm(drawn))
 
     def used(examples: Examples, shape: tuple[int, ...]) -> Array:
