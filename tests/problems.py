@@ -13,6 +13,7 @@ from jaxunlearn import convex, heads, hypernetworks
 from jaxunlearn.sampling import retain_weights
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
+NUM_WORDS, NUM_TOKENS = 7, 6
 
 
 def blobs(rows=NUM_ROWS, seed=0):
@@ -132,6 +133,43 @@ def normalized_network():
         return ju.Variables({"w": jax.random.normal(key, (NUM_FEATURES, NUM_CLASSES))}, state)
 
     return ju.Model(predict, ju.losses.cross_entropy, start)
+
+
+def token_rows(rows=40, seed=0):
+    """Sentences of NUM_WORDS words that go on by a rule, behind a prompt of two and in front of padding; labels are shifted."""
+    rng = np.random.default_rng(seed)
+    words = [rng.integers(1, NUM_WORDS, (rows, 2))]
+    for _ in range(NUM_TOKENS - 1):
+        following = (words[-1][:, -1:] * 2 + words[-1][:, :1] + rng.integers(0, 2, (rows, 1))) % (NUM_WORDS - 1) + 1
+        words.append(np.concatenate([words[-1][:, 1:], following], axis=1))
+    sentence = np.concatenate([words[0], *(x[:, -1:] for x in words[1:])], axis=1)
+    place, length = np.arange(NUM_TOKENS), rng.integers(3, NUM_TOKENS + 1, (rows, 1))
+    tokens = np.where(place < length, sentence[:, :NUM_TOKENS], 0)
+    return ju.Examples(tokens, np.where((place >= 1) & (place < length), sentence[:, 1 : NUM_TOKENS + 1], -1))
+
+
+def token_network(loss=ju.losses.sequence_cross_entropy):
+    """Two layers that look at the mean of what came before; hidden states of both are features."""
+
+    def predict(variables, inputs, *, train=False, key=None):
+        params = variables.params
+        before = jnp.tril(jnp.ones((inputs.shape[1],) * 2)) / jnp.arange(1, inputs.shape[1] + 1)[:, None]
+        x, features = params["embed"][inputs], {}
+        for name in ("first", "second"):
+            x = x + jnp.tanh(x @ params[name]["own"] + before @ x @ params[name]["others"])
+            features[name] = x
+        return ju.Outputs(x @ params["unembed"], features)
+
+    def start(key):
+        def draw(place, *shape):
+            return 0.5 * jax.random.normal(jax.random.fold_in(key, place), shape)
+
+        layers = {
+            name: {"own": draw(2 * i, 6, 6), "others": draw(2 * i + 1, 6, 6)} for i, name in enumerate(("first", "second"))
+        }
+        return ju.Variables({"embed": draw(8, NUM_WORDS, 6), "unembed": draw(9, 6, NUM_WORDS), **layers})
+
+    return ju.Model(predict, loss, start)
 
 
 def nudge():
