@@ -72,7 +72,21 @@ def after_prompt(answers: Int[Any, "m r"], *, padding: int = 0) -> Callable[[Exa
 
 
 def require(refusals: Any, method: str) -> None:
-    """TypeError unless it is a function or a slot."""
+    """Refuse what is neither a function nor a slot; the methods that take `refusals` do it.
+
+    Args:
+        refusals: see the module.
+        method: whose argument it is.
+
+    Returns:
+        None.
+
+    Raises:
+        TypeError: it is neither.
+
+    Example:
+        >>> jaxunlearn.refusals.require(jaxunlearn.slots.REFUSALS, "idk")
+    """
     if not (callable(refusals) or isinstance(refusals, Slot)):
         raise TypeError(
             f"{method}: refusals must be a function (rows, key) -> rows, such as jaxunlearn.refusals.after_prompt(...), or "
@@ -81,7 +95,25 @@ def require(refusals: Any, method: str) -> None:
 
 
 def of_request(refusals: Refusals, data: Data, request: ForgetRequest) -> Any:
-    """What a run keeps: the answers of the request's rows [k, m, ...], where they lie in a slot."""
+    """What a run keeps of the answers.
+
+    Args:
+        refusals: see the module.
+        data: the rows, with the slot.
+        request: one request.
+
+    Returns:
+        `Examples` of the answers of its rows, leaves [k, m, ...], where they lie in a slot; else nothing.
+
+    Raises:
+        ValueError: the slot is empty, or holds something else than answers of every training row.
+
+    Example:
+        >>> answers = jax.tree.map(lambda x: x[:, None], data.train)
+        >>> held = jaxunlearn.slots.REFUSALS.put(data, answers)
+        >>> jaxunlearn.refusals.of_request(jaxunlearn.slots.REFUSALS, held, request).targets.shape == (*request.indices.shape, 1)
+        True
+    """
     if not isinstance(refusals, Slot):
         return ()
     held = jax.tree.map(jnp.asarray, refusals.get(data))
@@ -107,6 +139,13 @@ def refused(refusals: Refusals, kept: Any, part: Weighted, key: PRNGKeyArray) ->
 
     Raises:
         ValueError, TypeError: refusals of another form than the rows.
+
+    Example:
+        >>> part = jaxunlearn.forget_rows(data, request)
+        >>> next_class = lambda rows, key: rows._replace(targets=(rows.targets + 1) % 3)
+        >>> new = jaxunlearn.refusals.refused(next_class, (), part, key)
+        >>> bool((new.examples.targets == (part.examples.targets + 1) % 3).all())
+        True
     """
     if isinstance(refusals, Slot):
         own = jax.tree.map(lambda x: x[part.slots], kept)

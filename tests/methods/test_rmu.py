@@ -61,8 +61,8 @@ REQUEST = lane(ju.from_indices(DATA, [[3, 4, 5]]), 0)
 def test_of_sequences_the_positions_with_a_label_count(everywhere):
     counts = (lambda rows: jnp.ones(rows.targets.shape, bool)) if everywhere else None
     method = ju.rmu(TOKENS, SGD, layer="first", coefficient=2.0, alpha=0.0, counts=counts)
-    params, batch, _ = one_step(method, START, data=DATA, request=REQUEST, variables=START)
-    goal = batch_of(method, data=DATA, request=REQUEST, variables=START)[0].goal
+    context, state, batch = batch_of(method, data=DATA, request=REQUEST, variables=START)
+    params, goal = jax.jit(method.step)(state, context, batch, KEY)[0].variables.params, context.goal
     tokens, labels = batch.forget.examples
     used = np.ones(labels.shape) if everywhere else np.asarray(labels >= 0, float)
 
