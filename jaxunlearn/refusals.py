@@ -109,9 +109,9 @@ def of_request(refusals: Refusals, data: Data, request: ForgetRequest) -> Any:
         ValueError: the slot is empty, or holds something else than answers of every training row.
 
     Example:
-        >>> answers = jax.tree.map(lambda x: x[:, None], data.train)
-        >>> held = jaxunlearn.slots.REFUSALS.put(data, answers)
-        >>> jaxunlearn.refusals.of_request(jaxunlearn.slots.REFUSALS, held, request).targets.shape == (*request.indices.shape, 1)
+        >>> slot, answers = jaxunlearn.slots.REFUSALS, jax.tree.map(lambda x: x[:, None], data.train)
+        >>> found = jaxunlearn.refusals.of_request(slot, slot.put(data, answers), request)
+        >>> found.targets.shape == (*request.indices.shape, 1)
         True
     """
     if not isinstance(refusals, Slot):
