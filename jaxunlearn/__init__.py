@@ -12,6 +12,7 @@ from jaxunlearn import hypernetworks as hypernetworks
 from jaxunlearn import likelihoods as likelihoods
 from jaxunlearn import losses as losses
 from jaxunlearn import methods as methods
+from jaxunlearn import refusals as refusals
 from jaxunlearn import rl as rl
 from jaxunlearn import slots as slots
 from jaxunlearn import transforms as transforms
@@ -95,6 +96,7 @@ def __dir__() -> list[str]:
         "hypernetworks",
         "likelihoods",
         "losses",
+        "refusals",
         "rl",
         "slots",
         "transforms",

@@ -24,7 +24,7 @@ class Method(NamedTuple):
     guarantee: Guarantee = "none"
     on_empty: OnEmpty = "identity"  # what an empty request gets
     takes: Literal["model", "problem", "generator", "environment"] = "model"  # first argument of the factory; a convex problem
-    targets: Literal["any", "classes"] = "any"  # what the rows' targets must be
+    targets: Literal["any", "classes", "tokens"] = "any"  # what the rows' targets must be; tokens may be classes
     requests: Literal["rows", "classes", "attributes"] = "rows"  # what it can forget
     reconstruction: bool = False  # from an abstract or a summary, not from the paper's own equations
     aliases: tuple[str, ...] = ()  # other names that people use

@@ -21,11 +21,14 @@ TOLERANCE = 1e-3  # relative, of gradients in float32
 NUMBERS = ("gaussian", "poisson")  # families whose targets are numbers, of whatever dtype
 
 
-def categorical(*, ignore: int | None = None, scale: float = 1.0) -> Likelihood:
+def categorical(*, ignore: int | None = None, mean: bool = False, scale: float = 1.0) -> Likelihood:
     """One class for every position of the targets, by a softmax over the last axis of the logits; token sequences included.
 
     Args:
-        ignore: target of positions that do not count, such as -100 for padding; they stay what they are in the data.
+        ignore: target of positions that do not count, such as -100 for padding; they stay what they are in the data. It is -1
+            for the losses of `jaxunlearn.losses.sequences`.
+        mean: the loss of a row is the mean over its positions that count, as of `losses.sequence_cross_entropy`, and not their
+            sum. Slopes then carry the square root of one over their number, so that second moments belong to that loss.
         scale: of the loss, a negative log-likelihood times this factor.
 
     Returns:
@@ -36,9 +39,13 @@ def categorical(*, ignore: int | None = None, scale: float = 1.0) -> Likelihood:
         Array([[ 0.5, -0.5]], dtype=float32)
     """
 
-    def counts(targets, logits):
+    def counts(targets, logits, rows=True):
         used = jnp.ones(targets.shape, bool) if ignore is None else targets != ignore
-        return used[..., None].astype(logits.dtype)
+        weights = used.astype(logits.dtype)
+        if mean:
+            number = jnp.sum(weights, axis=tuple(range(int(rows), targets.ndim)), keepdims=True)
+            weights = weights * jax.lax.rsqrt(jnp.maximum(number, 1))
+        return weights[..., None]
 
     def slope(logits, targets):
         classes = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
@@ -57,7 +64,7 @@ def categorical(*, ignore: int | None = None, scale: float = 1.0) -> Likelihood:
     def signed(key, logits, targets):
         p = jax.nn.softmax(logits)
         each = _signs(key, logits) * jnp.sqrt(p)
-        return (p * jnp.sum(each, axis=-1, keepdims=True) - each) * counts(targets, logits)
+        return (p * jnp.sum(each, axis=-1, keepdims=True) - each) * counts(targets, logits, rows=False)
 
     return Likelihood("categorical", slope, draw, roots, scale, signed)
 

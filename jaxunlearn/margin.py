@@ -17,7 +17,8 @@ def margins(logits: Float[Array, "... c"], targets: Int[Array, "..."]) -> Float[
         targets: integer classes, broadcast against the leading axes of `logits`.
 
     Returns:
-        In nats, the shape of `logits` without its last axis, at least float32. NaN where a logit is NaN.
+        In nats, the shape of `logits` without its last axis, at least float32. NaN where a logit is NaN or a target
+        is no class.
 
     Raises:
         ValueError: fewer than two classes, targets that are not integers or do not broadcast.
@@ -42,4 +43,5 @@ def margins(logits: Float[Array, "... c"], targets: Int[Array, "..."]) -> Float[
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     true = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(true, -jnp.inf, logits), axis=-1)
-    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - others
+    own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.where(targets < 0, jnp.nan, own) - others  # -1 would be read as the last class

@@ -136,13 +136,19 @@ ATTRIBUTES = Slot(
     stamped=False,
 )
 BASE = Slot("base", "the Variables that adapters or chosen leaves belong to", "slots.BASE.put(data, variables)", stamped=False)
+REFUSALS = Slot(
+    "refusals",
+    "m answers in place of each training row, Examples of leaves [n, m, ...]",
+    "slots.REFUSALS.put(data, answers)",
+    stamped=False,
+)
 USER = Slot("user", "whatever your own methods read, any tree", "slots.USER.put(data, values)", stamped=False)
 
 SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         *(CURVATURE, FISHER_DIAGONAL, IMPORTANCES, SENSITIVITIES, FEATURES, MOMENTS, FACTORISATION, UPDATES),
-        *(INITIAL_PARAMS, PERTURBATION, ATTRIBUTES, BASE, USER),
+        *(INITIAL_PARAMS, PERTURBATION, ATTRIBUTES, BASE, REFUSALS, USER),
     )
 }
 

@@ -13,6 +13,7 @@ from jaxunlearn import convex, heads, hypernetworks
 from jaxunlearn.sampling import retain_weights
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES = 60, 4, 3
+NUM_WORDS, NUM_TOKENS = 7, 6
 
 
 def blobs(rows=NUM_ROWS, seed=0):
@@ -134,6 +135,43 @@ def normalized_network():
     return ju.Model(predict, ju.losses.cross_entropy, start)
 
 
+def token_rows(rows=40, seed=0):
+    """Sentences of NUM_WORDS words that go on by a rule, behind a prompt of two and in front of padding; labels are shifted."""
+    rng = np.random.default_rng(seed)
+    words = [rng.integers(1, NUM_WORDS, (rows, 2))]
+    for _ in range(NUM_TOKENS - 1):
+        following = (words[-1][:, -1:] * 2 + words[-1][:, :1] + rng.integers(0, 2, (rows, 1))) % (NUM_WORDS - 1) + 1
+        words.append(np.concatenate([words[-1][:, 1:], following], axis=1))
+    sentence = np.concatenate([words[0], *(x[:, -1:] for x in words[1:])], axis=1)
+    place, length = np.arange(NUM_TOKENS), rng.integers(3, NUM_TOKENS + 1, (rows, 1))
+    tokens = np.where(place < length, sentence[:, :NUM_TOKENS], 0)
+    return ju.Examples(tokens, np.where((place >= 1) & (place < length), sentence[:, 1 : NUM_TOKENS + 1], -1))
+
+
+def token_network(loss=ju.losses.sequence_cross_entropy):
+    """Two layers that look at the mean of what came before; hidden states of both are features."""
+
+    def predict(variables, inputs, *, train=False, key=None):
+        params = variables.params
+        before = jnp.tril(jnp.ones((inputs.shape[1],) * 2)) / jnp.arange(1, inputs.shape[1] + 1)[:, None]
+        x, features = params["embed"][inputs], {}
+        for name in ("first", "second"):
+            x = x + jnp.tanh(x @ params[name]["own"] + before @ x @ params[name]["others"])
+            features[name] = x
+        return ju.Outputs(x @ params["unembed"], features)
+
+    def start(key):
+        def draw(place, *shape):
+            return 0.5 * jax.random.normal(jax.random.fold_in(key, place), shape)
+
+        layers = {
+            name: {"own": draw(2 * i, 6, 6), "others": draw(2 * i + 1, 6, 6)} for i, name in enumerate(("first", "second"))
+        }
+        return ju.Variables({"embed": draw(8, NUM_WORDS, 6), "unembed": draw(9, 6, NUM_WORDS), **layers})
+
+    return ju.Model(predict, loss, start)
+
+
 def nudge():
     """A finished method that depends on all it is given and compiles at once; for tests of what methods are put into."""
 
@@ -159,12 +197,21 @@ def drifting(gain=0.01):
     return hypernetworks.Hypernetwork(denoise, gain, 2.0, hypernetworks.linear_schedule(25))
 
 
+def other_label(rows, key):
+    """A refusal of a classifier: the next class."""
+    return rows._replace(targets=(rows.targets + 1) % NUM_CLASSES)
+
+
 # What a method needs besides model or problem and optimizer; a function where it depends on the model.
 OPTIONS = {
     "stochastic_newton": {"damping": 5.0, "scale": 10.0, "max_steps": 50, "batch_size": 8},
     "cf_k": {"layers": "head"},
     "attribute_unlearning": {"num_values": 2},
     "convolution_transpose": {"axes": (0, 1)},
+    "idk": {"refusals": other_label},
+    "preference_optimization": {"refusals": other_label, "beta": 0.5},
+    "rmu": {"layers": "body|bias|filters", "coefficient": 2.0, "alpha": 1.0},
+    "undial": {"strength": 3.0},
     "lightweight": {"damping": 0.5, "tolerance": 0.6, "rtol": 1e-5},  # far from both stop rules, whatever rounds
     "just_in_time": {"sigma": 4.0},  # differences of outputs stay well above their rounding
     "affine_representation_unlearning": {"beta": 0.1},

@@ -29,7 +29,7 @@ PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types", "tree", "version", "modes"},
     {"checks", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin", "proportions"},
-    {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "hypernetworks", "guards"},
+    {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "refusals", "hypernetworks", "guards"},
     {"loop", "batching", "curvature", "service"},
     {"heads", "convex", "certificates", "adapters", "filters", "frozen"},
     {"methods", "rl"},

@@ -148,7 +148,7 @@ def left_out(name: str, setting: Study, *, on_classes: bool, seeds: int) -> str 
     card = ju.METHODS[name]
     if card.requests == "attributes":
         return "forgets attributes of all rows; the request is for rows"
-    if card.targets == "classes" and setting.num_classes == 0:
+    if card.targets in ("classes", "tokens") and setting.num_classes == 0:
         return "works on class probabilities or labels; the targets are real"
     if card.requests == "classes" and not on_classes:
         return "overwrites whole classes; the request is for some of their rows"

@@ -1,5 +1,7 @@
 """Whether a run damaged the model, by the loss of some retained rows before and after it, and whether labels are classes."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -17,8 +19,8 @@ def damage(
     """Compare the loss of retained rows before and after a run.
 
     A model counts as damaged where that loss is above the limit: by default twice what it was, and that of guessing among
-    classes, the model's own loss at logits of 0 (`log c` for a cross-entropy). Models whose targets are no classes are only
-    judged by a limit that is given.
+    classes or tokens, the model's own loss at logits of 0 (`log c` for a cross-entropy). Models whose targets are neither are
+    only judged by a limit that is given.
 
     Args:
         model: in evaluation mode.
@@ -39,12 +41,19 @@ def damage(
 
     stats = {"retain_loss_before": mean(first), "retain_loss_after": mean(last)}
     if limit is None:
-        classes = num_classes(model, outputs, rows.examples)
+        guesses = num_classes(model, outputs, rows.examples) is not None or _are_tokens(outputs.logits, rows.examples.targets)
         guessing = outputs._replace(logits=jnp.zeros_like(outputs.logits))
-        guess = jnp.inf if classes is None else mean(checks.row_losses(model, guessing, rows.examples))
+        guess = mean(checks.row_losses(model, guessing, rows.examples)) if guesses else jnp.inf
         limit = jnp.maximum(guess, 2 * stats["retain_loss_before"])
     broken = some & ~jnp.isfinite(stats["retain_loss_after"])
     return stats, {"DAMAGED": stats["retain_loss_after"] > limit, "NONFINITE": broken}
+
+
+def _are_tokens(logits: Any, targets: Any) -> bool:
+    """Whether targets are integers [b, t, ...], one for each of the positions of logits [b, t, ..., v]."""
+    if not all(hasattr(x, "dtype") for x in (logits, targets)) or not jnp.issubdtype(targets.dtype, jnp.integer):
+        return False
+    return targets.ndim > 1 and logits.shape[:-1] == targets.shape and logits.shape[-1] > 1
 
 
 def classes_of(model: Model | None, variables: Variables, data: Data) -> int | None:

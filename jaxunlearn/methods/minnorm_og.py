@@ -168,10 +168,12 @@ def _orthogonal(
 
     def kept(moving: list[Array]) -> Float[Array, " m"]:
         placed = variables._replace(params=whole(moving, leaves))
-        found = _outputs(
-            model.forward(placed, part.examples.inputs, train=True, key=key).logits, part.examples.targets, outputs
-        )
+        logits, targets = model.forward(placed, part.examples.inputs, train=True, key=key).logits, part.examples.targets
+        found = _outputs(logits, targets, outputs)
         counts = (part.weights > 0).reshape(-1, *(1,) * (found.ndim - 1))
+        tokens = logits.ndim > 2 and hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.integer)
+        if tokens and targets.shape == logits.shape[:-1]:  # those without a label are not kept
+            counts = counts & (targets >= 0).reshape(targets.shape + (1,) * (found.ndim - targets.ndim))
         return jnp.where(counts, found, 0).astype(moving[0].dtype).ravel()
 
     with jax.default_matmul_precision("highest"):

@@ -7,7 +7,8 @@ matching, 2024, arXiv 2410.23232).
 The trained model learns to answer as retrained models do on average. The paper matches predictions of datamodels, and oracles
 as the best case of them; this is the oracle form, with a few retrainings for each request. It costs more than a retraining
 and is a yardstick: what matching outputs can reach when they are known. A reconstruction: the paper's choice of outputs is the
-margin of one class, here all logits are matched, centred because a constant does not change the prediction.
+margin of one class, here all logits are matched, centred because a constant does not change the prediction. Of sequences the
+distance is the mean over the positions that have a label.
 """
 
 import jax
@@ -17,6 +18,7 @@ import optax
 from jaxunlearn import checks, passes
 from jaxunlearn.card import Method
 from jaxunlearn.loop.descend import descend
+from jaxunlearn.losses.sequences import logits_that_count, over_positions, token_labels
 from jaxunlearn.passes import BatchNormPolicy
 from jaxunlearn.types import Model, Scalar, Unlearner, UnlearnFn, Variables, Weighted
 
@@ -25,6 +27,7 @@ METHOD = Method(
     cites="georgiev2024attribute",
     family="objective",
     reads=frozenset({"forget", "init", "retain"}),
+    targets="tokens",
     reconstruction=True,
     aliases=("datamodel_matching",),
 )
@@ -46,7 +49,7 @@ def oracle_matching(
     """Match the mean outputs of retrained models on the forget set and on the retain set.
 
     Args:
-        model: a classifier.
+        model: a classifier, or one of token sequences, labels as of `losses.sequence_cross_entropy`.
         optimizer: any optax transformation.
         oracle: makes one retrained model, e.g. `jaxunlearn.iterate(jaxunlearn.retrain(...), ...)`; it runs inside this method.
             Of its status only NaN is passed on.
@@ -59,8 +62,9 @@ def oracle_matching(
         centred logits) Float[].
 
     Raises:
-        ValueError: `alpha` outside [0, 1], or a number of oracles that is not positive.
-        TypeError: an oracle that is an `Unlearner`.
+        ValueError: `alpha` outside [0, 1], or a number of oracles that is not positive; at trace time, labels that do not fit
+            the logits.
+        TypeError: an oracle that is an `Unlearner`; at trace time, labels that are no integers.
 
     Example:
         >>> retrain = jaxunlearn.iterate(jaxunlearn.retrain(model, optax.sgd(0.1)), num_steps=10, batch_size=8)
@@ -75,11 +79,15 @@ def oracle_matching(
         return jax.lax.map(lambda key: oracle(variables, data, request, key).variables, jax.random.split(key, num_oracles))
 
     def distance(oracles: Variables, run: passes.Pass, part: Weighted) -> jax.Array:
-        def answers(one: Variables) -> jax.Array:
-            return _centred(model.forward(one, part.examples.inputs, train=False).logits)
+        size = run.outputs.logits.shape[-1]
+        labels = token_labels(part.examples.targets, run.outputs.logits.shape[:-1], "logits")
 
-        wanted = jnp.mean(jax.vmap(answers)(oracles), axis=0)
-        return run.mean(jnp.sum((_centred(run.outputs.logits) - wanted) ** 2, axis=-1))
+        def answers(logits: jax.Array) -> jax.Array:
+            return _centred(logits_that_count(logits, labels))
+
+        said = jax.vmap(lambda one: answers(model.forward(one, part.examples.inputs, train=False).logits))(oracles)
+        apart = jnp.sum((answers(run.outputs.logits) - jnp.mean(said, axis=0)) ** 2, axis=-1)
+        return run.mean(over_positions(apart, labels, size))
 
     def objective(variables, oracles, batch, key):
         retain, forget, moved = passes.both_passes(model, variables, batch, key, bn=bn)
