@@ -1,7 +1,8 @@
 """What can be got out of a model word for word.
 
 Teacher-forced measures need one forward pass; `completions` needs the caller's own decoding,
-`generate(key, prompts) -> tokens`, greedy or sampled. A retrained model completes texts as well, those that follow from what it did see: compare.
+`generate(key, prompts) -> tokens`, greedy or sampled. A retrained model completes texts as well, those that follow from what it
+did see: compare.
 """
 
 from collections.abc import Callable
@@ -157,7 +158,7 @@ def completions(
 ) -> Completions:
     """Let a model complete prompts, and compare with what stood there: verbatim, its beginning, and ROUGE-L.
 
-    MUSE's VerbMem is the mean of `rouge.f1` of greedy continuations, KnowMem that of `rouge.recall` of answers to questions.
+    MUSE's VerbMem is ROUGE-L of greedy continuations, its KnowMem that of answers to questions.
 
     Args:
         generate: the caller's decoding, greedy (one sample then says all) or sampled; tokens behind the end are below 0.

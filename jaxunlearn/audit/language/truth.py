@@ -148,8 +148,8 @@ def forget_quality(
     """TOFU's forget quality: p-value of the two-sample Kolmogorov-Smirnov test between truth ratios of two models.
 
     It takes questions as independent draws, and one unlearned and one retrained model. Both answer the *same* questions, so
-    that two retrained models get p-values near 1 far more often than a p-value should: a high one says little. To see what retrained
-    models get among themselves, give `statistic` (or truth ratios) of many models to `jaxunlearn.audit.judge`.
+    that two retrained models get p-values near 1 far more often than a p-value should: a high one says little. To see what
+    retrained models get among themselves, give truth ratios of many models to `jaxunlearn.audit.judge`.
 
     The p-value is exact, by counting paths: tails of 1e-300 keep their digits. The cost is `n (n + m)`.
 
