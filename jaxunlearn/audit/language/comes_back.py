@@ -3,7 +3,8 @@
 Knowledge that was hidden returns with a few steps on a few forgotten rows, and sometimes by mere rounding of the weights.
 
 - Hu, Fu, Wu, Smith: Jogging the memory of unlearned models through targeted relearning attacks, 2024, arXiv 2406.13356;
-- Zhang, Wang, Li, Wu, Tang, Liu, He, Yin, Wang: Catastrophic failure of LLM unlearning via quantization, 2024, arXiv 2410.16454;
+- Zhang, Wang, Li, Wu, Tang, Liu, He, Yin, Wang: Catastrophic failure of LLM unlearning via quantization, 2024,
+  arXiv 2410.16454;
 - Jia, Liu, Ram, Yao, Liu, Liu, Sharma, Liu: Model sparsity can simplify machine unlearning, 2023, arXiv 2304.04934 (pruning).
 
 Relearning teaches a retrained model as well, and rounding moves every model: each cell stands beside retrained models that went
