@@ -141,7 +141,7 @@ def attack(
         for x, w in ((members, member_weights), (nonmembers, nonmember_weights))
     ]
     scores = jnp.asarray(members), weights[0], jnp.asarray(nonmembers), weights[1]
-    area = auc_interval(auc(*scores), *(jnp.sum(w) for w in weights), level)
+    area = auc_interval(auc(*scores), jnp.sum(weights[0]), jnp.sum(weights[1]), level)
     curve = roc_curve(*scores)
     return Attack(area, tpr_at_fpr(*scores, fpr=fpr, level=level).tpr, jnp.interp(fpr, curve.fpr, curve.tpr))
 

@@ -175,9 +175,10 @@ def rounded(params: PyTree, bits: int) -> PyTree:
     def one(leaf: jax.Array) -> jax.Array:
         if jnp.ndim(leaf) < 2:
             return leaf
-        largest = jnp.max(jnp.abs(leaf), axis=-2, keepdims=True)
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        largest = jnp.max(jnp.abs(wide), axis=-2, keepdims=True)
         scale = jnp.where(largest > 0, largest, 1) / steps
-        return (jnp.round(leaf / scale) * scale).astype(leaf.dtype)
+        return (jnp.round(wide / scale) * scale).astype(leaf.dtype)
 
     return jax.tree.map(one, params)
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxunlearn as ju
@@ -18,7 +19,7 @@ def ensembles(leak):
     labels = rng.integers(0, VOCABULARY, (2 * ROWS, LENGTH))
     labels[:, -1] = -1
     lifted = np.eye(VOCABULARY)[np.maximum(labels, 0)] * (np.arange(2 * ROWS) < ROWS)[:, None, None]
-    common = rng.normal(size=labels.shape + (VOCABULARY,))
+    common = rng.normal(size=(*labels.shape, VOCABULARY))
     made = [common + 0.5 * rng.normal(size=(MODELS, *common.shape)) + lift * lifted for lift in (leak, 0, 3)]
     return [np.asarray(x, np.float32) for x in made], labels
 
@@ -119,12 +120,11 @@ def test_an_ensemble_keeps_log_probabilities_in_place_of_logits():
     labels = jnp.concatenate([tokens[:, 1:], jnp.full((20, 1), -1)], axis=1)
     data = ju.training_data(tokens, labels)
     request = jax.tree.map(lambda x: x[0], ju.from_indices(data, [[0, 1, 2]]))
-    import optax
-
     retrain = ju.iterate(ju.retrain(model, optax.sgd(0.5)), num_steps=3, batch_size=4)
     variables = model.init(jax.random.key(1))
     made = ju.audit.ensemble(
-        model, retrain, variables, data, request, jax.random.split(jax.random.key(2), 3), {"forget": ju.Examples(tokens[:3], labels[:3])},
+        model, retrain, variables, data, request, jax.random.split(jax.random.key(2), 3),
+        {"forget": ju.Examples(tokens[:3], labels[:3])},
         measure=lambda v, part: language.token_log_probabilities(forward(v, part.inputs).logits, part.targets),
     )  # fmt: skip
     log = made.logits["forget"]
