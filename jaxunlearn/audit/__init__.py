@@ -4,6 +4,7 @@ Many models or requests are one `jax.vmap` away. A figure says little by itself:
 model before unlearning and of retrained models.
 """
 
+from jaxunlearn.audit import language as language
 from jaxunlearn.audit.ensemble import Ensemble as Ensemble
 from jaxunlearn.audit.ensemble import ensemble as ensemble
 from jaxunlearn.audit.ensemble import random_halves as random_halves

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxunlearn import checks, tree
 from jaxunlearn.evaluation import map_rows
+from jaxunlearn.types import Scalar
 
 
 class Probe(NamedTuple):
@@ -41,7 +42,7 @@ def linear_probe(
     *,
     num_classes: int,
     weights: Float[Array, " n"] | None = None,
-    l2: float = 1e-4,
+    l2: Scalar = 1e-4,
     num_steps: int = 100,
 ) -> Probe:
     """Multinomial logistic regression on frozen features, by L-BFGS.
@@ -55,7 +56,7 @@ def linear_probe(
         test_features, test_labels: of e held-out rows.
         num_classes: c.
         weights: 1 for training rows that count, 0 for others, which may hold anything.
-        l2: weight decay of W.
+        l2: weight decay of W, may be traced.
         num_steps: of L-BFGS.
 
     Returns:
