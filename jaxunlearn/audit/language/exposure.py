@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxunlearn import checks
-from jaxunlearn.audit.statistics.intervals import Interval, clopper_pearson
+from jaxunlearn.proportions import Interval, clopper_pearson
 
 Method = Literal["enumeration", "sampling", "skew-normal", "gaussian"]
 LARGEST_SKEW = 0.99  # a skew-normal law has less than 0.9953
