@@ -26,6 +26,9 @@ ASK = {
     "idk": {"refusals": REFUSE},
     "preference_optimization": {"refusals": REFUSE},
     "rmu": {"layer": "first", "layers": "first", "coefficient": 2.0, "alpha": 1.0},
+    # Kronecker factors, the default, count activations at padding
+    "newton": lambda model: {"damping": 1.0, "fit": curvature.diagonal(model, kind="ggn")},
+    "influence": lambda model: {"damping": 1.0, "fit": curvature.diagonal(model, kind="ggn")},
     "oracle_matching": lambda model: {
         "oracle": ju.iterate(ju.retrain(model, SGD), num_steps=2, batch_size=4),
         "num_oracles": 2,
