@@ -14,10 +14,10 @@ in the eigenbasis Q_A (x) Q_S of which EK-FAC replaces the eigenvalues `e_A e_S`
     mean_rows (Q_A' (sum_t a_t g_t') Q_S)^2.
 
 That is sharing by expansion: every position counts as an example of its own, which is right where every one has a loss of its
-own, such as the tokens of a language model. Where the model averages over positions in front of its loss, as an image
-classifier with pooling does, the trace comes out too small by up to their number, and sharing by reduction is right
-(Eschenhagen, Immer, Turner, Schneider, Hennig: Kronecker-factored approximate curvature for modern neural network
-architectures, 2023, arXiv 2311.00636):
+own, such as the tokens of a language model; activations at padding count too. Where the model averages over positions in front
+of its loss, as an image classifier with pooling does, the trace comes out too small by up to their number, and sharing by
+reduction is right (Eschenhagen, Immer, Turner, Schneider, Hennig: Kronecker-factored approximate curvature for modern neural
+network architectures, 2023, arXiv 2311.00636):
 
     A = mean_rows a a' with a = mean_t a_t,    S = mean_rows g g' with g = sum_t g_t.
 

@@ -14,7 +14,7 @@ with
 - `empirical`: `grad_z loss(z, y)` for the label in the data: *not* an estimate of the Fisher matrix. At a fitted model it
   vanishes with the gradients (Kunstner, Balles, Hennig: Limitations of the empirical Fisher approximation, 2019, arXiv
   1905.12558).
-- `jacobian`: the unit vectors, `S = I`, whatever the loss.
+- `jacobian`: the unit vectors, `S = I`, whatever the loss; none at positions of sequences that have no label.
 
 For cross-entropy, least squares and a Poisson loss the first two are the same matrix. What a model predicts is
 `Model.likelihood`, or found by trying its loss, see `jaxunlearn.likelihoods`; it is not always a softmax.
@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from jaxunlearn import checks, likelihoods
 from jaxunlearn.curvature.spectral import without_derivative
+from jaxunlearn.losses.sequences import are_tokens
 from jaxunlearn.types import Examples, Model, Outputs
 
 Kind: TypeAlias = Literal["ggn", "ggn_psd", "fisher", "sampled", "signed", "empirical", "jacobian"]
@@ -70,7 +71,7 @@ def slopes(
         return _roots(model, outputs, examples, cut=kind == "ggn_psd")
     if kind == "jacobian":
         basis = _basis(outputs)
-        return jnp.broadcast_to(basis[:, None], (len(basis), *outputs.logits.shape))
+        return labelled(outputs, examples, jnp.broadcast_to(basis[:, None], (len(basis), *outputs.logits.shape)))
     likelihood = likelihoods.of(model, outputs, examples)
     factor = likelihood.scale**0.5
     if kind == "fisher":
@@ -81,6 +82,13 @@ def slopes(
         return factor * jax.vmap(signed)(keys, outputs.logits, examples.targets)[None]
     targets = jax.vmap(likelihood.draw)(keys, outputs.logits, examples.targets)
     return factor * likelihood.slope(outputs.logits, targets)[None]
+
+
+def labelled(outputs: Outputs, examples: Examples, vectors: Float[Array, "... b t v"]) -> Float[Array, "... b t v"]:
+    """Vectors of the logits' shape, zero at positions of sequences that have no label; others as they are."""
+    if not are_tokens(outputs.logits, examples.targets):
+        return vectors
+    return jnp.where((examples.targets >= 0)[..., None], vectors, 0)
 
 
 def loss_curvature(model: Model, outputs: Outputs, examples: Examples, direction: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, sampling, tree
-from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, loss_curvature, slopes
+from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, labelled, loss_curvature, slopes
 from jaxunlearn.evaluation import evaluate, sum_rows
 from jaxunlearn.types import Examples, Model, Variables
 
@@ -287,7 +287,7 @@ def _through_logits(
         outputs = jax.lax.stop_gradient(outputs)
         pull = jax.linear_transpose(push, params)
         if kind == "jacobian":
-            bend = lambda moved: moved  # noqa: E731
+            bend = partial(labelled, outputs, examples)
         elif kind == "ggn":
             bend = partial(loss_curvature, model, outputs, examples)
         else:

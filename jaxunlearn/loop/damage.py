@@ -1,13 +1,12 @@
 """Whether a run damaged the model, by the loss of some retained rows before and after it, and whether labels are classes."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxunlearn import checks
 from jaxunlearn.evaluation import evaluate
 from jaxunlearn.likelihoods import num_classes
+from jaxunlearn.losses.sequences import are_tokens
 from jaxunlearn.types import Data, Model, Scalar, Variables, Weighted
 
 ROWS = 64  # retained rows that are looked at
@@ -41,19 +40,12 @@ def damage(
 
     stats = {"retain_loss_before": mean(first), "retain_loss_after": mean(last)}
     if limit is None:
-        guesses = num_classes(model, outputs, rows.examples) is not None or _are_tokens(outputs.logits, rows.examples.targets)
+        guesses = num_classes(model, outputs, rows.examples) is not None or are_tokens(outputs.logits, rows.examples.targets)
         guessing = outputs._replace(logits=jnp.zeros_like(outputs.logits))
         guess = mean(checks.row_losses(model, guessing, rows.examples)) if guesses else jnp.inf
         limit = jnp.maximum(guess, 2 * stats["retain_loss_before"])
     broken = some & ~jnp.isfinite(stats["retain_loss_after"])
     return stats, {"DAMAGED": stats["retain_loss_after"] > limit, "NONFINITE": broken}
-
-
-def _are_tokens(logits: Any, targets: Any) -> bool:
-    """Whether targets are integers [b, t, ...], one for each of the positions of logits [b, t, ..., v]."""
-    if not all(hasattr(x, "dtype") for x in (logits, targets)) or not jnp.issubdtype(targets.dtype, jnp.integer):
-        return False
-    return targets.ndim > 1 and logits.shape[:-1] == targets.shape and logits.shape[-1] > 1
 
 
 def classes_of(model: Model | None, variables: Variables, data: Data) -> int | None:

@@ -4,7 +4,7 @@ Rows are `Examples(inputs=tokens, targets=labels)`, both Int[b, t]: `labels[i, j
 so that labels are shifted already, and `IGNORED` where a position does not count.
 """
 
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +188,26 @@ def over_positions(
     found = jnp.where(counts, values * jnp.where(is_token, 1, jnp.nan), 0).reshape(labels.shape[0], -1)
     total = jnp.sum(found, axis=1)
     return total if reduction == "sum" else total / jnp.maximum(counted(labels), 1)
+
+
+def are_tokens(logits: Any, targets: Any) -> bool:
+    """Whether targets are integers, one for each position of sequences of logits; by shapes and dtypes alone.
+
+    Args:
+        logits: Float[b, t, ..., v].
+        targets: Int[b, t, ...].
+
+    Returns:
+        False for classes, whose targets are one for each row.
+
+    Example:
+        >>> from jaxunlearn.losses.sequences import are_tokens
+        >>> are_tokens(jnp.zeros((2, 3, 5)), jnp.zeros((2, 3), int)), are_tokens(jnp.zeros((2, 5)), jnp.zeros(2, int))
+        (True, False)
+    """
+    if not all(hasattr(x, "dtype") for x in (logits, targets)) or not jnp.issubdtype(targets.dtype, jnp.integer):
+        return False
+    return targets.ndim > 1 and logits.shape[:-1] == targets.shape and logits.shape[-1] > 1
 
 
 def counted(labels: Int[Array, "b ..."]) -> Int[Array, " b"]:

@@ -5,7 +5,8 @@ Importances are absolute gradients of the mean squared norm of the logits,
 
     F_j = mean_batches |d/dw_j mean_i ||f(x_i)||^2|,    w_j <- w_j min(strength F_j / f_j, 1)    where f_j > alpha F_j
 
-so that neither the loss nor a label is read. The formula is that of the authors' README.
+so that neither the loss nor a label is read; of sequences, only whether a position has one. The formula is that of the
+authors' README.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxunlearn.card import Method
 from jaxunlearn.curvature.importances import Average, dampening, measure, prepare
 from jaxunlearn.loop.one_shot import one_shot
+from jaxunlearn.losses.sequences import are_tokens
 from jaxunlearn.slots import SENSITIVITIES
 from jaxunlearn.types import Examples, Model, Outputs, Scalar, UnlearnFn
 
@@ -30,7 +32,10 @@ METHOD = Method(
 
 
 def _squared_logits(outputs: Outputs, examples: Examples) -> Float[Array, " b"]:
-    return jnp.sum(outputs.logits.reshape(outputs.logits.shape[0], -1) ** 2, axis=1)
+    squares = outputs.logits**2
+    if are_tokens(outputs.logits, examples.targets):  # padding has logits too
+        squares = jnp.where((examples.targets >= 0)[..., None], squares, 0)
+    return jnp.sum(squares.reshape(squares.shape[0], -1), axis=1)
 
 
 def lfssd(

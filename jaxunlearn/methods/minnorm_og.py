@@ -32,6 +32,7 @@ from jaxunlearn.curvature.approximations import chosen_leaves
 from jaxunlearn.curvature.matvecs import widened
 from jaxunlearn.evaluation import class_labels
 from jaxunlearn.loop.descend import descend, retain_objective
+from jaxunlearn.losses.sequences import are_tokens
 from jaxunlearn.passes import BatchNormPolicy
 from jaxunlearn.tree import Layers
 from jaxunlearn.types import Model, Scalar, Unlearner, Variables, Weighted
@@ -171,8 +172,7 @@ def _orthogonal(
         logits, targets = model.forward(placed, part.examples.inputs, train=True, key=key).logits, part.examples.targets
         found = _outputs(logits, targets, outputs)
         counts = (part.weights > 0).reshape(-1, *(1,) * (found.ndim - 1))
-        tokens = logits.ndim > 2 and hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.integer)
-        if tokens and targets.shape == logits.shape[:-1]:  # those without a label are not kept
+        if are_tokens(logits, targets):  # those without a label are not kept
             counts = counts & (targets >= 0).reshape(targets.shape + (1,) * (found.ndim - targets.ndim))
         return jnp.where(counts, found, 0).astype(moving[0].dtype).ravel()
 

@@ -102,6 +102,8 @@ def rmu(
         return found.astype(jnp.promote_types(found.dtype, jnp.float32))
 
     def context(variables, data, request, key) -> _Frozen:
+        if not jax.tree.leaves(data.train.inputs):
+            raise ValueError("rmu reads the width of the features from a row of the data: pass feed(..., data=data)")
         like = stated(checks.check_forward(model, variables, data.train.inputs))
         drawn = jax.random.uniform(key, like.shape[-1:], jnp.float32)
         return _Frozen(variables, coefficient * drawn / jnp.linalg.norm(drawn))

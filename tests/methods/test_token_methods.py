@@ -26,6 +26,9 @@ ASK = {
     "idk": {"refusals": REFUSE},
     "preference_optimization": {"refusals": REFUSE},
     "rmu": {"layer": "first", "layers": "first", "coefficient": 2.0, "alpha": 1.0},
+    # Kronecker factors, the default, count activations at padding
+    "newton": lambda model: {"damping": 1.0, "fit": curvature.diagonal(model, kind="ggn")},
+    "influence": lambda model: {"damping": 1.0, "fit": curvature.diagonal(model, kind="ggn")},
     "oracle_matching": lambda model: {
         "oracle": ju.iterate(ju.retrain(model, SGD), num_steps=2, batch_size=4),
         "num_oracles": 2,
@@ -140,28 +143,30 @@ def test_curvature_of_a_mean_over_tokens_is_that_of_the_loss():
     np.testing.assert_allclose(jnp.mean(drawn**2, axis=0), exact, atol=0.05)
 
 
-def test_adapters_over_a_frozen_base_take_all_of_them_in_one_batched_call():
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("npo", {}, marks=pytest.mark.slow),
+        ("rmu", {"layer": "second", "coefficient": 2.0, "alpha": 1.0}),
+        pytest.param("undial", {"strength": 3.0}, marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_over_a_frozen_base_in_one_batched_call(name, options):
     parts = frozen.lora(MODEL, VARIABLES, DATA.train.inputs[:1], rank=2)
     part = parts.start(VARIABLES, KEY)
     assert set(part.params) == {*(f"{x}/{y}" for x in ("first", "second") for y in ("own", "others")), "unembed"}
-    data = ju.slots.BASE.put(DATA, VARIABLES)
-    wide = {"npo": {}, "rmu": {"layers": None, "layer": "second"}, "undial": {}}
-    for name, static in wide.items():
+    data, keys = ju.slots.BASE.put(DATA, VARIABLES), jax.random.split(KEY, 2)
 
-        def make(model, name=name, static=static):
-            options = {**(ASK.get(name) or {}), **static}
-            return ju.iterate(ju.METHODS[name].factory(model, optax.adam(0.05), **options), 3, batch_size=3)
+    def make(model):
+        return ju.iterate(ju.METHODS[name].factory(model, optax.adam(0.05), **options), 3, batch_size=3)
 
-        unlearn = frozen.on_base(parts, make)
-        keys = jax.random.split(KEY, 2)
-        many = jax.jit(ju.batched(unlearn, chunk=2))(part, data, REQUESTS, keys)
-        assert many.status.tolist() == [ju.Status.OK] * 2
-        untouched = 2 if name == "rmu" else 0  # the head lies behind the layer
-        assert many.stats["unmoved"].tolist() == [untouched] * 2
-        assert set(many.variables.params) == set(part.params)
-        if name == "rmu":
-            one = jax.jit(unlearn)(part, data, lane(REQUESTS, 1), keys[1])
-            np.testing.assert_allclose(distance(lane(many.variables, 1), one.variables), 0, atol=1e-5)
-            # what is kept is what the adapter says at its start, which is the base
-            np.testing.assert_allclose(many.stats["retain_distance"][:, 0], 0, atol=1e-10)
-            assert jnp.all(many.stats["retain_distance"][:, 2] > 0)
+    unlearn = frozen.on_base(parts, make)
+    many = jax.jit(ju.batched(unlearn, chunk=2))(part, data, REQUESTS, keys)
+    assert many.status.tolist() == [ju.Status.OK] * 2
+    assert set(many.variables.params) == set(part.params)
+    one = jax.jit(unlearn)(part, data, lane(REQUESTS, 1), keys[1])
+    np.testing.assert_allclose(distance(lane(many.variables, 1), one.variables), 0, atol=1e-5)
+    assert many.stats["unmoved"].tolist() == [2 if name == "rmu" else 0] * 2  # the head lies behind the layer
+    if name == "rmu":  # what is kept is what the adapter says at its start, which is the base
+        np.testing.assert_allclose(many.stats["retain_distance"][:, 0], 0, atol=1e-10)
+        assert jnp.all(many.stats["retain_distance"][:, 2] > 0)
