@@ -15,6 +15,7 @@ from jaxunlearn import methods as methods
 from jaxunlearn import refusals as refusals
 from jaxunlearn import rl as rl
 from jaxunlearn import slots as slots
+from jaxunlearn import summation as summation
 from jaxunlearn import transforms as transforms
 from jaxunlearn.batching import batched as batched
 from jaxunlearn.batching import end_of_stream as end_of_stream
@@ -99,6 +100,7 @@ def __dir__() -> list[str]:
         "refusals",
         "rl",
         "slots",
+        "summation",
         "transforms",
     }
     own = {name for name, value in globals().items() if name[0] != "_" and not isinstance(value, ModuleType)}

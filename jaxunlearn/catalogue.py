@@ -6,13 +6,13 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
-from jaxunlearn import convex, guards, methods, rl
+from jaxunlearn import convex, guards, methods, rl, summation
 from jaxunlearn.card import Method
 
 
 def _assembled() -> dict[str, Method]:
     found = {}
-    for folder in (methods, convex, guards, rl):
+    for folder in (methods, convex, guards, rl, summation):
         for name, factory in vars(folder).items():
             card = getattr(sys.modules.get(f"{folder.__name__}.{name}"), "METHOD", None)
             if isinstance(card, Method):
@@ -22,8 +22,11 @@ def _assembled() -> dict[str, Method]:
 
 METHODS: dict[str, Method] = _assembled()
 # Of methods by what they take; the others stand on top
-NAMESPACES = {"problem": "convex.", "generator": "guards.", "environment": "rl."}
-TARGETS = {"problem": "of the convex problem", "generator": "not looked at", "environment": "of the environments"}
+NAMESPACES = {"problem": "convex.", "learner": "summation.", "generator": "guards.", "environment": "rl."}
+TARGETS = {
+    "problem": "of the convex problem", "learner": "of the learner", "generator": "not looked at",
+    "environment": "of the environments",
+}  # fmt: skip
 
 
 def method_of(name: str) -> str:

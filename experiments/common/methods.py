@@ -43,6 +43,7 @@ def known(name: str) -> str:
     if ju.METHODS[found].takes != "model":
         instead = {
             "problem": "a convex problem, see certified_stream.py",
+            "learner": "a learner of sums, see benchmarks/summation.py",
             "generator": "a generator, see output_guard.py",
             "environment": "environments, see rl_grid.py",
         }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import answers, batch_norm, funu, minnorm, new_model, tuning
+from experiments.benchmarks import answers, batch_norm, colour_collapse, funu, minnorm, new_model, summation, tuning
 from experiments.common.scale import Scale
 
 pytestmark = pytest.mark.slow
@@ -56,3 +56,18 @@ def test_rows_that_a_filter_keeps_are_held_against_random_ones(tmp_path):
         assert 0 < row["kept"] < 1
         assert row["kept_gap"] > 0
         assert row["speedup"] > 0
+
+
+def test_removal_from_sums_is_compared_with_fitting_anew(tmp_path):
+    found = summation.main(summation.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    assert len(found["rows"]) == 7
+    for row in found["rows"]:
+        assert row["apart"] < 1e-9
+        assert row["ratio"] > 0
+
+
+def test_collapse_onto_colours_is_measured_for_every_method(tmp_path):
+    found = colour_collapse.main(colour_collapse.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    assert [row["method"] for row in found["table"]] == ["do nothing", *colour_collapse.PUBLISHED]
+    for row in found["table"]:
+        assert 0 <= row["low"] <= row["collapse"] <= row["high"] <= 1

@@ -1,0 +1,337 @@
+"""Learners that see their rows through sums alone.
+
+All of them keep one cross product, `total = sum_i left(row_i) right(row_i)'`, from which the parameters follow. To take a row
+out is to take its part out of the sum (Cao, Yang: Towards making systems forget with machine unlearning, IEEE S&P 2015).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxunlearn import checks, losses
+from jaxunlearn.types import ExampleLoss, Examples, Model, Outputs, Scalar, Variables
+
+NEVER = -1e30  # logit of a class that has no rows
+
+
+class Learner(NamedTuple):
+    """A learner as functions; all of them run in float64."""
+
+    name: str
+    left: Callable[[Examples], Float[Array, "b p"]]
+    right: Callable[[Examples], Float[Array, "b q"]]
+    solve: Callable[[Float[Array, "p q"]], PyTree]  # total -> parameters
+    predict: Callable[[PyTree, PyTree], Array]  # (parameters, inputs) -> logits [b, c], or [b] and [b, m] for real targets
+    loss: ExampleLoss
+
+    def model(self) -> Model:
+        """The learner's predictions as a `Model`."""
+
+        def forward(variables: Variables, inputs: PyTree, *, train: bool = False, key: Any = None) -> Outputs:
+            return Outputs(self.predict(jax.tree.map(_wide, variables.params), inputs), {}, variables.state)
+
+        return Model(forward, self.loss)
+
+
+def ridge(*, penalty: Scalar = 1.0, features: Callable[[Any], Float[Array, "b d"]] | None = None) -> Learner:
+    """Least squares with `penalty` times the squared weights, which the intercept is free of; targets Float[n] or [n, m].
+
+    Args:
+        penalty: positive, for the sum over rows; may be traced.
+        features: of the inputs, e.g. `random_features`; by default the inputs as vectors.
+
+    Returns:
+        A `Learner` with parameters `weights` [d, m] and `intercept` [m]. Integer targets are refused: use `one_hot` targets to
+        fit classes by least squares.
+
+    Raises:
+        ValueError: a penalty that is not positive.
+
+    Example:
+        >>> learner = jaxunlearn.summation.ridge(penalty=0.1)
+        >>> rows = jaxunlearn.training_data(x, x[:, 0])
+        >>> jaxunlearn.summation.fit(learner, rows).params["weights"].shape
+        (4, 1)
+    """
+    checks.check_range("penalty", penalty, low=1e-300)
+    mapped = _flat if features is None else lambda inputs: _wide(features(inputs))
+
+    def with_one(examples: Examples) -> jax.Array:
+        return _with_one(mapped(examples.inputs))
+
+    def right(examples: Examples) -> jax.Array:
+        checks.require_floating(examples.targets, "ridge fits real targets")
+        targets = _wide(examples.targets)
+        return jnp.concatenate([with_one(examples), targets.reshape(len(targets), -1)], axis=1)
+
+    def solve(total: jax.Array) -> Any:
+        width = total.shape[0]
+        shrink = penalty * jnp.eye(width).at[0, 0].set(0)
+        found = jax.scipy.linalg.solve(total[:, :width] + shrink, total[:, width:], assume_a="pos")
+        return {"weights": found[1:], "intercept": found[0]}
+
+    def predict(params: Any, inputs: Any) -> jax.Array:
+        found = mapped(inputs) @ params["weights"] + params["intercept"]
+        return found[:, 0] if found.shape[1] == 1 else found
+
+    return Learner("ridge", with_one, right, solve, predict, losses.squared_error)
+
+
+def random_features(key: jax.Array, width: int, inputs: int, *, scale: float = 1.0) -> Callable[[Any], Float[Array, "b d"]]:
+    """Cosines of random directions, whose products approximate a Gaussian kernel (Rahimi, Recht, 2007), for `ridge`.
+
+    Args:
+        key: of the directions.
+        width: how many there are.
+        inputs: entries of one row's inputs.
+        scale: of the kernel, the distance at which rows stop to resemble each other.
+
+    Returns:
+        A function of inputs [b, ...].
+
+    Example:
+        >>> learner = jaxunlearn.summation.ridge(features=jaxunlearn.summation.random_features(key, 16, 4))
+        >>> rows = jaxunlearn.training_data(x, x[:, 0])
+        >>> jaxunlearn.summation.fit(learner, rows).params["weights"].shape
+        (16, 1)
+    """
+    checks.require_count("width", width)
+    angle_key, shift_key = jax.random.split(key)
+    directions = jax.random.normal(angle_key, (inputs, width)) / scale
+    shifts = jax.random.uniform(shift_key, (width,), maxval=2 * jnp.pi)
+
+    def features(rows: Any) -> jax.Array:
+        flat = _flat(rows)
+        return jnp.sqrt(2.0 / width) * jnp.cos(flat @ directions.astype(flat.dtype) + shifts.astype(flat.dtype))
+
+    return features
+
+
+def nearest_mean(num_classes: int) -> Learner:
+    """The class whose mean is nearest; logits are minus half the squared distances. Parameters: `means` [c, d].
+
+    Args:
+        num_classes: c.
+
+    Returns:
+        A `Learner` for integer targets. A class without rows is never predicted.
+
+    Example:
+        >>> fitted = jaxunlearn.summation.fit(jaxunlearn.summation.nearest_mean(3), data)
+        >>> fitted.params["means"].shape
+        (3, 4)
+    """
+
+    def solve(total: jax.Array) -> Any:
+        counts, means = _means(total)
+        return {"means": means, "offset": jnp.where(counts > 0.5, 0.0, NEVER)}
+
+    def predict(params: Any, inputs: Any) -> jax.Array:
+        flat = _flat(inputs)
+        return -jnp.sum((flat[:, None] - params["means"]) ** 2, axis=2) / 2 + params["offset"]
+
+    return _classifier("nearest mean", num_classes, _with_one, solve, predict)
+
+
+def gaussian_naive_bayes(num_classes: int, *, smoothing: float = 1e-9) -> Learner:
+    """Independent normal inputs in every class. Parameters: `means`, `variances` [c, d] and `prior` [c], logarithms.
+
+    Args:
+        num_classes: c.
+        smoothing: this share of the largest variance of an input over all rows is added to all variances.
+
+    Returns:
+        A `Learner` for integer targets.
+
+    Example:
+        >>> fitted = jaxunlearn.summation.fit(jaxunlearn.summation.gaussian_naive_bayes(3), data)
+        >>> fitted.params["variances"].shape
+        (3, 4)
+    """
+
+    def right(flat: jax.Array) -> jax.Array:
+        return jnp.concatenate([_with_one(flat), flat**2], axis=1)
+
+    def solve(total: jax.Array) -> Any:
+        width = (total.shape[1] - 1) // 2
+        counts, means = _means(total[:, : 1 + width])
+        squares = total[:, 1 + width :] / jnp.maximum(counts, 1)[:, None]
+        whole = jnp.sum(total, axis=0) / jnp.maximum(jnp.sum(counts), 1)
+        largest = jnp.max(whole[1 + width :] - whole[1 : 1 + width] ** 2)
+        return {
+            "means": means,
+            "variances": jnp.maximum(squares - means**2, 0) + smoothing * largest,
+            "prior": _log_shares(counts),
+        }
+
+    def predict(params: Any, inputs: Any) -> jax.Array:
+        flat = _flat(inputs)
+        apart = (flat[:, None] - params["means"]) ** 2 / params["variances"]
+        return params["prior"] - jnp.sum(apart + jnp.log(2 * jnp.pi * params["variances"]), axis=2) / 2
+
+    return _classifier("Gaussian naive Bayes", num_classes, right, solve, predict)
+
+
+def multinomial_naive_bayes(num_classes: int, *, smoothing: Scalar = 1.0) -> Learner:
+    """Counts drawn independently in every class. Parameters: `log_shares` [c, d] and `prior` [c], logarithms.
+
+    Args:
+        num_classes: c.
+        smoothing: added to every count, positive; may be traced.
+
+    Returns:
+        A `Learner` for integer targets and inputs that are at least 0.
+
+    Raises:
+        ValueError: a smoothing that is not positive.
+
+    Example:
+        >>> counts = jaxunlearn.training_data(jnp.abs(x), y)
+        >>> jaxunlearn.summation.fit(jaxunlearn.summation.multinomial_naive_bayes(3), counts).params["log_shares"].shape
+        (3, 4)
+    """
+    checks.check_range("smoothing", smoothing, low=1e-300)
+
+    def solve(total: jax.Array) -> Any:
+        sums = total[:, 1:] + smoothing
+        shares = sums / jnp.sum(sums, axis=1, keepdims=True)
+        return {"log_shares": jnp.log(shares), "prior": _log_shares(total[:, 0])}
+
+    def predict(params: Any, inputs: Any) -> jax.Array:
+        return _flat(inputs) @ params["log_shares"].T + params["prior"]
+
+    return _classifier("multinomial naive Bayes", num_classes, _with_one, solve, predict)
+
+
+def linear_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-6) -> Learner:
+    """Normal inputs with one covariance for all classes. Parameters: `weights` [d, c] and `intercept` [c].
+
+    Args:
+        num_classes: c.
+        shrinkage: in [0, 1], towards the mean variance times the identity; may be traced.
+
+    Returns:
+        A `Learner` for integer targets.
+
+    Raises:
+        ValueError: a shrinkage outside [0, 1].
+
+    Example:
+        >>> fitted = jaxunlearn.summation.fit(jaxunlearn.summation.linear_discriminant(3), data)
+        >>> fitted.params["weights"].shape
+        (4, 3)
+    """
+    checks.check_range("shrinkage", shrinkage, low=0, high=1)
+
+    def left(examples: Examples) -> jax.Array:
+        return jnp.concatenate([_one_hot(examples, num_classes), _flat(examples.inputs)], axis=1)
+
+    def solve(total: jax.Array) -> Any:
+        counts, means = _means(total[:num_classes])
+        within = total[num_classes:, 1:] - (means * counts[:, None]).T @ means
+        covariance = _shrunk(within / jnp.maximum(jnp.sum(counts), 1), shrinkage)
+        weights = jax.scipy.linalg.solve(covariance, means.T, assume_a="pos")
+        return {"weights": weights, "intercept": _log_shares(counts) - jnp.sum(means.T * weights, axis=0) / 2}
+
+    def predict(params: Any, inputs: Any) -> jax.Array:
+        return _flat(inputs) @ params["weights"] + params["intercept"]
+
+    return Learner(
+        "linear discriminant", left, lambda rows: _with_one(_flat(rows.inputs)), solve, predict, losses.cross_entropy
+    )
+
+
+def quadratic_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-3) -> Learner:
+    """Normal inputs with a covariance for every class. Parameters: `means` [c, d], `precisions` [c, d, d], `offset` [c].
+
+    Args:
+        num_classes: c.
+        shrinkage: of every covariance, in [0, 1], as in `linear_discriminant`.
+
+    Returns:
+        A `Learner` for integer targets.
+
+    Raises:
+        ValueError: a shrinkage outside [0, 1].
+
+    Example:
+        >>> fitted = jaxunlearn.summation.fit(jaxunlearn.summation.quadratic_discriminant(3), data)
+        >>> fitted.params["precisions"].shape
+        (3, 4, 4)
+    """
+    checks.check_range("shrinkage", shrinkage, low=0, high=1)
+
+    def left(examples: Examples) -> jax.Array:
+        own = _one_hot(examples, num_classes)[:, :, None] * _with_one(_flat(examples.inputs))[:, None]
+        return own.reshape(own.shape[0], -1)
+
+    def solve(total: jax.Array) -> Any:
+        total = total.reshape(num_classes, -1, total.shape[1])
+        counts, means = _means(total[:, 0])
+        apart = total[:, 1:, 1:] / jnp.maximum(counts, 1)[:, None, None] - means[:, :, None] * means[:, None]
+        covariances = jax.vmap(_shrunk, (0, None))(apart, shrinkage)
+        offset = _log_shares(counts) - jnp.linalg.slogdet(covariances)[1] / 2
+        return {"means": means, "precisions": jnp.linalg.inv(covariances), "offset": offset}
+
+    def predict(params: Any, inputs: Any) -> jax.Array:
+        apart = _flat(inputs)[:, None] - params["means"]
+        return params["offset"] - jnp.einsum("bci,cij,bcj->bc", apart, params["precisions"], apart) / 2
+
+    return Learner(
+        "quadratic discriminant", left, lambda rows: _with_one(_flat(rows.inputs)), solve, predict, losses.cross_entropy
+    )
+
+
+# What they share
+
+
+def _classifier(
+    name: str, num_classes: int, right: Callable[[jax.Array], jax.Array], solve: Callable, predict: Callable
+) -> Learner:
+    """A learner of sums over the rows of every class."""
+    checks.require_count("num_classes", num_classes, least=2)
+    return Learner(
+        name, lambda rows: _one_hot(rows, num_classes), lambda rows: right(_flat(rows.inputs)), solve, predict,
+        losses.cross_entropy,
+    )  # fmt: skip
+
+
+def _flat(inputs: Any) -> Float[Array, "b d"]:
+    inputs = jnp.asarray(inputs)
+    return _wide(inputs.reshape(inputs.shape[0], -1))
+
+
+def _wide(values: Any) -> Array:
+    """In float64 where that is on, as in fits and removals; predictions elsewhere are in float32."""
+    return jnp.asarray(values, jax.dtypes.canonicalize_dtype(jnp.float64))
+
+
+def _with_one(flat: Float[Array, "b d"]) -> Float[Array, "b e"]:
+    return jnp.concatenate([jnp.ones((flat.shape[0], 1), flat.dtype), flat], axis=1)
+
+
+def _one_hot(examples: Examples, num_classes: int) -> Float[Array, "b c"]:
+    targets = jnp.asarray(examples.targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
+        raise ValueError(f"expected one integer class per row, got targets {targets.dtype}{list(targets.shape)}")
+    return _wide(jax.nn.one_hot(targets, num_classes))
+
+
+def _means(total: Float[Array, "c e"]) -> tuple[Float[Array, " c"], Float[Array, "c d"]]:
+    """Counts and means of classes from sums of 1 and x; 0 for a class without rows."""
+    counts = total[:, 0]
+    return counts, total[:, 1:] / jnp.maximum(counts, 1)[:, None]
+
+
+def _log_shares(counts: Float[Array, " c"]) -> Float[Array, " c"]:
+    """Logarithms of the shares of rows; NEVER for a class without any, so that parameters stay finite."""
+    there = counts > 0.5
+    return jnp.where(there, jnp.log(jnp.where(there, counts, 1) / jnp.maximum(jnp.sum(counts), 1)), NEVER)
+
+
+def _shrunk(covariance: Float[Array, "d d"], shrinkage: Scalar) -> Float[Array, "d d"]:
+    width = covariance.shape[0]
+    return (1 - shrinkage) * covariance + (shrinkage * jnp.trace(covariance) / width + 1e-12) * jnp.eye(width)

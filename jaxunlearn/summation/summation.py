@@ -1,0 +1,88 @@
+"""Exact removal from learners of sums (Cao, Yang: Towards making systems forget with machine unlearning, IEEE S&P 2015).
+
+    total <- total - sum_{forget} left(row) right(row)',    parameters <- solve(total)
+
+The result is the fit without the rows, whatever was removed before; only rounding stands between them. It is kept small by
+adding without loss (Knuth's two-sum) and bounded entry by entry. Where the bound grows above a tolerance, as it does when
+almost everything was removed, the rows that are left are summed anew. Nothing of the paper's system of models is taken over;
+the learners are those of `jaxunlearn.summation.learners`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
+
+from jaxunlearn import sampling
+from jaxunlearn.card import Method
+from jaxunlearn.loop.one_shot import one_shot
+from jaxunlearn.precision import in_float64
+from jaxunlearn.summation.learners import Learner
+from jaxunlearn.summation.totals import Totals, crossed, summed, without
+from jaxunlearn.types import Result, UnlearnFn, Variables
+
+METHOD = Method(
+    summary="take the rows out of the sums that a learner is made of: the fit without them, to rounding",
+    cites="cao2015towards",
+    family="exact",
+    reads=frozenset({"forget"}),
+    guarantee="exact",
+    takes="learner",
+    aliases=("statistical_query_unlearning",),
+)
+
+
+def summation(learner: Learner, *, tolerance: float = 1e-10) -> UnlearnFn:
+    """Remove rows from a fitted learner of sums.
+
+    Args:
+        learner: the one that `jaxunlearn.summation.fit` was given.
+        tolerance: relative to the largest entry of the sum, in (0, 1); where rounding may be worse, the retain set is read and
+            summed anew. It must be above what one fit has, about 1e-13 for a thousand rows and more.
+
+    Returns:
+        An `UnlearnFn` of the variables that `fit` returned. `stats`: `rounding` Float64[], the bound on the relative error of
+        the sum, and `summed_anew` Bool[]. All rows may go: what is left then is the learner's answer to no rows, which for most
+        is not finite, and the status says so.
+
+    Raises:
+        ValueError: a tolerance outside (0, 1); at trace time, variables that are not of this learner.
+
+    Example:
+        >>> learner = jaxunlearn.summation.ridge(penalty=0.1)
+        >>> rows = jaxunlearn.training_data(x, x[:, 0])
+        >>> fitted = jaxunlearn.summation.fit(learner, rows)
+        >>> result = jax.jit(jaxunlearn.summation.summation(learner))(fitted, rows, request, key)
+        >>> again = jaxunlearn.summation.fit(learner, jaxunlearn.remove(rows, request))
+        >>> bool(jnp.allclose(result.variables.params["weights"], again.params["weights"], rtol=1e-5))
+        True
+    """
+    if not isinstance(learner, Learner):
+        raise TypeError(f"expected a learner such as jaxunlearn.summation.ridge(), got {type(learner).__name__}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is a relative error in (0, 1), got {tolerance}")
+
+    @sequential_vmap
+    def anew(condition, totals, data, request):
+        """Under `vmap` requests decide one after the other, so that one of them makes no other one read all rows."""
+        again = lambda: summed(learner, data.train, sampling.retain_weights(data, request))  # noqa: E731
+        return jax.lax.cond(condition, again, lambda: totals)
+
+    @in_float64
+    def update(variables, data, request, key):
+        if not isinstance(variables.state, Totals):
+            raise ValueError("summation works on what jaxunlearn.summation.fit returned: Variables(params, Totals)")
+        part = sampling.forget_rows(data, request)
+        gone, size = crossed(learner, part.examples, (part.weights > 0).astype(jnp.float64))
+        totals = without(variables.state, gone, size, part.weights.shape[0])
+        worse = _relative(totals) > tolerance
+        totals = anew(worse, totals, data._replace(extra={}), request)
+        params = learner.solve(totals.value)
+        params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, variables.params)
+        return Result(Variables(params, totals), stats={"rounding": _relative(totals), "summed_anew": worse})
+
+    return one_shot(update, on_empty=METHOD.on_empty)
+
+
+def _relative(totals: Totals) -> jax.Array:
+    largest = jnp.max(jnp.abs(totals.value))
+    return jnp.where(largest > 0, jnp.max(totals.error) / jnp.where(largest > 0, largest, 1), jnp.inf)

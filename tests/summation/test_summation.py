@@ -1,0 +1,168 @@
+"""Learners of sums, and exact removal from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn import summation
+from tests.problems import NUM_CLASSES, NUM_FEATURES, blobs, lane
+
+KEY = jax.random.key(0)
+LEARNERS = {
+    "ridge": summation.ridge(penalty=0.5),
+    "random features": summation.ridge(features=summation.random_features(KEY, 6, NUM_FEATURES)),
+    "nearest mean": summation.nearest_mean(NUM_CLASSES),
+    "Gaussian naive Bayes": summation.gaussian_naive_bayes(NUM_CLASSES),
+    "multinomial naive Bayes": summation.multinomial_naive_bayes(NUM_CLASSES),
+    "linear discriminant": summation.linear_discriminant(NUM_CLASSES, shrinkage=0.1),
+    "quadratic discriminant": summation.quadratic_discriminant(NUM_CLASSES, shrinkage=0.1),
+}
+
+
+def rows_for(name, rows=60):
+    data = blobs(rows)
+    inputs, targets = data.train
+    if name in ("ridge", "random features"):
+        return ju.training_data(inputs, jnp.stack([inputs[:, 0], inputs[:, 1] ** 2], axis=1))
+    return ju.training_data(jnp.abs(inputs), targets) if name.startswith("multi") else data
+
+
+def asked(data, *rows):
+    return lane(ju.from_indices(data, [rows]), 0)
+
+
+def value(variables):
+    """The sum, calculated where float64 is on."""
+    with jax.enable_x64(True):
+        return np.asarray(variables.state.value), np.asarray(variables.state.error)
+
+
+def agree(ours, theirs, rtol=1e-9):
+    def close(a, b):
+        scale = np.abs(np.asarray(b)).max()
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * scale)
+
+    jax.tree.map(close, ours, theirs)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_answer_is_the_fit_without_the_rows(name):
+    learner, data = LEARNERS[name], rows_for(name)
+    fitted = summation.fit(learner, data)
+    assert all(x.dtype == np.float64 for x in jax.tree.leaves(fitted))
+    request = asked(data, 3, 17, 40)
+    result = ju.check(jax.jit(summation.summation(learner))(fitted, data, request, KEY))
+    again = summation.fit(learner, ju.remove(data, request))
+    agree(result.variables.params, again.params)
+    agree(value(result.variables)[0], value(again)[0], 1e-12)
+    assert not bool(result.stats["summed_anew"])
+    logits = learner.model().forward(result.variables, data.train.inputs).logits
+    assert logits.shape == data.train.targets.shape if name in ("ridge", "random features") else logits.shape[1] == NUM_CLASSES
+
+
+def test_learners_equal_well_known_ones():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.linear_model import Ridge
+    from sklearn.naive_bayes import GaussianNB, MultinomialNB
+
+    for name, theirs in (
+        ("Gaussian naive Bayes", GaussianNB()),
+        ("multinomial naive Bayes", MultinomialNB()),
+        ("linear discriminant", LinearDiscriminantAnalysis(solver="lsqr")),
+    ):
+        data = rows_for(name)
+        learner = summation.linear_discriminant(NUM_CLASSES, shrinkage=0.0) if name.startswith("linear") else LEARNERS[name]
+        inputs, targets = (np.asarray(x, np.float64) for x in data.train)
+        logits = learner.model().forward(summation.fit(learner, data), data.train.inputs).logits
+        np.testing.assert_allclose(
+            jax.nn.log_softmax(logits),
+            theirs.fit(inputs, targets).predict_log_proba(inputs),
+            rtol=1e-3,
+            atol=1e-3,
+            err_msg=name,
+        )
+    data = rows_for("ridge")
+    inputs, targets = (np.asarray(x, np.float64) for x in data.train)
+    agree(summation.fit(LEARNERS["ridge"], data).params["weights"].T, Ridge(alpha=0.5).fit(inputs, targets).coef_)
+
+
+def test_ten_thousand_removals_are_one_fit():
+    rng = np.random.default_rng(0)
+    inputs = (rng.normal(size=(10_200, 3)) * [1, 100, 1e-3]).astype(np.float32)
+    data = ju.training_data(inputs, (inputs[:, 0] + rng.normal(size=10_200)).astype(np.float32))
+    learner = LEARNERS["ridge"]
+    requests = ju.from_indices(data, [[row] for row in rng.permutation(10_200)[:10_000]])
+    stream = jax.jit(ju.streamed(summation.summation(learner)))
+    result = stream(summation.fit(learner, data), data, requests, jax.random.split(KEY, 10_000))
+    assert np.all(result.status == ju.Status.OK)
+    again = summation.fit(learner, data._replace(present=result.extra["present"]))
+    agree(result.variables.params, again.params)
+    (ours, bound), (theirs, own) = value(result.variables), value(again)
+    assert np.all(np.abs(ours - theirs) <= bound + own)
+
+
+def test_rounding_is_bounded_and_summed_anew_where_it_is_too_much():
+    inputs = np.ones((50, 2), np.float32) * np.array([1.0, 1e-3], np.float32)
+    inputs[:40] *= 1e5  # what stays is far smaller than what was summed
+    data = ju.training_data(inputs, np.linspace(0, 1, 50, dtype=np.float32))
+    learner = summation.ridge(penalty=1e-3)
+    request = asked(data, *range(40))
+    fitted = summation.fit(learner, data)
+    exact = summation.fit(learner, ju.remove(data, request))
+    found = summation.summation(learner)(fitted, data, request, KEY)
+    assert bool(found.stats["summed_anew"])
+    agree(found.variables.params, exact.params)
+    loose = summation.summation(learner, tolerance=0.9)(fitted, data, request, KEY)
+    assert not bool(loose.stats["summed_anew"])
+    (ours, bound), (theirs, own) = value(loose.variables), value(exact)
+    assert np.all(np.abs(ours - theirs) <= bound + own)
+
+
+def test_requests_side_by_side_equal_single_ones_padded_or_not():
+    learner, data = LEARNERS["quadratic discriminant"], rows_for("quadratic discriminant")
+    fitted, unlearn = summation.fit(learner, data), summation.summation(learner)
+    requests = ju.from_indices(data, [[1], [2, 3, 4], [5, 6]])
+    keys = jax.random.split(KEY, 3)
+    for chunk in (1, 3):
+        many = jax.jit(ju.batched(unlearn, chunk=chunk))(fitted, data, requests, keys)
+        alone = unlearn(fitted, data, asked(data, 5, 6), keys[2])
+        agree(lane(many.variables, 2), alone.variables)
+        np.testing.assert_array_equal(many.status, ju.Status.OK)
+
+
+def test_a_class_that_is_gone_is_never_predicted():
+    for name in set(LEARNERS) - {"ridge", "random features"}:
+        learner, data = LEARNERS[name], rows_for(name)
+        gone = lane(ju.from_classes(data, [[1]]), 0)
+        result = ju.check(summation.summation(learner)(summation.fit(learner, data), data, gone, KEY))
+        logits = learner.model().forward(result.variables, data.train.inputs).logits
+        assert not np.any(np.argmax(logits, axis=1) == 1), name
+        assert np.all(np.isfinite(logits)), name
+
+
+def test_rows_that_do_not_count_are_not_read():
+    learner, data = LEARNERS["ridge"], rows_for("ridge")
+    gone = ju.remove(data, asked(data, 7, 8))
+    broken = gone._replace(train=gone.train._replace(inputs=gone.train.inputs.at[7].set(jnp.nan)))
+    agree(summation.fit(learner, broken).params, summation.fit(learner, gone).params, 1e-13)
+    request = asked(data, 3, 8)  # one of them was removed before
+    result = summation.summation(learner)(summation.fit(learner, broken), broken, request, KEY)
+    agree(result.variables.params, summation.fit(learner, ju.remove(gone, asked(gone, 3))).params)
+    nothing = summation.summation(learner)(summation.fit(learner, gone), gone, ju.empty_request(), KEY)
+    assert int(nothing.status) == ju.Status.EMPTY_REQUEST
+
+
+def test_bad_input_gets_a_clear_error():
+    data = blobs()
+    with pytest.raises(TypeError, match="ridge"):
+        summation.summation(ju.Model(lambda v, x: x, ju.losses.cross_entropy))
+    with pytest.raises(ValueError, match="tolerance"):
+        summation.summation(LEARNERS["ridge"], tolerance=2.0)
+    with pytest.raises(TypeError, match="real targets"):
+        summation.fit(LEARNERS["ridge"], data)
+    with pytest.raises(ValueError, match="integer class"):
+        summation.fit(LEARNERS["nearest mean"], rows_for("ridge"))
+    with pytest.raises(ValueError, match=r"summation\.fit"):
+        summation.summation(LEARNERS["nearest mean"])(ju.Variables({"w": jnp.ones(2)}), data, asked(data, 1), KEY)
