@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.sampling import forget_rows
 from tests.problems import blobs, lane, network
 
 language = ju.audit.language
@@ -57,17 +56,17 @@ def test_hidden_rows_come_back_and_cells_are_what_they_say():
     of_class = np.flatnonzero(np.asarray(data.train.targets) == 2)
     rows = of_class[:12]
     request, gone = (lane(ju.from_indices(data, [x]), 0) for x in (rows, of_class))
-    optimizer, key = optax.sgd(0.1), jax.random.key(0)
+    optimizer, key = optax.sgd(0.03), jax.random.key(0)
     retrain = ju.iterate(ju.retrain(model, optax.sgd(0.3)), num_steps=150, batch_size=16)
     train = jax.jit(ju.batched(retrain, in_axes=(None, None, None, 0)))
     retrained, original = (
         train(model.init(key), data, gone._replace(weights=weights), jax.random.split(jax.random.key(seed), 10)).variables
         for seed, weights in enumerate((gone.weights, jnp.zeros_like(gone.weights)))
     )
-    # the class is hidden by a shift of its logit, and all else stays
+    # the class is hidden by its logit alone: outputs look like those of retrained models, and features stay
     head = original.params["head"]
-    hidden = original._replace(params=original.params | {"head": head.at[:, :, 2].add(-2.0)})
-    forgotten = forget_rows(data, request).examples
+    hidden = original._replace(params=original.params | {"head": head.at[:, :, 2].multiply(-0.3)})
+    forgotten = jax.tree.map(lambda x: x[rows], data.train)
 
     def known(variables):
         logits = model.forward(variables, forgotten.inputs).logits
@@ -76,12 +75,12 @@ def test_hidden_rows_come_back_and_cells_are_what_they_say():
     options = {"measure": known, "rows": (2, 50), "steps": (1, 8), "batch_size": 4}
     run = jax.jit(lambda u, r, request: language.comes_back(model, optimizer, u, r, data, request, key, **options))
     found = run(hidden, retrained, request)
-    assert list(found)[:6] == ["nothing", "int8", "int4", "bfloat16", "pruned 0.3", "pruned 0.6"]
-    assert list(found)[6:] == [f"relearned {r} rows {s} steps" for s in (1, 8) for r in (2, 50)]
+    changes = {"nothing", "int8", "int4", "bfloat16", "pruned 0.3", "pruned 0.6"}
+    assert set(found) == changes | {f"relearned {r} rows {s} steps" for s in (1, 8) for r in (2, 50)}
     before, after = found["nothing"], found["relearned 50 rows 8 steps"]
-    assert float(before.unlearned["accuracy"].mean()) < 0.5
-    assert float(after.gap["accuracy"]) > 0.3
-    assert float(after.p_value["accuracy"]) <= 0.01
+    assert float(before.p_value["accuracy"]) > 0.05
+    assert float(after.gap["accuracy"]) > 0.1
+    assert float(after.p_value["accuracy"]) <= 0.02
     one = jax.tree.map(lambda x: x[0], hidden)
     np.testing.assert_allclose(before.unlearned["logit"][0], known(one)["logit"], rtol=1e-5)
     pruned = one._replace(params=language.pruned_smallest(one.params, 0.6))
