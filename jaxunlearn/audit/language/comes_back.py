@@ -76,7 +76,7 @@ def comes_back(
         num_permutations: random labels for each p-value; with one unlearned model it is ranked instead.
 
     Returns:
-        `Returned` by the name of the cell. p-values are not corrected for their number.
+        `Returned` by the name of the cell; `jit` sorts the names. p-values are not corrected for their number.
 
     Raises:
         ValueError: rows, steps, bits or shares out of range, weights that do not fit, stacked requests.

@@ -1,6 +1,7 @@
 """Membership scores of texts, and MUSE's PrivLeak as its code has it."""
 
 import zlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,18 @@ from tests.audit.language.toys import by_row, padded, random_rows
 language = ju.audit.language
 
 
+@partial(jax.jit, static_argnums=2)
+def lowest(logits, labels, share):
+    scores = language.token_log_probabilities(logits, labels), language.token_scores(logits, labels)
+    return [language.min_k(x, labels, share=share) for x in scores]
+
+
 @pytest.mark.parametrize("share", [0.05, 0.4, 1.0])
 def test_min_k_is_the_mean_of_the_lowest_scores_padded_or_not(share):
     logits, labels = random_rows(length=9)
     found = []
     for rows in ((logits, labels), padded(logits, labels)):
-        scores = language.token_log_probabilities(*rows), language.token_scores(*rows)
-        found.append([language.min_k(x, rows[1], share=share) for x in scores])
+        found.append(lowest(*rows, share))
     for place, (full, right) in enumerate(by_row(logits, labels)):
         picked = full[np.arange(len(right)), right]
         p, k = np.exp(full), max(1, int(len(right) * share))

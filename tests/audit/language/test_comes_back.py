@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn.sampling import forget_rows
 from tests.problems import blobs, lane, network
 
 language = ju.audit.language
@@ -54,24 +53,20 @@ def test_the_nearest_mean_is_that_of_a_loop():
 @pytest.mark.slow
 def test_hidden_rows_come_back_and_cells_are_what_they_say():
     data, model = blobs(), network()
-    rows = np.flatnonzero(np.asarray(data.train.targets) == 2)[:12]
-    request = lane(ju.from_indices(data, [rows]), 0)
-    optimizer, key = optax.sgd(0.1), jax.random.key(0)
-    train = jax.jit(
-        ju.batched(ju.iterate(ju.retrain(model, optax.sgd(0.3)), num_steps=150, batch_size=16), in_axes=(None, None, 0, 0))
+    of_class = np.flatnonzero(np.asarray(data.train.targets) == 2)
+    rows = of_class[:12]
+    request, gone = (lane(ju.from_indices(data, [x]), 0) for x in (rows, of_class))
+    optimizer, key = optax.sgd(0.03), jax.random.key(0)
+    retrain = ju.iterate(ju.retrain(model, optax.sgd(0.3)), num_steps=150, batch_size=16)
+    train = jax.jit(ju.batched(retrain, in_axes=(None, None, None, 0)))
+    retrained, original = (
+        train(model.init(key), data, gone._replace(weights=weights), jax.random.split(jax.random.key(seed), 10)).variables
+        for seed, weights in enumerate((gone.weights, jnp.zeros_like(gone.weights)))
     )
-    gone = lane(ju.from_classes(data, [2], num_classes=3), 0)
-    keys = jax.random.split(key, 12)
-    made = train(model.init(key), data, jax.tree.map(lambda x: jnp.stack([x] * 12), gone), keys).variables
-    asks = jax.tree.map(lambda x: jnp.stack([x] * 8), gone)._replace(weights=jnp.zeros((8, *gone.weights.shape)), target=())
-    original = train(
-        model.init(key), data, asks._replace(target=jnp.zeros_like(jnp.stack([gone.target] * 8))), keys[:8]
-    ).variables
-    # the class is hidden by its bias alone
-    hidden = original._replace(params=original.params | {"bias": original.params["bias"]})
+    # the class is hidden by its logit alone: outputs look like those of retrained models, and features stay
     head = original.params["head"]
-    hidden = hidden._replace(params=hidden.params | {"head": head.at[:, :, 2].add(-2.0)})
-    forgotten = forget_rows(data, request).examples
+    hidden = original._replace(params=original.params | {"head": head.at[:, :, 2].multiply(-0.3)})
+    forgotten = jax.tree.map(lambda x: x[rows], data.train)
 
     def known(variables):
         logits = model.forward(variables, forgotten.inputs).logits
@@ -79,13 +74,13 @@ def test_hidden_rows_come_back_and_cells_are_what_they_say():
 
     options = {"measure": known, "rows": (2, 50), "steps": (1, 8), "batch_size": 4}
     run = jax.jit(lambda u, r, request: language.comes_back(model, optimizer, u, r, data, request, key, **options))
-    found = run(hidden, made, request)
-    assert list(found)[:6] == ["nothing", "int8", "int4", "bfloat16", "pruned 0.3", "pruned 0.6"]
-    assert list(found)[6:] == [f"relearned {r} rows {s} steps" for s in (1, 8) for r in (2, 50)]
+    found = run(hidden, retrained, request)
+    changes = {"nothing", "int8", "int4", "bfloat16", "pruned 0.3", "pruned 0.6"}
+    assert set(found) == changes | {f"relearned {r} rows {s} steps" for s in (1, 8) for r in (2, 50)}
     before, after = found["nothing"], found["relearned 50 rows 8 steps"]
-    assert float(before.unlearned["accuracy"].mean()) < 0.5
-    assert float(after.gap["accuracy"]) > 0.3
-    assert float(after.p_value["accuracy"]) <= 0.01
+    assert float(before.p_value["accuracy"]) > 0.05
+    assert float(after.gap["accuracy"]) > 0.1
+    assert float(after.p_value["accuracy"]) <= 0.02
     one = jax.tree.map(lambda x: x[0], hidden)
     np.testing.assert_allclose(before.unlearned["logit"][0], known(one)["logit"], rtol=1e-5)
     pruned = one._replace(params=language.pruned_smallest(one.params, 0.6))
@@ -98,7 +93,7 @@ def test_hidden_rows_come_back_and_cells_are_what_they_say():
     np.testing.assert_allclose(found["relearned 2 rows 8 steps"].unlearned["logit"][0], known(by_hand)["logit"], rtol=1e-4)
     # padded requests are the same requests
     longer = request._replace(indices=jnp.pad(request.indices, (0, 3)), weights=jnp.pad(request.weights, (0, 3)))
-    for values, others in zip(jax.tree.leaves(found), jax.tree.leaves(run(hidden, made, longer)), strict=True):
+    for values, others in zip(jax.tree.leaves(found), jax.tree.leaves(run(hidden, retrained, longer)), strict=True):
         np.testing.assert_allclose(values, others, rtol=1e-5, atol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """REMIND: identities of its features, plateaus that it sees, and the controls beside it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,8 +128,8 @@ def test_shuffled_kinds_are_told_by_chance(separate):
 def test_padding_changes_nothing_and_models_are_a_vmap():
     told, kinds = plateaus(3, each=60)
     more = jax.tree.map(lambda x: np.pad(x, ((0, 7), *[(0, 0)] * (x.ndim - 1)), constant_values=np.nan), told)
-    plain = language.separation(told, kinds, jax.random.key(1))
-    longer = language.separation(more, np.pad(kinds, (0, 7), constant_values=-1), jax.random.key(1))
+    once = jax.jit(lambda x, kinds: language.separation(x, kinds, jax.random.key(1)))
+    plain, longer = once(told, kinds), once(more, np.pad(kinds, (0, 7), constant_values=-1))
     for values, others in zip(jax.tree.leaves(plain.features), jax.tree.leaves(longer.features), strict=True):
         np.testing.assert_allclose(values, others, atol=1e-3)
     other, _ = plateaus(4, each=60)
@@ -150,6 +152,7 @@ def test_a_retrained_model_cannot_tell_forgotten_from_held_out_texts():
         logits = weights["last"][part.inputs] + weights["before"][before]
         return -language.mean_log_probability(language.token_log_probabilities(logits, part.targets), part.targets)
 
+    @partial(jax.jit, static_argnames="steps")
     def train(weights, seen, rate, steps):
         optimizer = optax.sgd(rate)
         part = ju.Examples(tokens, labels)
@@ -179,7 +182,8 @@ def test_a_retrained_model_cannot_tell_forgotten_from_held_out_texts():
             distance=distance,
         )
 
-    found = language.remind(look(unlearned), look(retrained), kinds, jax.random.key(3), test_share=0.5)
+    compare = jax.jit(lambda *models: language.remind(*map(look, models), kinds, jax.random.key(3), test_share=0.5))
+    found = compare(unlearned, retrained)
     assert abs(found.retrained.features.unseen_auc - 0.5) < 3.5 * np.sqrt(1 / 6 / 75)
     assert found.unlearned.features.unseen_auc > 0.8
     assert found.excess == found.unlearned.features.unseen_auc - found.retrained.features.unseen_auc

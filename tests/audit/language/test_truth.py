@@ -10,23 +10,31 @@ import jaxunlearn as ju
 language = ju.audit.language
 
 
+QUALITY = jax.jit(language.forget_quality)
+
+
 def answers(seed=0, questions=6, wrong=5):
     rng = np.random.default_rng(seed)
     return -rng.gamma(2, size=questions).astype(np.float32), -rng.gamma(3, size=(questions, wrong)).astype(np.float32)
+
+
+@jax.jit
+def measures(right, wrong):
+    ratios = [language.truth_ratio(right, wrong, definition=name) for name in ("tofu", "paper", "open-unlearning")]
+    scores = [language.truth_score(ratios[0], forget=forget) for forget in (True, False)]
+    return ratios, language.choice_probability(right, wrong), scores
 
 
 def test_truth_ratios_follow_their_three_definitions():
     right, wrong = answers()
     p, q = np.exp(right.astype(np.float64)), np.exp(wrong.astype(np.float64))
     geometric = np.exp(np.log(q).mean(1))
-    for definition, expected in (
-        ("tofu", geometric / p), ("paper", q.mean(1) / p), ("open-unlearning", geometric / (p + 1e-10)),
-    ):  # fmt: skip
-        np.testing.assert_allclose(language.truth_ratio(right, wrong, definition=definition), expected, rtol=1e-5)
-    np.testing.assert_allclose(language.choice_probability(right, wrong), p / (p + q.sum(1)), rtol=1e-5)
-    ratios = (geometric / p).astype(np.float32)
-    assert float(language.truth_score(ratios, forget=True)) == pytest.approx(np.minimum(ratios, 1 / ratios).mean(), rel=1e-6)
-    assert float(language.truth_score(ratios, forget=False)) == pytest.approx(np.maximum(0, 1 - ratios).mean(), rel=1e-6)
+    ratios, choice, scores = measures(right, wrong)
+    for found, expected in zip(ratios, (geometric / p, q.mean(1) / p, geometric / (p + 1e-10)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(choice, p / (p + q.sum(1)), rtol=1e-5)
+    r = geometric / p
+    np.testing.assert_allclose(scores, [np.minimum(r, 1 / r).mean(), np.maximum(0, 1 - r).mean()], rtol=1e-5)
 
 
 def test_wrong_answers_and_rows_of_weight_0_may_hold_anything():
@@ -52,7 +60,8 @@ def test_forget_quality_is_the_exact_test_of_scipy_padded_or_not(n, m, shift):
     expected = stats.ks_2samp(first, second, method="exact")
     pads = np.pad(first, (0, 3), constant_values=np.nan), np.pad(second, (0, 2), constant_values=np.nan)
     weights = np.arange(n + 3) < n, np.arange(m + 2) < m
-    for found in (language.forget_quality(first, second), jax.jit(language.forget_quality)(*pads, *weights)):
+    whole = np.ones(n, bool), np.ones(m, bool)
+    for found in (QUALITY(first, second, *whole), QUALITY(*pads, *weights)):
         assert float(found.statistic) == pytest.approx(expected.statistic, rel=1e-6)
         assert float(found.p_value) == pytest.approx(expected.pvalue, rel=1e-5)
 
