@@ -103,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
                 })  # fmt: skip
                 advance(done=1)
     ceiling = correlated(bank[:, 0], bank[:, 1], config.draw)
-    best = {name: max((row for row in rows if row["matrix"] == name), key=lambda row: row["score"]) for name in fits}
+    best = {name: max((row for row in rows if row["matrix"] == name), key=lambda row: row["score"] or -1.0) for name in fits}
     notes = [
         f"ceiling: one retraining of each half predicts another with {ceiling['score']:.3f}",
         compared(best["EK-FAC and CG"], best["EK-FAC"], bank.mean(axis=1), config.draw),
@@ -258,11 +258,12 @@ def resampled(seed: int, models: int) -> list[np.ndarray]:
     return [rng.integers(0, models, models) for _ in range(200)]
 
 
-def correlated(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[str, float]:
-    """The score with its interval at 95 %."""
+def correlated(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[str, Any]:
+    """The score with its interval at 95 %; None where a score is not finite."""
     draws = [spearman(predicted[places], measured[places]) for places in resampled(seed, len(measured))]
     low, high = np.quantile(draws, (0.025, 0.975))
-    return {"score": spearman(predicted, measured), "low": float(low), "high": float(high)}
+    found = {"score": spearman(predicted, measured), "low": float(low), "high": float(high)}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
 def compared(first: dict[str, Any], second: dict[str, Any], measured: np.ndarray, seed: int) -> str:

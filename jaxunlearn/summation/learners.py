@@ -189,7 +189,7 @@ def multinomial_naive_bayes(num_classes: int, *, smoothing: Scalar = 1.0) -> Lea
         ValueError: a smoothing that is not positive.
 
     Example:
-        >>> counts = jaxunlearn.training_data(jnp.abs(x), y)
+        >>> counts = jaxunlearn.training_data(jnp.abs(x), data.train.targets)
         >>> jaxunlearn.summation.fit(jaxunlearn.summation.multinomial_naive_bayes(3), counts).params["log_shares"].shape
         (3, 4)
     """

@@ -44,7 +44,7 @@ def fit(learner: Learner, data: Data) -> Variables:
     Example:
         >>> learner = jaxunlearn.summation.nearest_mean(3)
         >>> fitted = jaxunlearn.summation.fit(learner, data)
-        >>> float(fitted.state.value[:, 0].sum())
+        >>> float(jax.device_get(fitted.state.sum)[:, 0].sum())  # rows
         60.0
     """
 
