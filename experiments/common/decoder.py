@@ -20,6 +20,7 @@ from experiments.common.sequences import sequence_cross_entropy
 from jaxunlearn.types import ExampleLoss, Scalar
 
 Params: TypeAlias = dict[str, Any]
+MATRICES = "layers/(q|k|v|o|gate|up|down)$"  # targets of adapters
 
 
 class RopeScaling(NamedTuple):
