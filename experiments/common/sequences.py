@@ -6,8 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 import jaxunlearn as ju
 from jaxunlearn.types import ExampleLoss, Scalar
@@ -46,14 +45,21 @@ def sequence_log_loss(*, reduction: Reduction = "mean", z_loss: Scalar = 0.0) ->
 sequence_cross_entropy = sequence_log_loss()
 
 
-def exposure(loss: Float[Array, ""], others: Float[Array, " m"]) -> Float[Array, ""]:
-    """Exposure of a canary in bits: `log2` of how many candidates there are, less `log2` of its rank among them by loss.
+def exposure(canaries: Float[Array, " c"], others: Float[Array, "c n"]) -> Float[Array, " c"]:
+    """Exposure of canaries in bits: `log2` of how many texts there are, less `log2` of their ranks among them by loss.
 
     Carlini, Liu, Erlingsson, Kos, Song: The secret sharer, USENIX Security 2019, arXiv 1802.08232. A tie counts half.
 
     Args:
-        loss: of the canary.
-        others: losses of all other candidates.
+        canaries: their losses.
+        others: losses of all texts of the space, each canary's own among them.
     """
-    rank = 1 + jnp.sum(others < loss) + 0.5 * jnp.sum(others == loss)
-    return np.log2(others.shape[0] + 1) - jnp.log2(rank)
+    less, same = (jnp.sum(compare(others, canaries[:, None]), axis=1) for compare in (jnp.less, jnp.equal))
+    return jnp.log2(others.shape[1]) - jnp.log2(less + (jnp.maximum(same, 1) + 1) / 2)
+
+
+def extraction_strength(hits: Bool[Array, "... t"], labels: Int[Array, "... t"]) -> Float[Array, "..."]:
+    """`1 - k / length`, k the shortest beginning behind which every token is predicted first (arXiv 2406.09179)."""
+    counted = labels >= 0
+    behind = jnp.flip(jnp.cumprod(jnp.flip(hits | ~counted, axis=-1).astype(jnp.int32), axis=-1), axis=-1)
+    return jnp.sum(jnp.where(counted, behind, 0), axis=-1) / jnp.sum(counted, axis=-1)

@@ -139,9 +139,14 @@ def test_losses_count_what_counts():
 
 
 def test_exposure_counts_bits():
-    others = jnp.arange(1.0, 8)
-    assert sequences.exposure(jnp.float32(0), others) == 3
-    assert sequences.exposure(jnp.float32(9), others) == 0
+    others = jnp.tile(jnp.arange(8.0), (3, 1))
+    np.testing.assert_allclose(sequences.exposure(jnp.array([0.0, 1.0, 7.0]), others), [3, 2, 0], atol=1e-6)
+
+
+def test_extraction_strength_counts_the_end_that_is_known():
+    hits = jnp.array([[True, False, True, False], [True, True, True, True]])
+    labels = jnp.array([[5, 1, 2, -1], [1, 2, 3, 4]])
+    np.testing.assert_allclose(sequences.extraction_strength(hits, labels), [1 / 3, 1], rtol=1e-6)
 
 
 def test_forms_that_do_not_fit_are_refused():

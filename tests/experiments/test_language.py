@@ -1,0 +1,77 @@
+"""The script at its smallest, and what it measures against slow twins."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import language
+from experiments.common import decoder, planted, text
+from experiments.common.scale import Scale
+
+ONE_DEVICE = Scale(mesh=False)
+
+
+def test_a_smoke_run_writes_its_report(tmp_path):
+    summary = language.main(language.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
+    names = [row["method"] for row in summary["rows"]]
+    assert names == ["do nothing", "retrained", "retrained again", *language.METHODS]
+    assert all(count == 0 for count in summary["unmoved"].values())
+    assert np.shape(summary["exposures"]["npo"]["recall"]) == (1, 16)
+    assert json.loads((tmp_path / "language.json").read_text())["config"]["seeds"] == 1
+    assert "</html>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def world():
+    form = {"width": 8, "layers": 1, "heads": 2, "hidden": 8, "remat": False}
+    return planted.build(documents=4, held_out=1, repetitions=(1, 2), each=1, length=64, form=form, seed=0)
+
+
+def test_requests_hold_all_copies_and_the_text_about_the_same_person(world):
+    for place, canary in enumerate(world.canaries):
+        rows = np.unique(world.requests.indices[place][world.requests.weights[place] > 0])
+        spent = world.data.train.inputs[rows]
+        documents = int(np.sum(np.any(world.documents.targets[place] >= 0, axis=1)))
+        assert len(rows) == documents + canary.repetitions
+        copies = np.sum(np.all(spent == spent[-1], axis=1))
+        assert copies == canary.repetitions
+    assert [canary.repetitions for canary in world.canaries] == [1, 2]
+
+
+def test_exposure_is_the_rank_among_all_codes(world):
+    variables = jax.tree.map(lambda x: 2 * x, world.model.init(jax.random.key(0)))
+    measure = jax.jit(planted.measuring(world, steps=1, learning_rate=1e-3))
+    found = measure(variables, planted.looked_at(world), jnp.int32(1), jax.random.key(0))
+    prefix, secret = world.prefixes[1], world.secrets[1]
+    codes = np.array(list(itertools.product(world.digits, repeat=planted.SIZE)))
+    tokens = np.concatenate([np.tile(prefix, (len(codes), 1)), codes], axis=1)
+    log = jax.nn.log_softmax(jax.jit(world.model.forward)(variables, tokens[:, :-1]).logits[:, len(prefix) - 1 :])
+    losses = -np.take_along_axis(np.asarray(log), codes[..., None], axis=-1)[..., 0].sum(axis=1)
+    own = losses[np.all(codes == secret, axis=1)][0]
+    np.testing.assert_allclose(found.recall.loss, own, rtol=1e-4)
+    rank = 1 + np.sum(losses < own - 1e-5)
+    np.testing.assert_allclose(found.recall.exposure, np.log2(1000) - np.log2(rank), atol=0.1)
+    told = decoder.generate(world.model.forward, world.config, variables, prefix[None], planted.SIZE)
+    assert found.recall.extracted == float(np.array_equal(told[0], secret))
+
+
+def test_worlds_that_cannot_be_are_refused():
+    form = {"width": 8, "layers": 1, "heads": 2}
+    sizes = {"repetitions": (1,), "each": 1, "form": form, "seed": 0}
+    with pytest.raises(ValueError, match="leave none to retain"):
+        planted.build(documents=1, held_out=1, length=64, **sizes)
+    with pytest.raises(ValueError, match="does not fit into a row"):
+        planted.build(documents=3, held_out=1, length=8, **sizes)
+    with pytest.raises(ValueError, match="there are 1 texts"):
+        planted.build(documents=3, held_out=1, length=64, texts=["a"], **sizes)
+
+
+def test_texts_of_a_file_are_joined_until_they_are_long_enough(tmp_path):
+    (tmp_path / "own.txt").write_text("\n\n".join(f"{word} " * 20 for word in text.TRADES * 8))
+    world = language.build(language.Config(text=tmp_path / "own.txt", documents=17, held_out=2))
+    assert world.data.train.inputs.shape[1] == 64
+    assert world.held_out.inputs.shape[0] >= 2
