@@ -53,12 +53,16 @@ class Setting(NamedTuple):
     weights: str = ADAPTER
 
 
+def _simnpo(model: ju.Model, optimizer: optax.GradientTransformation) -> ju.Unlearner:
+    return ju.simnpo(model, optimizer, beta=2.5, retain_weight=5.0)
+
+
 METHODS = {
-    "finetune": Setting(lambda model, optimizer: ju.finetune(model, optimizer), 1e-2),
-    "gradient_difference": Setting(lambda model, optimizer: ju.gradient_difference(model, optimizer, alpha=0.9), 1e-2),
-    "npo": Setting(_npo, 1e-2),
-    "simnpo": Setting(lambda model, optimizer: ju.simnpo(model, optimizer, beta=2.5, retain_weight=2.0), 1e-2),
-    "npo, all weights": Setting(_npo, 1e-3, WHOLE),
+    "simnpo": Setting(_simnpo, 3e-3),
+    "npo": Setting(_npo, 3e-3),
+    "simnpo_all_weights": Setting(_simnpo, 5e-4, WHOLE),
+    "gradient_difference": Setting(lambda model, optimizer: ju.gradient_difference(model, optimizer, alpha=0.8), 3e-3),
+    "finetune": Setting(lambda model, optimizer: ju.finetune(model, optimizer), 3e-3),
 }
 COLUMNS = [
     Column("method", "method"),
@@ -113,6 +117,8 @@ class Config(script.Base):
     """Steps of every method."""
     rank: int = 4
     """Of adapters."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which ones."""
     seeds: int = 3
     """Original models."""
     controls: int = 1
@@ -122,7 +128,7 @@ class Config(script.Base):
     relearning_rate: float = 1e-3
     """Learning rate of these."""
     rounds: int = 1
-    """Of the timing of one call for all requests against one call each."""
+    """Of the timing of one call for all requests against one call each; 0 leaves it out."""
     draw: int = 0
     """Seed of everything."""
     out: Path = Path("out/language")
@@ -130,7 +136,7 @@ class Config(script.Base):
 
 SMOKE: dict[str, Any] = {
     "documents": 17, "held_out": 1, "width": 8, "layers": 1, "training_steps": 2, "batch_size": 2, "forget_batch_size": 1,
-    "unlearning_steps": 3, "rank": 1, "seeds": 1, "relearning_steps": 1,
+    "unlearning_steps": 3, "rank": 1, "seeds": 1, "relearning_steps": 1, "methods": ("simnpo",), "rounds": 0,
 }  # fmt: skip
 
 
@@ -162,33 +168,37 @@ def main(config: Config) -> dict[str, Any]:
     """Run it all; returns what is written as JSON."""
     if config.smoke:
         config = replace(config, **SMOKE)
+    if strange := set(config.methods) - set(METHODS):
+        raise SystemExit(f"--methods knows {', '.join(METHODS)}, not {', '.join(sorted(strange))}")
     mesh, console = script.begin(config)
     stage = Stage()
-    with script.progress(console, "language", 3 + 2 * len(METHODS)) as advance:
+    with script.progress(console, "language", 5 + 2 * len(config.methods)) as advance:
         advance("training and retraining")
         world = build(config)
         base, answers = trained(config, world, mesh)
         stage.done("training and retraining")
-        parts = frozen.lora(
-            world.model, at(base, 0), world.data.train.inputs[:1], rank=config.rank, alpha=2.0 * config.rank,
-            targets=decoder.MATRICES,
-        )  # fmt: skip
-        for name, setting in METHODS.items():
-            advance(name, done=1)
-            answers[name] = unlearned(config, world, base, parts, setting, mesh)
-            stage.done(name)
-        advance("measuring", done=1)
+        advance("measuring", done=2)
         look = reusable(
             planted.measuring(world, steps=config.relearning_steps, learning_rate=config.relearning_rate),
             in_axes=(0, None, 0, 0), chunk=config.scale.chunk, mesh=mesh,
         )  # fmt: skip
-        found = {}
-        for name, models in answers.items():
-            found[name] = measured(world, look, models)
+        found = {name: measured(world, look, models) for name, models in answers.items()}
+        stage.done("measuring")
+        parts = frozen.lora(
+            world.model, at(base, 0), world.data.train.inputs[:1], rank=config.rank, alpha=2.0 * config.rank,
+            targets=decoder.MATRICES,
+        )  # fmt: skip
+        advance(done=1)
+        for name in config.methods:
+            advance(name)
+            answers[name] = unlearned(config, world, base, parts, METHODS[name], mesh)
+            stage.done(name)
+            found[name] = measured(world, look, answers[name])
             stage.done("measuring")
-            advance(done=1)
-        advance("timing", done=1)
-        costs = timed(config, world, base, parts)
+            advance(done=2)
+            console.print(f"{name}: {verdict(world, found, name)}")
+        advance("timing")
+        costs = timed(config, world, base, parts) if config.rounds else []
         stage.done("timing")
     return reported(config, world, console, answers, found, costs, memory(world, at(base, 0), parts), stage)
 
@@ -288,7 +298,9 @@ def measured(world: World, look: Callable, models: Answers) -> Found:
 
 def timed(config: Config, world: World, base: ju.Variables, parts: frozen.OnBase) -> list[dict[str, Any]]:
     """One call for all requests against one call each, on one device; interleaved, medians of rounds."""
-    method = frozen.on_base(parts, method_of(config, METHODS["npo"]))
+    method = frozen.on_base(
+        parts, method_of(config, next(METHODS[name] for name in METHODS if METHODS[name].weights == ADAPTER))
+    )
     own, key = at(base, 0), keys(config, 1, len(world.canaries))
     variables, data = jax.device_put((parts.start(own, key[0]), ju.slots.BASE.put(world.data, own)))
     together, alone = jax.jit(ju.batched(method)), jax.jit(method)
@@ -408,7 +420,7 @@ def reported(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page and the JSON."""
     rows = [row_of(world, answers[name], found, name) for name in found]
-    reached = [name for name in METHODS if gone(world, found, name, "recall") and apart(found, name) <= MOST_LOSS]
+    reached = [name for name in config.methods if gone(world, found, name, "recall") and apart(found, name) <= MOST_LOSS]
     lasting = [name for name in reached if not back(world, found, name)]
     unmoved = {name: x.unmoved for name, x in answers.items() if x.unmoved is not None}
     bad = {name: int(np.sum(x.status != ju.Status.OK)) for name, x in answers.items()}

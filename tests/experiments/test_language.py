@@ -18,9 +18,9 @@ ONE_DEVICE = Scale(mesh=False)
 def test_a_smoke_run_writes_its_report(tmp_path):
     summary = language.main(language.Config(scale=ONE_DEVICE, smoke=True, out=tmp_path))
     names = [row["method"] for row in summary["rows"]]
-    assert names == ["do nothing", "retrained", "retrained again", *language.METHODS]
+    assert names == ["do nothing", "retrained", "retrained again", "simnpo"]
     assert all(count == 0 for count in summary["unmoved"].values())
-    assert np.shape(summary["exposures"]["npo"]["recall"]) == (1, 16)
+    assert np.shape(summary["exposures"]["simnpo"]["recall"]) == (1, 16)
     assert json.loads((tmp_path / "language.json").read_text())["config"]["seeds"] == 1
     assert "</html>" in (tmp_path / "report.html").read_text()
 
