@@ -1,7 +1,7 @@
 """Does a language model forget a secret, and does it come back? Canaries, unlearned in adapters over one frozen base.
 
     python experiments/language.py                                                          # a register of nobody, offline
-    python experiments/language.py --text FILE                                              # paragraphs of your own
+    python experiments/language.py --text FILE                                              # your own text; --tofu, --muse
     python experiments/language.py --smoke                                                  # tiny, to see whether it runs
 
 A small decoder learns texts about people, and their codes, which stand there 1, 4, 16 or 64 times. Sixteen requests, each for
@@ -95,6 +95,10 @@ class Config(script.Base):
 
     text: Path | None = None
     """Text file (paragraphs), or JSON with texts, in place of the register."""
+    tofu: Path | None = None
+    """Folder with the files of TOFU, whose questions and answers are the texts."""
+    muse: Path | None = None
+    """Folder with one corpus of MUSE, `raw`, `knowmem` and so on, whose raw texts are the texts."""
     documents: int = 40
     """Training texts."""
     held_out: int = 16
@@ -206,9 +210,9 @@ def main(config: Config) -> dict[str, Any]:
 def build(config: Config) -> World:
     """Texts, canaries and requests."""
     texts = None
-    if config.text is not None:  # paragraphs are joined until they are as long as a text of the register
+    if (own := paragraphs(config)) is not None:  # joined until they are as long as a text of the register
         texts, joined = [], ""
-        for paragraph in text.read_texts(config.text):
+        for paragraph in own:
             joined = f"{joined}\n{paragraph}".strip()
             if len(joined) > 4 * config.length - 20:
                 texts, joined = [*texts, joined[: 4 * config.length]], ""
@@ -217,6 +221,20 @@ def build(config: Config) -> World:
         documents=config.documents, held_out=config.held_out, repetitions=REPETITIONS, each=config.each, length=config.length,
         form=form, seed=config.draw, texts=texts,
     )  # fmt: skip
+
+
+def paragraphs(config: Config) -> list[str] | None:
+    """Texts of the user's own: those that are held out, those that are forgotten, and the others, in this order."""
+    if config.text is not None:
+        return text.read_texts(config.text)
+    if config.tofu is not None:
+        found = text.read_tofu(config.tofu)
+        pairs = [*(found.held_out or found.retain[-len(found.forget) :]), *found.forget, *found.retain]
+        return [f"{pair.question}\n{pair.answer}" for pair in pairs]
+    if config.muse is not None:
+        corpus = text.read_muse(config.muse)
+        return [*corpus.held_out, *corpus.forget, *corpus.retain]
+    return None
 
 
 def keys(config: Config, part: int, count: int) -> jax.Array:
@@ -442,6 +460,7 @@ def reported(
         f"leaves of adapters that did not move: {sum(unmoved.values())}",
     ]
     parts = Found._fields[:3]
+    places: dict[str, Any] = {name: path and path.name for name in ("text", "tofu", "muse") for path in [getattr(config, name)]}
     summary = {
         "rows": rows,
         "target": {
@@ -462,7 +481,7 @@ def reported(
         "memory": held,
     }  # fmt: skip
     return script.finish(
-        config, console, "language", script.summary_of(replace(config, text=config.text and config.text.name), **summary),
+        config, console, "language", script.summary_of(replace(config, **places), **summary),
         title="jaxunlearn: unlearning in a language model", intro=INTRO, sections=sections, tables=tables, notes=notes,
     )  # fmt: skip
 

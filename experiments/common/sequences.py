@@ -55,7 +55,8 @@ def exposure(canaries: Float[Array, " c"], others: Float[Array, "c n"]) -> Float
         others: losses of all texts of the space, each canary's own among them.
     """
     less, same = (jnp.sum(compare(others, canaries[:, None]), axis=1) for compare in (jnp.less, jnp.equal))
-    return jnp.log2(others.shape[1]) - jnp.log2(less + (jnp.maximum(same, 1) + 1) / 2)
+    bits = jnp.log2(others.shape[1]) - jnp.log2(less + (jnp.maximum(same, 1) + 1) / 2)
+    return jnp.where(jnp.isnan(canaries), jnp.nan, bits)
 
 
 def extraction_strength(hits: Bool[Array, "... t"], labels: Int[Array, "... t"]) -> Float[Array, "..."]:

@@ -59,6 +59,34 @@ def test_exposure_is_the_rank_among_all_codes(world):
     assert found.recall.extracted == float(np.array_equal(told[0], secret))
 
 
+def knows(exposure, seeds=3, count=4, *, relearned=None, rounded=None, held_out=1.0):
+    """Models of one kind that know secrets so well."""
+
+    def recall(bits):
+        full = np.full((seeds, count), bits)
+        return planted.Recall(full, (full > 9).astype(float), full)
+
+    losses = np.full((seeds, count), held_out)
+    parts = (exposure if x is None else x for x in (relearned, rounded))
+    return planted.Found(recall(exposure), *map(recall, parts), losses, losses, losses, losses)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (knows(1.5), "forgets"),
+        (knows(10.0), "still knows"),
+        (knows(1.5, relearned=9.9), "hides: comes back by relearning"),
+        (knows(0.1, relearned=9.9, rounded=10.0), "hides: comes back by relearning and rounding"),
+        (knows(0.1, held_out=1.1), "forgets, damages the rest"),
+    ],
+)
+def test_a_verdict_compares_with_models_that_never_saw_it(world, kind, words):
+    canaries = [text.Canary("", "", language.TARGET)] * 4
+    found = {"a": kind, "retrained": knows(1.4, count=1), "retrained again": knows(1.6, count=1)}
+    assert language.verdict(world._replace(canaries=canaries), found, "a") == words
+
+
 def test_worlds_that_cannot_be_are_refused():
     form = {"width": 8, "layers": 1, "heads": 2}
     sizes = {"repetitions": (1,), "each": 1, "form": form, "seed": 0}
@@ -75,3 +103,14 @@ def test_texts_of_a_file_are_joined_until_they_are_long_enough(tmp_path):
     world = language.build(language.Config(text=tmp_path / "own.txt", documents=17, held_out=2))
     assert world.data.train.inputs.shape[1] == 64
     assert world.held_out.inputs.shape[0] >= 2
+
+
+def test_questions_of_tofu_are_texts(tmp_path):
+    pairs = [json.dumps({"question": f"{word} " * 15, "answer": word * 3}) for word in text.TRADES * 8]
+    (tmp_path / "forget10.json").write_text("\n".join(pairs[:10]))
+    (tmp_path / "retain90.json").write_text("\n".join(pairs[10:]))
+    told = language.paragraphs(language.Config(tofu=tmp_path))
+    assert told is not None
+    assert len(told) == len(pairs) + 10  # those that are held out come first
+    assert told[10] == "baker " * 15 + "\n" + "bakerbakerbaker"
+    assert language.paragraphs(language.Config()) is None
