@@ -19,7 +19,13 @@ class Use(NamedTuple):
     name: str
     primitive: str
     contracted: frozenset[int] | None  # axes of the parameter; None if it is no product
-    groups: frozenset[int]  # axes of the parameter that the product, or a loop, goes along
+    groups: frozenset[int] = frozenset()  # axes of the parameter that the product, or a loop, goes along
+    free: frozenset[int] = frozenset()  # axes of the parameter that the product leaves as they are
+
+    def parts_an_axis(self) -> bool:
+        """Whether a reshape cut an axis of the parameter in two that are not used alike."""
+        contracted = self.contracted or frozenset()
+        return bool(contracted & self.groups or contracted & self.free or self.groups & self.free)
 
 
 Note: TypeAlias = Callable[[Use], None]
@@ -89,8 +95,9 @@ class _Reader:
         weight: Weight = values[side]
         contracted, batch = (axes[side] for axes in equation.params["dimension_numbers"])
         if self.note is not None:
-            groups = weight.looped.union(*(weight.axes[axis] for axis in batch))
-            self.note(Use(weight.name, "dot_general", frozenset().union(*(weight.axes[axis] for axis in contracted)), groups))
+            rest = [axis for axis in range(len(weight.axes)) if axis not in (*contracted, *batch)]
+            reached, along, free = (frozenset().union(*(weight.axes[x] for x in axes)) for axes in (contracted, batch, rest))
+            self.note(Use(weight.name, "dot_general", reached, weight.looped | along, free))
         return product(weight, values[1 - side], equation, side)
 
     def scan(self, options: Any, values: list[Any]) -> list[Any]:
@@ -122,7 +129,7 @@ class _Reader:
         if not isinstance(value, Weight):
             return value
         if self.note is not None:
-            self.note(Use(value.name, where, None, frozenset()))
+            self.note(Use(value.name, where, None))
         elif value.down is not None:
             raise ValueError(
                 f"parameter {value.name!r} has a low-rank change and enters {where}, where it would have to be put together: "

@@ -270,3 +270,40 @@ def test_adapters_have_kronecker_factors(big):
     for name in ("layers/q", "layers/o", "layers/up", "layers/v"):
         for half in "ab":
             assert kinds[f"{name}/{half}"].startswith("kronecker"), (name, half, kinds)
+
+
+def test_fresh_adapters_are_drawn_inside_a_compiled_call():
+    model, data = network(), blobs()
+    base = model.init(KEY)
+    parts = frozen.lora(model, base, data.train.inputs[:1], rank=2)
+    unlearn = frozen.on_base(parts, lambda m: ju.iterate(ju.retrain(m, optax.sgd(0.1)), num_steps=1, batch_size=8))
+    result = jax.jit(unlearn)(parts.start(base, KEY), ju.slots.BASE.put(data, base), asked(data, 1), KEY)
+    assert int(result.status) == ju.Status.OK
+
+
+def of_one_weight(function, *shape):
+    """A model of one weight, its variables, and rows of 6 inputs."""
+    model = ju.Model(lambda v, x, **_: ju.Outputs(function(v.params["w"], x)), ju.losses.cross_entropy)
+    return model, ju.Variables({"w": jax.random.normal(KEY, shape)}), jax.random.normal(jax.random.key(1), (4, 6))
+
+
+REFUSED = {
+    "inputs cut, half free": (lambda w, x: jnp.einsum("bd,sdf->bsf", x, w.reshape(3, 6, 5)), (18, 5), "axes of its own"),
+    "inputs mixed and cut": (lambda w, x: jnp.einsum("bi,ijk->bjk", x, w.reshape(6, 4, 5)), (4, 6, 5), "axes of its own"),
+    "groups cut, half of them free": (
+        lambda w, x: jax.lax.scan(lambda h, w: (h, jnp.einsum("bd,adf->baf", x, w)), 0, w.reshape(2, 3, 6, 5))[1],
+        (6, 6, 5), "axes of its own",
+    ),
+    "a group here, free there": (
+        lambda w, x: jnp.einsum("bd,edf->bef", x, w) + jnp.einsum("ebd,edf->bef", jnp.stack([x] * 3), w), (3, 6, 5), "axes",
+    ),
+    "no inputs": (lambda w, x: jnp.einsum("b,df->bdf", x[:, 0], w), (6, 5), "axes of its own"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_axes_that_factors_cannot_follow_are_refused(name):
+    function, shape, reason = REFUSED[name]
+    model, base, rows = of_one_weight(function, *shape)
+    with pytest.raises(ValueError, match=f"w .*{reason}"):
+        frozen.lora(model, base, rows)
