@@ -51,7 +51,8 @@ def lora(
     """Low-rank changes of a model's weights, over a base that stays as it is.
 
     Args:
-        model: any model whose forward pass JAX can trace.
+        model: any model whose forward pass JAX can trace. What it multiplies in a function with a derivative of its own
+            (`jax.custom_jvp`, `jax.custom_vjp`) cannot be changed.
         like: its variables, or their shapes (`jax.eval_shape`).
         inputs: of any batch size, from which the program is read.
         rank: of the changes.

@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxunlearn.curvature.programs import bind
 from jaxunlearn.frozen.weights import FORMS, Weight, product
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call")
+CALLS = ("jit", "pjit", "closed_call", "core_call")  # not what has a derivative of its own: it would be lost
 REMATERIALISED = ("checkpoint", "remat", "remat2")
 
 

@@ -77,8 +77,10 @@ def squeezed(weight: Weight, dimensions: Sequence[int], **_: Any) -> Weight:
     return weight.changed(lambda x: x.squeeze(tuple(dimensions)), kept)
 
 
-def cast(weight: Weight, new_dtype: Any, **_: Any) -> Weight:
-    """In another floating-point type; integers stay as they are stored."""
+def cast(weight: Weight, new_dtype: Any, **_: Any) -> Weight | None:
+    """In another floating-point type; integers stay as they are stored. None for a type that rounds the whole weight."""
+    if not jnp.issubdtype(new_dtype, jnp.inexact):
+        return None
     values = weight.values if weight.scale is not None else weight.values.astype(new_dtype)
     return replace(weight, values=values, dtype=new_dtype)
 
@@ -188,11 +190,12 @@ def product(weight: Weight, other: jax.Array, equation: Any, side: int) -> jax.A
         first, second = weight.up, weight.down
     else:
         return None
-    thin = _thin(first, [*batch, *contracted], len(batch), other.dtype)  # [batch..., contracted..., rank]
-    back = _thin(second, [*batch, *free], len(batch), other.dtype)  # [batch..., free..., rank]
+    dtype = jnp.promote_types(weight.dtype, other.dtype)  # a product may be of integers and floating-point numbers
+    thin = _thin(first, [*batch, *contracted], dtype)  # [batch..., contracted..., rank]
+    back = _thin(second, [*batch, *free], dtype)  # [batch..., free..., rank]
     groups = tuple(range(len(batch)))
     sums = tuple(range(len(batch), len(batch) + len(contracted)))
-    inner = jax.lax.dot_general(other, thin, ((against, sums), (along, groups)), precision=options["precision"])
+    inner = jax.lax.dot_general(other.astype(dtype), thin, ((against, sums), (along, groups)), precision=options["precision"])
     rank = (((inner.ndim - 1,), (back.ndim - 1,)), (groups, groups))
     change = jax.lax.dot_general(inner, back, rank, **options)  # [batch..., free of the other one, free]
     if side == 0:
@@ -200,7 +203,7 @@ def product(weight: Weight, other: jax.Array, equation: Any, side: int) -> jax.A
     return (out + weight.strength.astype(out.dtype) * change.astype(out.dtype)).astype(out_dtype)
 
 
-def _thin(part: jax.Array, kept: list[int], batch: int, dtype: Any) -> jax.Array:
+def _thin(part: jax.Array, kept: list[int], dtype: Any) -> jax.Array:
     """A factor with these axes and the rank, without those along which it is 1 wide anyway."""
     gone = [axis for axis in range(part.ndim - 1) if axis not in kept]
     order = [*kept, part.ndim - 1, *gone]

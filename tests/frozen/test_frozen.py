@@ -287,6 +287,14 @@ def of_one_weight(function, *shape):
     return model, ju.Variables({"w": jax.random.normal(KEY, shape)}), jax.random.normal(jax.random.key(1), (4, 6))
 
 
+@jax.custom_jvp
+def reversed_product(x, w):
+    return x @ w
+
+
+reversed_product.defjvp(lambda values, slopes: (values[0] @ values[1], -(slopes[0] @ values[1] + values[0] @ slopes[1])))
+
+
 REFUSED = {
     "inputs cut, half free": (lambda w, x: jnp.einsum("bd,sdf->bsf", x, w.reshape(3, 6, 5)), (18, 5), "axes of its own"),
     "inputs mixed and cut": (lambda w, x: jnp.einsum("bi,ijk->bjk", x, w.reshape(6, 4, 5)), (4, 6, 5), "axes of its own"),
@@ -297,6 +305,8 @@ REFUSED = {
     "a group here, free there": (
         lambda w, x: jnp.einsum("bd,edf->bef", x, w) + jnp.einsum("ebd,edf->bef", jnp.stack([x] * 3), w), (3, 6, 5), "axes",
     ),
+    "rounded": (lambda w, x: x @ w.astype(jnp.int32).astype(x.dtype), (6, 5), "enters convert_element_type"),
+    "a derivative of its own": (lambda w, x: reversed_product(x, w), (6, 5), "enters custom_jvp_call"),
     "no inputs": (lambda w, x: jnp.einsum("b,df->bdf", x[:, 0], w), (6, 5), "axes of its own"),
 }  # fmt: skip
 
@@ -307,3 +317,15 @@ def test_axes_that_factors_cannot_follow_are_refused(name):
     model, base, rows = of_one_weight(function, *shape)
     with pytest.raises(ValueError, match=f"w .*{reason}"):
         frozen.lora(model, base, rows)
+
+
+def test_a_product_with_integers_takes_its_change():
+    def mixed(w, x):
+        counts = jnp.round(3 * x).astype(jnp.int8)
+        return jax.lax.dot_general(counts, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    model, base, rows = of_one_weight(mixed, 6, 5)
+    parts = frozen.lora(model, base, rows, rank=2)
+    part = moved(parts, base)
+    expected = model.forward(parts.merge(base, part), rows).logits
+    np.testing.assert_allclose(parts.on(base).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
