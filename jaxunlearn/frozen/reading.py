@@ -42,7 +42,7 @@ def run(program: ClosedJaxpr, arguments: Sequence[Any], note: Note | None = None
     Raises:
         ValueError: a changed weight in something that is neither a product nor a change of its form.
     """
-    return _Reader(note).run(program.jaxpr, program.consts, arguments)
+    return _Reader(note).arrays(program, arguments, "the result")
 
 
 class _Reader:
@@ -54,12 +54,16 @@ class _Reader:
         for equation in jaxpr.eqns:
             values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
             known.update(zip(equation.outvars, self.step(equation, values), strict=True))
-        return [self.dense(x.val if isinstance(x, Literal) else known[x], "the result") for x in jaxpr.outvars]
+        return [x.val if isinstance(x, Literal) else known[x] for x in jaxpr.outvars]
 
     def closed(self, program: Any, arguments: Sequence[Any]) -> list[Any]:
         if isinstance(program, ClosedJaxpr):
             return self.run(program.jaxpr, program.consts, arguments)
         return self.run(program, [], arguments)
+
+    def arrays(self, program: Any, arguments: Sequence[Any], where: str) -> list[Any]:
+        """What a program returns, with no weight in it."""
+        return [self.dense(x, where) for x in self.closed(program, arguments)]
 
     def step(self, equation: Any, values: list[Any]) -> list[Any]:
         if not any(isinstance(x, Weight) for x in values):
@@ -81,7 +85,7 @@ class _Reader:
         if name == "scan":
             return self.scan(options, values)
         if name == "cond" and not isinstance(values[0], Weight):
-            branches = [lambda *x, branch=branch: self.closed(branch, x) for branch in options["branches"]]
+            branches = [lambda *x, branch=branch: self.arrays(branch, x, "the result of a branch") for branch in options["branches"]]
             return jax.lax.switch(values[0], branches, *values[1:])
         if name == "while":
             return self.while_loop(options, values)
@@ -107,7 +111,7 @@ class _Reader:
 
         def body(carry: list, part: list) -> tuple[list, list]:
             part = [x.first_taken() if isinstance(x, Weight) else x for x in part]
-            out = self.closed(options["jaxpr"], [*fixed, *carry, *part])
+            out = self.arrays(options["jaxpr"], [*fixed, *carry, *part], "the result of a loop")
             return out[:carried], out[carried:]
 
         last, rest = jax.lax.scan(
@@ -120,7 +124,7 @@ class _Reader:
         carry = [self.dense(x, "the carry of a loop") for x in values[second:]]
         return jax.lax.while_loop(
             lambda x: self.closed(options["cond_jaxpr"], [*values[:first], *x])[0],
-            lambda x: self.closed(options["body_jaxpr"], [*values[first:second], *x]),
+            lambda x: self.arrays(options["body_jaxpr"], [*values[first:second], *x], "the result of a loop"),
             carry,
         )
 

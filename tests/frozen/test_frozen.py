@@ -329,3 +329,12 @@ def test_a_product_with_integers_takes_its_change():
     part = moved(parts, base)
     expected = model.forward(parts.merge(base, part), rows).logits
     np.testing.assert_allclose(parts.on(base).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint])
+def test_another_form_may_come_out_of_a_call(wrap):
+    model, base, rows = of_one_weight(lambda w, x: x @ wrap(lambda w: w.T)(w), 5, 6)
+    parts = frozen.lora(model, base, rows, rank=2)
+    part = moved(parts, base)
+    expected = model.forward(parts.merge(base, part), rows).logits
+    np.testing.assert_allclose(parts.on(base).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
