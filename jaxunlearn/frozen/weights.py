@@ -92,7 +92,7 @@ def unchanged(weight: Weight, **_: Any) -> Weight:
 
 def spread(weight: Weight, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any) -> Weight | None:
     """With axes of size 1 put in; None if an axis is made longer."""
-    if int(np.prod(shape)) != weight.values.size:
+    if int(np.prod(shape)) != weight.values.size or not weight.values.size:
         return None
     axes: list[frozenset[int]] = [frozenset()] * len(shape)
     for source, place in enumerate(broadcast_dimensions):
@@ -103,15 +103,23 @@ def spread(weight: Weight, shape: Sequence[int], broadcast_dimensions: Sequence[
 
 def reshaped(weight: Weight, new_sizes: Sequence[int], **_: Any) -> Weight | None:
     """In another shape; None where an axis would mix what a part has along it with what it has not."""
+    if not weight.values.size:
+        return None
     groups = _groups(weight.values.shape, tuple(new_sizes))
     axes: list[frozenset[int]] = []
     for old, new in groups:
         axes += [frozenset().union(*(weight.axes[place] for place in old))] * len(new)
-    parts = [x for x in (weight.scale, weight.down, weight.up) if x is not None]
-    for part in parts:
-        for old, _new in groups:
-            if len({part.shape[place] == 1 for place in old if weight.values.shape[place] > 1}) > 1:
-                return None
+
+    def mixed(part: jax.Array, old: Sequence[int]) -> bool:
+        return len({part.shape[place] == 1 for place in old if weight.values.shape[place] > 1}) > 1
+
+    if any(mixed(part, old) for part in (weight.down, weight.up) if part is not None for old, _new in groups):
+        return None
+    if weight.scale is not None:  # may be written out: it is small along what it does not depend on, not for its rank
+        sizes = list(weight.scale.shape)
+        for place in (place for old, _new in groups if mixed(weight.scale, old) for place in old):
+            sizes[place] = weight.values.shape[place]
+        weight = replace(weight, scale=jnp.broadcast_to(weight.scale, sizes))
 
     def change(x: jax.Array) -> jax.Array:
         sizes = [

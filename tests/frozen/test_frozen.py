@@ -338,3 +338,24 @@ def test_another_form_may_come_out_of_a_call(wrap):
     part = moved(parts, base)
     expected = model.forward(parts.merge(base, part), rows).logits
     np.testing.assert_allclose(parts.on(base).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_integers_of_weights_with_few_bits_are_as_close():
+    weight = jax.random.normal(KEY, (200, 50)).astype(jnp.bfloat16)
+    held = frozen.int8({"w": weight, "none": jnp.zeros((0, 4))})
+    assert held["none"].shape == (0, 4)
+    assert held["w"].values.min() >= -127
+    assert held["w"].scale.dtype == jnp.bfloat16
+    wide, scale = weight.astype(jnp.float32), held["w"].scale.astype(jnp.float32)
+    assert jnp.all(jnp.abs(held["w"].values * scale - wide) <= scale / 2 * (1 + 1e-5))
+    tiny = frozen.int8({"w": jnp.full((2, 2), 1e-6, jnp.float16)})["w"]
+    assert jnp.all(jnp.isfinite(tiny.dense()))
+
+
+def test_scales_along_heads_that_are_joined_are_written_out():
+    model, base, rows = of_one_weight(lambda w, x: x @ w.reshape(6, -1), 6, 2, 4)
+    parts = frozen.lora(model, base, rows, rank=2)
+    small = base._replace(params=frozen.int8(base.params))
+    part = moved(parts, small)
+    expected = model.forward(parts.merge(small, part), rows).logits
+    np.testing.assert_allclose(parts.on(small).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
