@@ -359,3 +359,14 @@ def test_scales_along_heads_that_are_joined_are_written_out():
     part = moved(parts, small)
     expected = model.forward(parts.merge(small, part), rows).logits
     np.testing.assert_allclose(parts.on(small).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_regularizer_is_one_of_all_weights():
+    model = headed()._replace(regularizer=lambda params: sum(jnp.sum(x**2) for x in jax.tree.leaves(params)))
+    base = model.init(KEY)
+    parts = frozen.train_only(model, base, "^head$")
+    part = moved(parts, base)
+    over = parts.on(base)
+    whole = parts.merge(base, part).params
+    np.testing.assert_allclose(over.regularizer(part.params), model.regularizer(whole), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(over.regularizer)(part.params)["head"], 2 * whole["head"], rtol=1e-6)
