@@ -44,7 +44,8 @@ def int8(params: PyTree, *, layers: Layers = ".*", axis: int = -2) -> PyTree:
 
     Returns:
         The tree with `Int8` in place of those leaves: a base for `jaxunlearn.frozen.lora`. An entry is off by half a step at
-        most, which is 1 / 254 of the largest entry along the axis; and by a rounding, if the weight has fewer bits than float32.
+        most, which is 1 / 254 of the largest entry along the axis; and by a rounding, if the weight has fewer bits than
+        float32.
 
     Raises:
         ValueError: no leaf has such a path.

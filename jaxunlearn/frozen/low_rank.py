@@ -63,8 +63,8 @@ def lora(
     Returns:
         `OnBase`; its part holds for every path `a` [groups..., inputs..., rank] and `b` [groups..., rank, outputs...] in
         float32, or wider if the parameter is, and the model's state. A regularizer of the model, which is one of whole weights,
-        and its head are left out: `on(base)._replace(regularizer=...)` has one of the factors. Leaves of the base may be of any floating-point type, or
-        `Int8`.
+        and its head are left out: `on(base)._replace(regularizer=...)` has one of the factors. Leaves of the base may be of any
+        floating-point type, or `Int8`.
 
     Raises:
         ValueError: a leaf that is asked for and cannot be changed this way; the message says why.

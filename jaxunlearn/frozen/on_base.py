@@ -37,7 +37,7 @@ def train_only(model: Model, like: Variables, layers: Layers) -> OnBase:
             function of the path.
 
     Returns:
-        `OnBase` whose part holds the trained leaves by their paths, and the state. A regularizer of the model is that of all its
+        `OnBase` whose part holds the trained leaves by their paths, and the state. The model's regularizer is that of all
         weights, as before; its head is left out.
 
     Raises:
@@ -98,8 +98,8 @@ def on_base(parts: OnBase, make: Callable[[Model], UnlearnFn]) -> UnlearnFn:
     Returns:
         An `UnlearnFn` of the part's variables. It reads the base from slot `base`:
         `jaxunlearn.slots.BASE.put(data, variables)`. `stats` gains `unmoved` Int[], how many leaves of the part are what they
-        were: 0 after a run that trains all of them. Stamps of what is prepared are those of the part: prepare again when another
-        base is put in.
+        were: 0 after a run that trains all of them. Stamps of what is prepared are those of the part: prepare again for
+        another base.
 
     Raises:
         ValueError: when it is called, nothing in slot `base`.

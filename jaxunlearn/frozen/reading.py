@@ -85,9 +85,7 @@ class _Reader:
         if name == "scan":
             return self.scan(options, values)
         if name == "cond" and not isinstance(values[0], Weight):
-            branches = [
-                lambda *x, branch=branch: self.arrays(branch, x, "a branch") for branch in options["branches"]
-            ]
+            branches = [lambda *x, branch=branch: self.arrays(branch, x, "a branch") for branch in options["branches"]]
             return jax.lax.switch(values[0], branches, *values[1:])
         if name == "while":
             return self.while_loop(options, values)
