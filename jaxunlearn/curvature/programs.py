@@ -71,7 +71,7 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
             values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
             marks = [not isinstance(x, Literal) and reached[x] for x in equation.invars]
             inner = _inner(equation) if any(marks) else None
-            if any(marks) and equation.primitive.name == "scan" and equation.params["length"] <= LONGEST_LOOP:
+            if any(marks) and equation.primitive.name == "scan" and 0 < equation.params["length"] <= LONGEST_LOOP:
                 result, new = turns(equation.params, values, marks)
             elif inner is not None:
                 result, new = run(inner[0], inner[1], values, marks)

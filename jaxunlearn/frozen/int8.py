@@ -39,12 +39,13 @@ def int8(params: PyTree, *, layers: Layers = ".*", axis: int = -2) -> PyTree:
     Args:
         params: of a model.
         layers: which leaves: a regular expression that is searched for in their paths, or a function of the path. Leaves with
-            fewer than two axes stay as they are.
+            fewer than two axes, or without entries, stay as they are.
         axis: along which entries share a scale; -2 is the input axis of a kernel [..., inputs, outputs].
 
     Returns:
         The tree with `Int8` in place of those leaves: a base for `jaxunlearn.frozen.lora`. An entry is off by half a step at
-        most, which is 1 / 254 of the largest entry along the axis.
+        most, which is 1 / 254 of the largest entry along the axis; and by a rounding, if the weight has fewer bits than
+        float32.
 
     Raises:
         ValueError: no leaf has such a path.
@@ -56,11 +57,13 @@ def int8(params: PyTree, *, layers: Layers = ".*", axis: int = -2) -> PyTree:
     """
 
     def one(leaf: jax.Array, chosen: bool) -> Any:
-        if not chosen or leaf.ndim < 2:
+        if not chosen or leaf.ndim < 2 or leaf.size == 0:
             return leaf
-        largest = jnp.max(jnp.abs(leaf), axis=axis, keepdims=True)
-        scale = jnp.where(largest > 0, largest, 1) / 127
-        return Int8(jnp.round(leaf / scale).astype(jnp.int8), scale)
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        scale = (jnp.max(jnp.abs(wide), axis=axis, keepdims=True) / 127).astype(leaf.dtype)
+        scale = jnp.where(scale > 0, scale, 1)  # of small numbers it may be zero in the weight's type
+        values = jnp.clip(jnp.round(wide / scale.astype(wide.dtype)), -127, 127)  # the scale is rounded
+        return Int8(values.astype(jnp.int8), scale)
 
     return jax.tree.map(one, params, tree.matching(params, layers))
 

@@ -9,6 +9,7 @@ layers in `scan`, and weights used twice; `W + B A` is never made.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +51,8 @@ def lora(
     """Low-rank changes of a model's weights, over a base that stays as it is.
 
     Args:
-        model: any model whose forward pass JAX can trace.
+        model: any model whose forward pass JAX can trace. What it multiplies in a function with a derivative of its own
+            (`jax.custom_jvp`, `jax.custom_vjp`) cannot be changed.
         like: its variables, or their shapes (`jax.eval_shape`).
         inputs: of any batch size, from which the program is read.
         rank: of the changes.
@@ -60,8 +62,9 @@ def lora(
 
     Returns:
         `OnBase`; its part holds for every path `a` [groups..., inputs..., rank] and `b` [groups..., rank, outputs...] in
-        float32, or wider if the parameter is, and the model's state. Leaves of the base may be of any floating-point type, or
-        `Int8`.
+        float32, or wider if the parameter is, and the model's state. A regularizer of the model, which is one of whole weights,
+        and its head are left out: `on(base)._replace(regularizer=...)` has one of the factors. Leaves of the base may be of any
+        floating-point type, or `Int8`.
 
     Raises:
         ValueError: a leaf that is asked for and cannot be changed this way; the message says why.
@@ -83,7 +86,7 @@ def lora(
         params = {}
         for part_key, one in zip(jax.random.split(key, len(factors)), factors.values(), strict=True):
             dtype = jnp.promote_types(leaves[one.path].dtype, jnp.float32)
-            width = max(1, int(jnp.prod(jnp.asarray(one.sizes(one.inputs)))))
+            width = max(1, prod(one.sizes(one.inputs)))
             down = jax.random.normal(part_key, (*one.sizes((*one.groups, *one.inputs)), rank), dtype) / width**0.5
             params[one.path] = {"a": down, "b": jnp.zeros((*one.sizes(one.groups), rank, *one.sizes(one.outputs)), dtype)}
         return Variables(params, base.state)
@@ -193,8 +196,9 @@ def _factors(name: str, shape: tuple[int, ...], uses: list[Use]) -> Factors | st
     groups = frozenset().union(*(use.groups for use in uses))
     inputs = frozenset(uses[0].contracted or ())
     outputs = frozenset(range(len(shape))) - inputs - groups
-    if not outputs or inputs & groups:
+    if not inputs or not outputs or any(use.parts_an_axis() for use in uses):
         return f"{name} has no axes of its own for inputs and outputs (shape {shape})"
-    if any(use.contracted not in (inputs, outputs) for use in uses):
+    wide = frozenset(axis for axis, size in enumerate(shape) if size > 1)  # others may have been squeezed away
+    if any(use.contracted not in (inputs, outputs) or (use.groups ^ groups) & wide for use in uses):
         return f"{name} is multiplied along other axes in one product than in another"
     return Factors(name, shape, *(tuple(sorted(axes)) for axes in (groups, inputs, outputs)))

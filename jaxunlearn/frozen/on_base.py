@@ -37,7 +37,8 @@ def train_only(model: Model, like: Variables, layers: Layers) -> OnBase:
             function of the path.
 
     Returns:
-        `OnBase` whose part holds the trained leaves by their paths, and the state.
+        `OnBase` whose part holds the trained leaves by their paths, and the state. The model's regularizer is that of all
+        weights, as before; its head is left out.
 
     Raises:
         ValueError: no leaf, or no leaf that is left out, has such a path.
@@ -72,7 +73,17 @@ def train_only(model: Model, like: Variables, layers: Layers) -> OnBase:
         def forward(variables: Variables, inputs: PyTree, *, train: bool = False, key: PRNGKeyArray | None = None) -> Outputs:
             return model.forward(merge(base, variables), inputs, train=train, key=key)
 
-        return Model(forward, model.loss, None if model.init is None else init, likelihood=model.likelihood)
+        def regularizer(params: PyTree) -> jax.Array:
+            assert model.regularizer is not None
+            return model.regularizer(merge(base, Variables(params, base.state)).params)
+
+        return Model(
+            forward,
+            model.loss,
+            None if model.init is None else init,
+            regularizer=None if model.regularizer is None else regularizer,
+            likelihood=model.likelihood,
+        )
 
     return OnBase(start, on, merge)
 
@@ -87,7 +98,8 @@ def on_base(parts: OnBase, make: Callable[[Model], UnlearnFn]) -> UnlearnFn:
     Returns:
         An `UnlearnFn` of the part's variables. It reads the base from slot `base`:
         `jaxunlearn.slots.BASE.put(data, variables)`. `stats` gains `unmoved` Int[], how many leaves of the part are what they
-        were: 0 after a run that trains all of them.
+        were: 0 after a run that trains all of them. Stamps of what is prepared are those of the part: prepare again for
+        another base.
 
     Raises:
         ValueError: when it is called, nothing in slot `base`.

@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxunlearn.curvature.programs import bind
 from jaxunlearn.frozen.weights import FORMS, Weight, product
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call")
+CALLS = ("jit", "pjit", "closed_call", "core_call")  # not what has a derivative of its own: it would be lost
 REMATERIALISED = ("checkpoint", "remat", "remat2")
 
 
@@ -19,7 +19,13 @@ class Use(NamedTuple):
     name: str
     primitive: str
     contracted: frozenset[int] | None  # axes of the parameter; None if it is no product
-    groups: frozenset[int]  # axes of the parameter that the product, or a loop, goes along
+    groups: frozenset[int] = frozenset()  # axes of the parameter that the product, or a loop, goes along
+    free: frozenset[int] = frozenset()  # axes of the parameter that the product leaves as they are
+
+    def parts_an_axis(self) -> bool:
+        """Whether a reshape cut an axis of the parameter in two that are not used alike."""
+        contracted = self.contracted or frozenset()
+        return bool(contracted & self.groups or contracted & self.free or self.groups & self.free)
 
 
 Note: TypeAlias = Callable[[Use], None]
@@ -36,7 +42,7 @@ def run(program: ClosedJaxpr, arguments: Sequence[Any], note: Note | None = None
     Raises:
         ValueError: a changed weight in something that is neither a product nor a change of its form.
     """
-    return _Reader(note).run(program.jaxpr, program.consts, arguments)
+    return _Reader(note).arrays(program, arguments, "the result")
 
 
 class _Reader:
@@ -48,12 +54,16 @@ class _Reader:
         for equation in jaxpr.eqns:
             values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
             known.update(zip(equation.outvars, self.step(equation, values), strict=True))
-        return [self.dense(x.val if isinstance(x, Literal) else known[x], "the result") for x in jaxpr.outvars]
+        return [x.val if isinstance(x, Literal) else known[x] for x in jaxpr.outvars]
 
     def closed(self, program: Any, arguments: Sequence[Any]) -> list[Any]:
         if isinstance(program, ClosedJaxpr):
             return self.run(program.jaxpr, program.consts, arguments)
         return self.run(program, [], arguments)
+
+    def arrays(self, program: Any, arguments: Sequence[Any], where: str) -> list[Any]:
+        """What a program returns, with no weight in it."""
+        return [self.dense(x, where) for x in self.closed(program, arguments)]
 
     def step(self, equation: Any, values: list[Any]) -> list[Any]:
         if not any(isinstance(x, Weight) for x in values):
@@ -75,7 +85,7 @@ class _Reader:
         if name == "scan":
             return self.scan(options, values)
         if name == "cond" and not isinstance(values[0], Weight):
-            branches = [lambda *x, branch=branch: self.closed(branch, x) for branch in options["branches"]]
+            branches = [lambda *x, branch=branch: self.arrays(branch, x, "a branch") for branch in options["branches"]]
             return jax.lax.switch(values[0], branches, *values[1:])
         if name == "while":
             return self.while_loop(options, values)
@@ -89,8 +99,9 @@ class _Reader:
         weight: Weight = values[side]
         contracted, batch = (axes[side] for axes in equation.params["dimension_numbers"])
         if self.note is not None:
-            groups = weight.looped.union(*(weight.axes[axis] for axis in batch))
-            self.note(Use(weight.name, "dot_general", frozenset().union(*(weight.axes[axis] for axis in contracted)), groups))
+            rest = [axis for axis in range(len(weight.axes)) if axis not in (*contracted, *batch)]
+            reached, along, free = (frozenset().union(*(weight.axes[x] for x in axes)) for axes in (contracted, batch, rest))
+            self.note(Use(weight.name, "dot_general", reached, weight.looped | along, free))
         return product(weight, values[1 - side], equation, side)
 
     def scan(self, options: Any, values: list[Any]) -> list[Any]:
@@ -100,7 +111,7 @@ class _Reader:
 
         def body(carry: list, part: list) -> tuple[list, list]:
             part = [x.first_taken() if isinstance(x, Weight) else x for x in part]
-            out = self.closed(options["jaxpr"], [*fixed, *carry, *part])
+            out = self.arrays(options["jaxpr"], [*fixed, *carry, *part], "the result of a loop")
             return out[:carried], out[carried:]
 
         last, rest = jax.lax.scan(
@@ -113,7 +124,7 @@ class _Reader:
         carry = [self.dense(x, "the carry of a loop") for x in values[second:]]
         return jax.lax.while_loop(
             lambda x: self.closed(options["cond_jaxpr"], [*values[:first], *x])[0],
-            lambda x: self.closed(options["body_jaxpr"], [*values[first:second], *x]),
+            lambda x: self.arrays(options["body_jaxpr"], [*values[first:second], *x], "the result of a loop"),
             carry,
         )
 
@@ -122,7 +133,7 @@ class _Reader:
         if not isinstance(value, Weight):
             return value
         if self.note is not None:
-            self.note(Use(value.name, where, None, frozenset()))
+            self.note(Use(value.name, where, None))
         elif value.down is not None:
             raise ValueError(
                 f"parameter {value.name!r} has a low-rank change and enters {where}, where it would have to be put together: "

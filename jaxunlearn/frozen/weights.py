@@ -77,8 +77,10 @@ def squeezed(weight: Weight, dimensions: Sequence[int], **_: Any) -> Weight:
     return weight.changed(lambda x: x.squeeze(tuple(dimensions)), kept)
 
 
-def cast(weight: Weight, new_dtype: Any, **_: Any) -> Weight:
-    """In another floating-point type; integers stay as they are stored."""
+def cast(weight: Weight, new_dtype: Any, **_: Any) -> Weight | None:
+    """In another floating-point type; integers stay as they are stored. None for a type that rounds the whole weight."""
+    if not jnp.issubdtype(new_dtype, jnp.inexact):
+        return None
     values = weight.values if weight.scale is not None else weight.values.astype(new_dtype)
     return replace(weight, values=values, dtype=new_dtype)
 
@@ -90,7 +92,7 @@ def unchanged(weight: Weight, **_: Any) -> Weight:
 
 def spread(weight: Weight, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any) -> Weight | None:
     """With axes of size 1 put in; None if an axis is made longer."""
-    if int(np.prod(shape)) != weight.values.size:
+    if int(np.prod(shape)) != weight.values.size or not weight.values.size:
         return None
     axes: list[frozenset[int]] = [frozenset()] * len(shape)
     for source, place in enumerate(broadcast_dimensions):
@@ -101,15 +103,23 @@ def spread(weight: Weight, shape: Sequence[int], broadcast_dimensions: Sequence[
 
 def reshaped(weight: Weight, new_sizes: Sequence[int], **_: Any) -> Weight | None:
     """In another shape; None where an axis would mix what a part has along it with what it has not."""
+    if not weight.values.size:
+        return None
     groups = _groups(weight.values.shape, tuple(new_sizes))
     axes: list[frozenset[int]] = []
     for old, new in groups:
         axes += [frozenset().union(*(weight.axes[place] for place in old))] * len(new)
-    parts = [x for x in (weight.scale, weight.down, weight.up) if x is not None]
-    for part in parts:
-        for old, _new in groups:
-            if len({part.shape[place] == 1 for place in old if weight.values.shape[place] > 1}) > 1:
-                return None
+
+    def mixed(part: jax.Array, old: Sequence[int]) -> bool:
+        return len({part.shape[place] == 1 for place in old if weight.values.shape[place] > 1}) > 1
+
+    if any(mixed(part, old) for part in (weight.down, weight.up) if part is not None for old, _new in groups):
+        return None
+    if weight.scale is not None:  # may be written out: it is small along what it does not depend on, not for its rank
+        sizes = list(weight.scale.shape)
+        for place in (place for old, _new in groups if mixed(weight.scale, old) for place in old):
+            sizes[place] = weight.values.shape[place]
+        weight = replace(weight, scale=jnp.broadcast_to(weight.scale, sizes))
 
     def change(x: jax.Array) -> jax.Array:
         sizes = [
@@ -188,11 +198,12 @@ def product(weight: Weight, other: jax.Array, equation: Any, side: int) -> jax.A
         first, second = weight.up, weight.down
     else:
         return None
-    thin = _thin(first, [*batch, *contracted], len(batch), other.dtype)  # [batch..., contracted..., rank]
-    back = _thin(second, [*batch, *free], len(batch), other.dtype)  # [batch..., free..., rank]
+    dtype = jnp.promote_types(weight.dtype, other.dtype)  # a product may be of integers and floating-point numbers
+    thin = _thin(first, [*batch, *contracted], dtype)  # [batch..., contracted..., rank]
+    back = _thin(second, [*batch, *free], dtype)  # [batch..., free..., rank]
     groups = tuple(range(len(batch)))
     sums = tuple(range(len(batch), len(batch) + len(contracted)))
-    inner = jax.lax.dot_general(other, thin, ((against, sums), (along, groups)), precision=options["precision"])
+    inner = jax.lax.dot_general(other.astype(dtype), thin, ((against, sums), (along, groups)), precision=options["precision"])
     rank = (((inner.ndim - 1,), (back.ndim - 1,)), (groups, groups))
     change = jax.lax.dot_general(inner, back, rank, **options)  # [batch..., free of the other one, free]
     if side == 0:
@@ -200,7 +211,7 @@ def product(weight: Weight, other: jax.Array, equation: Any, side: int) -> jax.A
     return (out + weight.strength.astype(out.dtype) * change.astype(out.dtype)).astype(out_dtype)
 
 
-def _thin(part: jax.Array, kept: list[int], batch: int, dtype: Any) -> jax.Array:
+def _thin(part: jax.Array, kept: list[int], dtype: Any) -> jax.Array:
     """A factor with these axes and the rank, without those along which it is 1 wide anyway."""
     gone = [axis for axis in range(part.ndim - 1) if axis not in kept]
     order = [*kept, part.ndim - 1, *gone]

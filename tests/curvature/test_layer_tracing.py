@@ -501,3 +501,12 @@ def test_weights_of_zero_everywhere_have_factors():
     made = fit(curvature.ekfac, model, variables, rows_of(*shape), kind="fisher")
     assert float(made.trace()) == 0
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(made.solve(params, 1.0)))
+
+
+def test_a_loop_of_no_turns_that_returns_rows_is_left_as_it_is():
+    def function(p, x):
+        carry, rows = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), jnp.sum(h)), x, p["none"])
+        return carry @ p["o"] + jnp.sum(rows)
+
+    taps = gradients_agree(function, {"none": np.zeros((0, 4, 4)), "o": normal(4, 3)}, normal(1, 4))
+    assert [x.name for x in taps.layers] == ["o"]

@@ -270,3 +270,103 @@ def test_adapters_have_kronecker_factors(big):
     for name in ("layers/q", "layers/o", "layers/up", "layers/v"):
         for half in "ab":
             assert kinds[f"{name}/{half}"].startswith("kronecker"), (name, half, kinds)
+
+
+def test_fresh_adapters_are_drawn_inside_a_compiled_call():
+    model, data = network(), blobs()
+    base = model.init(KEY)
+    parts = frozen.lora(model, base, data.train.inputs[:1], rank=2)
+    unlearn = frozen.on_base(parts, lambda m: ju.iterate(ju.retrain(m, optax.sgd(0.1)), num_steps=1, batch_size=8))
+    result = jax.jit(unlearn)(parts.start(base, KEY), ju.slots.BASE.put(data, base), asked(data, 1), KEY)
+    assert int(result.status) == ju.Status.OK
+
+
+def of_one_weight(function, *shape):
+    """A model of one weight, its variables, and rows of 6 inputs."""
+    model = ju.Model(lambda v, x, **_: ju.Outputs(function(v.params["w"], x)), ju.losses.cross_entropy)
+    return model, ju.Variables({"w": jax.random.normal(KEY, shape)}), jax.random.normal(jax.random.key(1), (4, 6))
+
+
+@jax.custom_jvp
+def reversed_product(x, w):
+    return x @ w
+
+
+reversed_product.defjvp(lambda values, slopes: (values[0] @ values[1], -(slopes[0] @ values[1] + values[0] @ slopes[1])))
+
+
+REFUSED = {
+    "inputs cut, half free": (lambda w, x: jnp.einsum("bd,sdf->bsf", x, w.reshape(3, 6, 5)), (18, 5), "axes of its own"),
+    "inputs mixed and cut": (lambda w, x: jnp.einsum("bi,ijk->bjk", x, w.reshape(6, 4, 5)), (4, 6, 5), "axes of its own"),
+    "groups cut, half of them free": (
+        lambda w, x: jax.lax.scan(lambda h, w: (h, jnp.einsum("bd,adf->baf", x, w)), 0, w.reshape(2, 3, 6, 5))[1],
+        (6, 6, 5), "axes of its own",
+    ),
+    "a group here, free there": (
+        lambda w, x: jnp.einsum("bd,edf->bef", x, w) + jnp.einsum("ebd,edf->bef", jnp.stack([x] * 3), w), (3, 6, 5), "axes",
+    ),
+    "rounded": (lambda w, x: x @ w.astype(jnp.int32).astype(x.dtype), (6, 5), "enters convert_element_type"),
+    "a derivative of its own": (lambda w, x: reversed_product(x, w), (6, 5), "enters custom_jvp_call"),
+    "no inputs": (lambda w, x: jnp.einsum("b,df->bdf", x[:, 0], w), (6, 5), "axes of its own"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_axes_that_factors_cannot_follow_are_refused(name):
+    function, shape, reason = REFUSED[name]
+    model, base, rows = of_one_weight(function, *shape)
+    with pytest.raises(ValueError, match=f"w .*{reason}"):
+        frozen.lora(model, base, rows)
+
+
+def test_a_product_with_integers_takes_its_change():
+    def mixed(w, x):
+        counts = jnp.round(3 * x).astype(jnp.int8)
+        return jax.lax.dot_general(counts, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    model, base, rows = of_one_weight(mixed, 6, 5)
+    parts = frozen.lora(model, base, rows, rank=2)
+    part = moved(parts, base)
+    expected = model.forward(parts.merge(base, part), rows).logits
+    np.testing.assert_allclose(parts.on(base).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint])
+def test_another_form_may_come_out_of_a_call(wrap):
+    model, base, rows = of_one_weight(lambda w, x: x @ wrap(lambda w: w.T)(w), 5, 6)
+    parts = frozen.lora(model, base, rows, rank=2)
+    part = moved(parts, base)
+    expected = model.forward(parts.merge(base, part), rows).logits
+    np.testing.assert_allclose(parts.on(base).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_integers_of_weights_with_few_bits_are_as_close():
+    weight = jax.random.normal(KEY, (200, 50)).astype(jnp.bfloat16)
+    held = frozen.int8({"w": weight, "none": jnp.zeros((0, 4))})
+    assert held["none"].shape == (0, 4)
+    assert held["w"].values.min() >= -127
+    assert held["w"].scale.dtype == jnp.bfloat16
+    wide, scale = weight.astype(jnp.float32), held["w"].scale.astype(jnp.float32)
+    assert jnp.all(jnp.abs(held["w"].values * scale - wide) <= scale / 2 * (1 + 1e-5))
+    tiny = frozen.int8({"w": jnp.full((2, 2), 1e-6, jnp.float16)})["w"]
+    assert jnp.all(jnp.isfinite(tiny.dense()))
+
+
+def test_scales_along_heads_that_are_joined_are_written_out():
+    model, base, rows = of_one_weight(lambda w, x: x @ w.reshape(6, -1), 6, 2, 4)
+    parts = frozen.lora(model, base, rows, rank=2)
+    small = base._replace(params=frozen.int8(base.params))
+    part = moved(parts, small)
+    expected = model.forward(parts.merge(small, part), rows).logits
+    np.testing.assert_allclose(parts.on(small).forward(part, rows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_regularizer_is_one_of_all_weights():
+    model = headed()._replace(regularizer=lambda params: sum(jnp.sum(x**2) for x in jax.tree.leaves(params)))
+    base = model.init(KEY)
+    parts = frozen.train_only(model, base, "^head$")
+    part = moved(parts, base)
+    over = parts.on(base)
+    whole = parts.merge(base, part).params
+    np.testing.assert_allclose(over.regularizer(part.params), model.regularizer(whole), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(over.regularizer)(part.params)["head"], 2 * whole["head"], rtol=1e-6)
