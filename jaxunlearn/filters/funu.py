@@ -122,7 +122,7 @@ def thresholds(
     Returns:
         `theta` and `a`, Float[], means over the classes that have a typical row; without one, a is inf.
     """
-    own = jnp.where(counted, labels, num_classes)
+    own = jnp.where(counted, labels.astype(jnp.int32), num_classes)  # labels of few bits cannot hold c
     sizes = jnp.zeros(num_classes, units.dtype).at[own].add(1, mode="drop")
     means = jnp.zeros((num_classes, units.shape[1]), units.dtype).at[own].add(units, mode="drop")
     means /= jnp.maximum(sizes, 1)[:, None]
