@@ -88,7 +88,8 @@ def funu(
         checks.check_variables(variables)
         if jnp.shape(typical) != jnp.shape(data.present):
             raise ValueError(f"funu needs one entry of typical per row, {jnp.shape(data.present)}, got {jnp.shape(typical)}")
-        labels, count = class_labels(data.train.targets), classes_of(model, variables, data)
+        labels = jnp.asarray(class_labels(data.train.targets)).astype(jnp.int32)  # those of few bits cannot hold c
+        count = classes_of(model, variables, data)
         if count is None:
             raise ValueError("funu compares rows of one class, and this model's targets are not classes")
         present = jnp.asarray(data.present) > 0

@@ -72,8 +72,8 @@ def dqn(
 
     Returns:
         `(variables, params, weights, key) -> (Variables, stats)`: `params` of m environments, stacked; `weights` Float[m], 0
-        for those that the agent must not learn from, whose observations and rewards may be anything. Per-step `stats`: `loss` and `finished` (episodes that ended by
-        themselves, in environments that count) Float[].
+        for those that the agent must not learn from, whose observations and rewards may be anything. Per-step `stats`: `loss`
+        and `finished` (episodes that ended by themselves, in environments that count) Float[].
 
     Raises:
         ValueError: sizes that are no positive integers; at trace time, less room than environments.

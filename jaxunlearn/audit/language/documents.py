@@ -26,8 +26,8 @@ def nearest_mean_accuracy(
         bank_weights, query_weights: 1 for rows that count, 0 for others, which may hold anything.
 
     Returns:
-        Float[], a fraction in [0, 1]; NaN if no query counts, or where a feature that counts is. Ties go to the smallest label; a class without a row is never
-        the nearest.
+        Float[], a fraction in [0, 1]; NaN if no query counts, or where a feature that counts is. Ties go to the smallest
+        label; a class without a row is never the nearest.
 
     Raises:
         ValueError: different numbers of features and labels.
