@@ -167,3 +167,13 @@ def test_by_blocks_no_array_of_all_logits_exists():
 def test_bad_input_gets_a_clear_error(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_tokens_of_eight_bits_are_tokens_all_256_of_them():
+    """The last of them is no -1, and their number fits though it does not fit into them."""
+    logits, tokens = jax.random.normal(jax.random.key(0), (1, 3, 256)), np.array([[0, 7, 255]])
+    few, many = (
+        sequence_cross_entropy(ju.Outputs(logits), ju.Examples((), jnp.asarray(tokens.astype(x)))) for x in (np.uint8, np.int32)
+    )
+    np.testing.assert_array_equal(few, many)
+    assert jnp.isfinite(many[0])

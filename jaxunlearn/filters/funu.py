@@ -88,7 +88,8 @@ def funu(
         checks.check_variables(variables)
         if jnp.shape(typical) != jnp.shape(data.present):
             raise ValueError(f"funu needs one entry of typical per row, {jnp.shape(data.present)}, got {jnp.shape(typical)}")
-        labels, count = class_labels(data.train.targets), classes_of(model, variables, data)
+        labels = jnp.asarray(class_labels(data.train.targets)).astype(jnp.int32)  # those of few bits cannot hold c
+        count = classes_of(model, variables, data)
         if count is None:
             raise ValueError("funu compares rows of one class, and this model's targets are not classes")
         present = jnp.asarray(data.present) > 0
@@ -122,7 +123,7 @@ def thresholds(
     Returns:
         `theta` and `a`, Float[], means over the classes that have a typical row; without one, a is inf.
     """
-    own = jnp.where(counted, labels, num_classes)
+    own = jnp.where(counted, labels.astype(jnp.int32), num_classes)  # labels of few bits cannot hold c
     sizes = jnp.zeros(num_classes, units.dtype).at[own].add(1, mode="drop")
     means = jnp.zeros((num_classes, units.shape[1]), units.dtype).at[own].add(units, mode="drop")
     means /= jnp.maximum(sizes, 1)[:, None]

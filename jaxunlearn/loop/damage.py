@@ -57,5 +57,7 @@ def strange_labels(classes: int | None, data: Data) -> Bool[Array, ""]:
     """Whether a present row has a label that is none of so many classes."""
     if classes is None:
         return jnp.array(False)
-    targets = data.train.targets
+    targets = jnp.asarray(data.train.targets)
+    if targets.dtype.itemsize < 4:
+        targets = targets.astype(jnp.int32)  # those of few bits cannot hold the number of classes
     return jnp.any((data.present > 0) & ((targets < 0) | (targets >= classes)))

@@ -243,7 +243,7 @@ def token_labels(targets: Array, shape: tuple[int, ...], what: str) -> Array:
             f"labels {labels.shape} must have the shape of {what} without its last axis, {shape}: one label for every "
             f"position, already shifted, {IGNORED} where none is to be predicted"
         )
-    return labels
+    return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)  # IGNORED is 255 in eight bits
 
 
 def _check(reduction: Reduction, z_loss: Scalar) -> None:

@@ -95,7 +95,7 @@ def stop_rule(
                     "the class form needs the forgotten classes, multi-hot Bool[c]: make the request with from_classes, or "
                     "pass classes=..."
                 )
-            known = (labels >= 0) & (labels < chosen.shape[0])
+            known = (labels >= 0) & (labels < jnp.int32(chosen.shape[0]))  # eight bits do not hold 256
             forgotten = known & chosen[jnp.where(known, labels, 0)]
             reached, num_classes = accuracy(variables, held_out, forgotten.astype(jnp.float32))
             return reached <= 1 / num_classes

@@ -102,7 +102,7 @@ def duck(
 
         def sums(rows, weights):
             found = features_at(model, variables, rows.inputs, layer)
-            places = jnp.where(weights > 0, rows.targets, count)
+            places = jnp.where(weights > 0, rows.targets.astype(jnp.int32), count)  # labels of few bits cannot hold c
             total = jnp.zeros((count, found.shape[1]), found.dtype).at[places].add(found, mode="drop")
             return total, jnp.zeros(count, found.dtype).at[places].add(1, mode="drop")
 

@@ -114,7 +114,7 @@ def rmu(
         elif len(shape) == 1:
             return jnp.ones(shape, bool)
         else:
-            found = examples.targets != IGNORED
+            found = examples.targets != jnp.int32(IGNORED)  # which is 255 in eight bits
         if found.shape != shape:
             raise ValueError(f"features {layer!r} have positions {shape}, and those that count are given as {found.shape}")
         return found

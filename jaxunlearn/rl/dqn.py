@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks
 from jaxunlearn.rl.environments import Environment
-from jaxunlearn.sampling import masked_mean
+from jaxunlearn.sampling import fill, masked_mean
 from jaxunlearn.types import Model, Scalar, Variables
 
 
@@ -72,8 +72,8 @@ def dqn(
 
     Returns:
         `(variables, params, weights, key) -> (Variables, stats)`: `params` of m environments, stacked; `weights` Float[m], 0
-        for those that the agent must not learn from. Per-step `stats`: `loss` and `finished` (episodes that ended by
-        themselves, in environments that count) Float[].
+        for those that the agent must not learn from, whose observations and rewards may be anything. Per-step `stats`: `loss`
+        and `finished` (episodes that ended by themselves, in environments that count) Float[].
 
     Raises:
         ValueError: sizes that are no positive integers; at trace time, less room than environments.
@@ -144,11 +144,14 @@ def dqn(
             written = jnp.minimum((step + 1) * count, capacity)
             drawn = (jax.random.uniform(draw_key, (batch_size,)) * written).astype(jnp.int32)
             batch = jax.tree.map(lambda x: x[drawn], run.replay)
+            # what does not count, and what stands behind an end, may hold anything, NaN included, and reaches no gradient
+            obs, reward = fill((batch.obs, batch.reward), batch.weights)
             after = values(run.variables._replace(params=run.target), batch.after)
-            wanted = batch.reward + discount * (1 - batch.ends) * jnp.max(after, axis=1)
+            wanted = reward + discount * jnp.where(batch.ends > 0, 0, jnp.max(after, axis=1))
+            wanted = jnp.where(batch.weights > 0, wanted, 0)
 
             def loss_at(params):
-                outputs = model.forward(run.variables._replace(params=params), batch.obs, train=True, key=forward_key)
+                outputs = model.forward(run.variables._replace(params=params), obs, train=True, key=forward_key)
                 chosen = jnp.take_along_axis(outputs.logits, batch.action[:, None], axis=1)[:, 0]
                 return masked_mean((chosen - wanted) ** 2, batch.weights, empty=0), outputs.state
 

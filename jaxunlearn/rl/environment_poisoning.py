@@ -91,10 +91,10 @@ def environment_poisoning(
 
     Returns:
         `poison(variables, grids, revoked, key) -> Result`, pure: `grids` of m maps, stacked, and the number of the one that is
-        revoked. For many requests, `vmap` over `revoked` and `key`, or `jaxunlearn.batched`. A number that is none of the
-        maps changes nothing and is INVALID_ROWS. `stats`: `reward`, `divergence`, `retained` (return elsewhere), `changed`
-        (share of the transitions that are poisoned) and `loss` Float[num_rounds], `transitions` Int[s, a] as they are at the
-        end, `moved` Float[] (share of the numbers in the variables that changed).
+        revoked. For many requests, `vmap` over `revoked` and `key`, or `jaxunlearn.batched`. A number that is none of the maps
+        changes nothing and is INVALID_ROWS, a map without open cells is EMPTY_REQUEST. `stats`: `reward`, `divergence`,
+        `retained` (return elsewhere), `changed` (share of the transitions that are poisoned) and `loss` Float[num_rounds],
+        `transitions` Int[s, a] as they are at the end, `moved` Float[] (share of the numbers in the variables that changed).
 
     Raises:
         ValueError: a setting out of its range; an environment whose states are not numbered.
@@ -136,6 +136,9 @@ def environment_poisoning(
         opened, stays = jax.vmap(open_cells)(grids), jnp.arange(maps) != revoked
         here, others = _among(open_cells(own)), _among((opened * stays[:, None]).reshape(-1))
 
+        some, others_left = jnp.any(open_cells(own) > 0), jnp.any(opened * stays[:, None] > 0)
+        counts = jnp.repeat(jnp.stack([some, others_left]).astype(jnp.float32), batch_size)  # a side may have no cell to draw
+
         def at(places):
             return jax.tree.map(lambda x: x[places], seen)
 
@@ -162,7 +165,7 @@ def environment_poisoning(
                 def loss_at(params):
                     outputs = model.forward(variables._replace(params=params), at(places), train=True, key=keys[3])
                     chosen = jnp.take_along_axis(outputs.logits, action[:, None], axis=1)[:, 0]
-                    return jnp.mean((chosen - wanted) ** 2), outputs.state
+                    return masked_mean((chosen - wanted) ** 2, counts, empty=0), outputs.state
 
                 params = variables.params
                 (loss, state), slope = jax.value_and_grad(loss_at, has_aux=True)(params)
@@ -213,12 +216,13 @@ def environment_poisoning(
         begun = variables, optimizer.init(variables.params), own.transitions, policies(variables), memory
         (after, _, transitions, _, _), stats = jax.lax.scan(one_round, begun, jnp.arange(num_rounds, dtype=jnp.int32))
         checks.check_same(variables, after)
-        after = tree.select(known, after, variables)
+        after = tree.select(known & some, after, variables)
         moved = tree.share_changed(variables, after)
         code = status.combine(
+            EMPTY_REQUEST=~some,
             INVALID_ROWS=~known,
-            UNCHANGED=known & (moved == 0),
-            NOTHING_RETAINED=known & ~jnp.any(opened * stays[:, None] > 0),
+            UNCHANGED=known & some & (moved == 0),
+            NOTHING_RETAINED=known & some & ~others_left,
             NONFINITE=~tree.all_finite(after),
         )
         return Result(after, code, {**stats, "transitions": transitions, "moved": moved})

@@ -33,10 +33,13 @@ def grid_map(obstacles: Bool[Array, " rows columns"], start: Any, goal: Any) -> 
 
     Args:
         obstacles: True where no one can stand.
-        start, goal: row and column.
+        start, goal: row and column, from 0.
 
     Returns:
         `Grid`, unpoisoned: a step against an obstacle or off the map leaves the agent where it is.
+
+    Raises:
+        ValueError: start or goal off the map.
 
     Example:
         >>> grid = jaxunlearn.rl.grid_map(jnp.zeros((2, 3), bool), (1, 2), (0, 0))
@@ -45,6 +48,7 @@ def grid_map(obstacles: Bool[Array, " rows columns"], start: Any, goal: Any) -> 
     """
     obstacles = jnp.asarray(obstacles, bool)
     rows, columns = obstacles.shape
+    _require_places(rows, columns, start=start, goal=goal)
 
     def lead(cell, action):
         aim, inside = _aim(cell, action, rows, columns)
@@ -53,6 +57,14 @@ def grid_map(obstacles: Bool[Array, " rows columns"], start: Any, goal: Any) -> 
     (row, column), (goal_row, goal_column) = start, goal
     starts = jax.nn.one_hot(row * columns + column, rows * columns)
     return Grid(obstacles, starts, jnp.int32(goal_row * columns + goal_column), _everywhere(lead, rows * columns))
+
+
+def _require_places(rows: int, columns: int, **places: Any) -> None:
+    """ValueError unless row and column lie on the map: a cell that is not there would be no start, or a goal for ever away."""
+    for name, (row, column) in places.items():
+        for at, count in ((row, rows), (column, columns)):
+            if checks.is_concrete(at) and not 0 <= int(at) < count:
+                raise ValueError(f"{name} must be a row and a column of a map of {rows} x {columns} cells, got {row}, {column}")
 
 
 def _aim(cell: Int[Array, ""], action: Int[Array, ""], rows: int, columns: int) -> tuple[Int[Array, ""], Bool[Array, ""]]:
@@ -100,7 +112,7 @@ def random_map(key: PRNGKeyArray, *, size: int = 10, obstacles: int = 10, start:
         `Grid`; `vmap` over keys for many.
 
     Raises:
-        ValueError: more obstacles than a quarter of the cells, with which a way is rare.
+        ValueError: more obstacles than a quarter of the cells, with which a way is rare; start or goal off the map.
 
     Example:
         >>> maps = jax.vmap(jaxunlearn.rl.random_map)(jax.random.split(key, 3))
@@ -112,6 +124,7 @@ def random_map(key: PRNGKeyArray, *, size: int = 10, obstacles: int = 10, start:
     if obstacles > size**2 // 4:
         raise ValueError(f"obstacles must be at most a quarter of the {size**2} cells, so that a way is found, got {obstacles}")
     start, goal = (size - 1, size // 2) if start is None else start, (0, size // 2) if goal is None else goal
+    _require_places(size, size, start=start, goal=goal)
 
     def draw(key):
         rank = jax.random.uniform(key, (size, size)).at[tuple(start)].set(2).at[tuple(goal)].set(2)

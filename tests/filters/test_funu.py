@@ -278,3 +278,11 @@ def test_what_to_do_is_said():
     regression = linear_regression()
     with pytest.raises(ValueError, match="compares classes"):
         trace(ju.funu(regression, np.ones(60)), regression.init(KEY), regression_data())
+
+
+def test_labels_of_eight_bits_serve_256_classes():
+    """The number of classes does not fit into them, and marks the rows that count for nothing."""
+    units = unit_rows(jax.random.normal(KEY, (12, 6)))
+    labels, counted = np.array([0, 1, 2, 255] * 3), jnp.arange(12) % 5 > 0
+    few, many = (limits(units, jnp.asarray(labels.astype(x)), counted, 256, "release", 4) for x in (np.uint8, np.int32))
+    np.testing.assert_allclose(few, many, rtol=1e-6)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.loop.damage import strange_labels
 from tests.problems import blobs, lane, linear_regression, network, regression_data
 
 KEY = jax.random.key(0)
@@ -176,3 +177,10 @@ def test_weights_of_a_request_are_zero_or_one(weight):
     request = request._replace(weights=jnp.asarray(request.weights).at[0].set(weight))
     result = run(ju.gradient_ascent(MODEL, optax.sgd(0.1)), trained(), blobs(), request)
     assert result.status == ju.Status.INVALID_ROWS
+
+
+def test_labels_of_eight_bits_may_name_256_classes():
+    for dtype, classes in ((np.uint8, 256), (np.int8, 128)):
+        data = ju.training_data(np.zeros((2, 1), np.float32), np.array([0, classes - 1], dtype))
+        assert not strange_labels(classes, data)
+        assert strange_labels(classes - 1, data)

@@ -146,3 +146,21 @@ def test_bad_input_gets_a_clear_error():
     for name, value in {"distance_weight": -1.0, "retain_weight": -1.0, "temperature": 0.0, "repeats": 0}.items():
         with pytest.raises(ValueError, match=f"{name} must lie in"):
             method(**{name: value})
+
+
+def test_labels_of_eight_bits_serve_256_classes():
+    """The number of classes does not fit into them, and marks the rows that count for nothing."""
+
+    def predict(variables, inputs, *, train=False, key=None):
+        return ju.Outputs(inputs @ variables.params["w"], {"penultimate": inputs})
+
+    model = ju.Model(predict, ju.losses.cross_entropy)
+    variables = ju.Variables({"w": jnp.zeros((4, 256))})
+    inputs, labels = jax.random.normal(KEY, (12, 4)), np.array([0, 1, 2, 255] * 3)
+    request = ju.ForgetRequest(jnp.array([1, 0, 0]), jnp.array([1.0, 0, 0]), jnp.zeros(256, bool))
+    found = []
+    for dtype in (np.uint8, np.int32):
+        data = ju.training_data(inputs, labels.astype(dtype))
+        data = data._replace(present=data.present.at[jnp.array([0, 6, 7])].set(0))
+        found.append(ju.duck(model, optax.sgd(0.1)).init(variables, data, request, KEY)[0])
+    assert distance(found[0].directions, found[1].directions) == 0

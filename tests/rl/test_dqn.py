@@ -40,6 +40,26 @@ def test_environments_without_weight_are_not_learnt_and_many_runs_equal_single_o
     assert distance(alone.params["values"], values[1]) < 1e-3
 
 
+def test_what_does_not_count_may_be_nan():
+    """Rewards and observations of an environment without weight, and what is seen behind an end."""
+
+    def reset(key, spoilt):
+        return jax.random.normal(key, (2,)), jnp.int32(0)
+
+    def step(key, state, action, spoilt):
+        obs, done = jax.random.normal(key, (2,)), state >= 2
+        obs = jnp.where(done | spoilt, jnp.nan, obs)
+        return obs, state + 1, jnp.where(spoilt, jnp.nan, 1.0), done, {}
+
+    agent = ju.Model(lambda v, obs, train=False, key=None: ju.Outputs(obs @ v.params["w"]), ju.losses.squared_error)
+    train = rl.dqn(agent, rl.Environment(reset, step, 2), optax.sgd(0.1), num_steps=12, capacity=7, batch_size=5)
+    start, weights = ju.Variables({"w": jnp.zeros((2, 2))}), jnp.array([1.0, 0.0])
+    learnt, stats = jax.jit(train)(start, jnp.array([False, True]), weights, jax.random.key(0))
+    assert jnp.all(jnp.isfinite(learnt.params["w"]))
+    assert jnp.all(jnp.isfinite(stats["loss"]))
+    assert jnp.any(learnt.params["w"] != 0)
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="discount must lie in"):
         rl.dqn(table(), WORLD, optax.sgd(0.1), num_steps=3, discount=1.1)

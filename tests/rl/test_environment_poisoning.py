@@ -103,3 +103,15 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="states are numbered"):
         rl.environment_poisoning(WORLD._replace(observe=None), optax.sgd(0.1), model=table())
     assert ju.METHODS["environment_poisoning"].reconstruction
+
+
+def test_a_map_without_open_cells_has_nothing_to_forget():
+    """The agent was trained on cell 0 of it, an obstacle or the goal, and the request was called done."""
+    closed = rl.grid_map(jnp.array([[False, True, False, False]]), (0, 3), (0, 0))
+    maps = jax.tree.map(lambda x, y: jnp.stack([x, y[1]]), closed, MAPS)
+    result = program()(AGENT, maps, jnp.int32(0), jax.random.key(0))
+    assert result.status == ju.Status.EMPTY_REQUEST
+    assert distance(result.variables, AGENT) == 0
+    other = program()(AGENT, maps, jnp.int32(1), jax.random.key(0))
+    assert other.status == ju.Status.NOTHING_RETAINED
+    assert distance(other.variables.params["values"][0], AGENT.params["values"][0]) == 0

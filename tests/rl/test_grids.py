@@ -81,3 +81,14 @@ def test_states_are_rows():
 def test_too_many_obstacles_are_refused():
     with pytest.raises(ValueError, match="at most a quarter of the 9 cells"):
         rl.random_map(KEYS[0], size=3, obstacles=3)
+
+
+@pytest.mark.parametrize("place", [(-1, 0), (0, 3), (3, 0)])
+def test_places_off_the_map_are_refused(place):
+    """With them a map was drawn for ever, or began where no start is."""
+    for name in ("start", "goal"):
+        places = {"start": (2, 1), "goal": (0, 1), name: place}
+        with pytest.raises(ValueError, match=f"{name} must be a row and a column of a map of 3 x 3"):
+            rl.random_map(KEYS[0], size=3, obstacles=1, **places)
+        with pytest.raises(ValueError, match=f"{name} must be a row and a column of a map of 3 x 3"):
+            rl.grid_map(jnp.zeros((3, 3), bool), places["start"], places["goal"])

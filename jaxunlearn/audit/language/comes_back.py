@@ -156,7 +156,7 @@ def rounded(params: PyTree, bits: int) -> PyTree:
     """Weights to integers of a few bits and back, symmetric about zero, with one scale for all inputs of an output.
 
     Args:
-        params: of a model; leaves with fewer than two axes stay as they are.
+        params: of a model; leaves with fewer than two axes, and those of no floating type, stay as they are.
         bits: from 2 to 16; with 8 it is `jaxunlearn.frozen.int8` and back.
 
     Returns:
@@ -173,7 +173,7 @@ def rounded(params: PyTree, bits: int) -> PyTree:
     steps = 2 ** (bits - 1) - 1
 
     def one(leaf: jax.Array) -> jax.Array:
-        if jnp.ndim(leaf) < 2:
+        if jnp.ndim(leaf) < 2 or not _is_floating(leaf):
             return leaf
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         largest = jnp.max(jnp.abs(wide), axis=-2, keepdims=True)
@@ -187,7 +187,7 @@ def in_bfloat16(params: PyTree) -> PyTree:
     """Weights to bfloat16 and back.
 
     Args:
-        params: of a model.
+        params: of a model; leaves of no floating type stay as they are.
 
     Returns:
         The tree, dtypes kept.
@@ -198,6 +198,8 @@ def in_bfloat16(params: PyTree) -> PyTree:
     """
 
     def one(leaf: jax.Array) -> jax.Array:
+        if not _is_floating(leaf):
+            return leaf
         # XLA may drop a cast to fewer bits and back
         return jax.lax.reduce_precision(jnp.asarray(leaf).astype(jnp.float32), 8, 7).astype(leaf.dtype)
 
@@ -208,7 +210,7 @@ def pruned_smallest(params: PyTree, share: Scalar) -> PyTree:
     """The smallest weights of every matrix set to 0.
 
     Args:
-        params: of a model; leaves with fewer than two axes stay as they are.
+        params: of a model; leaves with fewer than two axes, and those of no floating type, stay as they are.
         share: in [0, 1], may be traced: `floor(share * size)` entries of each leaf, by their magnitude.
 
     Returns:
@@ -224,12 +226,16 @@ def pruned_smallest(params: PyTree, share: Scalar) -> PyTree:
     checks.check_range("share", share, low=0, high=1)
 
     def one(leaf: jax.Array) -> jax.Array:
-        if jnp.ndim(leaf) < 2:
+        if jnp.ndim(leaf) < 2 or not _is_floating(leaf):
             return leaf
         rank = jnp.argsort(jnp.argsort(jnp.abs(leaf).ravel())).reshape(leaf.shape)
         return jnp.where(rank < jnp.floor(share * leaf.size), 0, leaf)
 
     return jax.tree.map(one, params)
+
+
+def _is_floating(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _check_bits(bits: int) -> None:

@@ -26,8 +26,8 @@ def nearest_mean_accuracy(
         bank_weights, query_weights: 1 for rows that count, 0 for others, which may hold anything.
 
     Returns:
-        Float[], a fraction in [0, 1]; NaN if no query counts. Ties go to the smallest label; a class without a row is never
-        the nearest.
+        Float[], a fraction in [0, 1]; NaN if no query counts, or where a feature that counts is. Ties go to the smallest
+        label; a class without a row is never the nearest.
 
     Raises:
         ValueError: different numbers of features and labels.
@@ -48,4 +48,5 @@ def nearest_mean_accuracy(
     means = means / jnp.maximum(jnp.linalg.norm(means, axis=1, keepdims=True), jnp.finfo(means.dtype).tiny)
     cosines = jnp.dot(jnp.where(asked[:, None], queries, 0).astype(means.dtype), means.T, precision="highest")
     nearest = jnp.argmax(jnp.where(jnp.sum(members, axis=0) > 0, cosines, -jnp.inf), axis=1)
-    return jnp.sum(asked & (nearest == targets)) / jnp.sum(asked)
+    broken = jnp.any(jnp.isnan(cosines), axis=1)  # `argmax` takes NaN for the largest
+    return jnp.sum(jnp.where(asked, jnp.where(broken, jnp.nan, nearest == targets), 0)) / jnp.sum(asked)

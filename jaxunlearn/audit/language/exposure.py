@@ -17,6 +17,7 @@ from jaxunlearn.proportions import Interval, clopper_pearson
 
 Method = Literal["enumeration", "sampling", "skew-normal", "gaussian"]
 LARGEST_SKEW = 0.99  # a skew-normal law has less than 0.9953
+ALL_BELOW = 10.0  # deviations below which every skew-normal law has all of its mass, to 1e-22
 NUM_RESAMPLES = 200
 
 
@@ -171,4 +172,5 @@ def _skew_normal_log_cdf(z: Float[Array, ""], shape: Float[Array, ""]) -> Float[
     steps = jnp.linspace(jnp.log(1e-6), jnp.log(100.0), 1024)
     x = z - jnp.exp(steps)
     density = jnp.log(2.0) + jax.scipy.stats.norm.logpdf(x) + jax.scipy.stats.norm.logcdf(shape * x)
-    return jnp.minimum(jax.nn.logsumexp(density + steps) + jnp.log(steps[1] - steps[0]), 0)
+    inside = jnp.minimum(jax.nn.logsumexp(density + steps) + jnp.log(steps[1] - steps[0]), 0)
+    return jnp.where(z > ALL_BELOW, 0, inside)  # from there on the mass lies between steps, or beyond the last one

@@ -77,7 +77,7 @@ def token_hits(logits: Float[Array, "... t v"], labels: Int[Array, "... t"]) -> 
         logits, labels: as for `token_log_probabilities`.
 
     Returns:
-        Booleans; of equal logits the first token counts as the prediction.
+        Booleans; of equal logits the first token counts as the prediction. Logits that are NaN predict nothing.
 
     Raises:
         ValueError, TypeError: as `token_log_probabilities`.
@@ -88,7 +88,8 @@ def token_hits(logits: Float[Array, "... t v"], labels: Int[Array, "... t"]) -> 
         [[True, False, False]]
     """
     labels = _labels(logits, labels)
-    return (jnp.argmax(logits, axis=-1) == labels) & (labels >= 0)
+    known = ~jnp.any(jnp.isnan(logits), axis=-1)  # `argmax` takes NaN for the largest
+    return (jnp.argmax(logits, axis=-1) == labels) & (labels >= 0) & known
 
 
 def mean_log_probability(log_probabilities: Float[Array, "... t"], labels: Int[Array, "... t"]) -> Float[Array, "..."]:

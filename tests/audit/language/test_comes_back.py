@@ -116,3 +116,11 @@ def test_what_does_not_fit_is_refused():
         run(bits=(32,))
     with pytest.raises(ValueError, match="pruned"):
         run(pruned=(2.0,))
+
+
+def test_numbers_that_are_no_weights_stay():
+    """Counters, indices, masks."""
+    params = {"table": jnp.array([[1, 1001], [30001, 4]]), "mask": jnp.array([[True, False]] * 2), "key": jax.random.key(0)}
+    for changed in (language.rounded(params, 4), language.in_bfloat16(params), language.pruned_smallest(params, 0.5)):
+        assert jax.tree.map(lambda x: x.dtype, changed) == jax.tree.map(lambda x: x.dtype, params)
+        assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), changed, params)))

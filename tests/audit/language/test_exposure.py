@@ -54,6 +54,15 @@ def test_skew_normal_tails_are_those_of_scipy():
         assert float(_skew_normal_log_cdf(z, shape)) == pytest.approx(expected, abs=2e-3), (z, shape)
 
 
+def test_a_canary_that_is_less_probable_than_all_others_has_no_exposure():
+    """However far above it lies: a model that unlearned by ascent gives it a loss that is far out of range."""
+    for z, shape in [(30.0, 0.0), (70.0, 6.0), (150.0, -4.0), (1e4, 2.0), (jnp.inf, 1.0)]:
+        assert float(_skew_normal_log_cdf(z, shape)) == pytest.approx(0, abs=1e-6), (z, shape)
+    others = np.random.default_rng(3).normal(10, 0.01, 100).astype(np.float32)
+    found = language.exposure(jnp.array([11.5, 20.0]), others, jax.random.key(0), method="skew-normal", space=10**6)
+    np.testing.assert_allclose([found.estimate, found.high], 0, atol=1e-6)
+
+
 def test_fits_extrapolate_beyond_what_was_drawn():
     losses = np.random.default_rng(2).normal(50, 3, 400).astype(np.float32)
     canary = np.float32([50 - 3 * 7])

@@ -88,3 +88,16 @@ def test_public_functions_say_what_they_take_return_and_show_it():
     for name, value in functions.items():
         text = inspect.getdoc(value) or ""
         assert all(word in text for word in ("Args:", "Returns:", ">>> ")), name
+
+
+def test_logits_and_features_that_are_nan_are_no_hits():
+    """`argmax` takes NaN for the largest, so that a diverged model would be right wherever the first token or class is."""
+    broken, labels = jnp.full((1, 2, 3), jnp.nan), jnp.array([[0, 1]])
+    assert not jnp.any(language.token_hits(broken, labels))
+    bank, kinds = jnp.eye(3), jnp.arange(3)
+    queries = jnp.stack([bank[1], jnp.full(3, jnp.nan)])
+    told = [
+        language.nearest_mean_accuracy(bank, kinds, queries, jnp.array([1, 0]), num_classes=3, query_weights=jnp.array(x))
+        for x in ([1.0, 1.0], [1.0, 0.0])
+    ]
+    np.testing.assert_array_equal(told, [jnp.nan, 1])
