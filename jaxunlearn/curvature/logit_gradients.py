@@ -139,11 +139,17 @@ def _roots(model: Model, outputs: Outputs, examples: Examples, *, cut: bool) -> 
     """Columns of a root of the second derivative, from its eigenvalues; those below zero are cut, or NaN beyond rounding."""
     basis = _basis(outputs)
     shape = outputs.logits.shape
-    columns = jax.vmap(lambda e: loss_curvature(model, outputs, examples, jnp.broadcast_to(e, shape)))(basis)
-    matrices = jnp.moveaxis(columns.reshape(len(basis), shape[0], len(basis)), 0, 2)
-    values, vectors = jnp.linalg.eigh(without_derivative(matrices))
+
+    def at(outputs: Outputs) -> Float[Array, "b c c"]:
+        columns = jax.vmap(lambda e: loss_curvature(model, outputs, examples, jnp.broadcast_to(e, shape)))(basis)
+        return without_derivative(jnp.moveaxis(columns.reshape(len(basis), shape[0], len(basis)), 0, 2))
+
+    values, vectors = jnp.linalg.eigh(at(outputs))
     if not cut:
-        rounding = 64 * len(basis) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values), axis=1, keepdims=True)
+        # where a row is certain its matrix is the difference of terms far larger than itself, as large as at logits of 0
+        ordinary = jnp.max(jnp.abs(at(outputs._replace(logits=jnp.zeros_like(outputs.logits)))), axis=(1, 2))
+        largest = jnp.fmax(jnp.max(jnp.abs(values), axis=1), ordinary)[:, None]
+        rounding = 64 * len(basis) * jnp.finfo(values.dtype).eps * largest
         values = jnp.where(values < -rounding, jnp.nan, values)
     return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :], 2, 0).reshape(len(basis), *shape)
 

@@ -17,6 +17,7 @@ import jaxunlearn as ju
 from jaxunlearn import curvature
 from jaxunlearn.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from jaxunlearn.curvature.layer_tracing import find
+from jaxunlearn.curvature.logit_gradients import slopes
 from jaxunlearn.curvature.single_rows import per_example_gradients, row_factors
 from tests.curvature.test_matvecs import (  # noqa: F401
     KEY,
@@ -363,3 +364,16 @@ def test_a_derivative_of_its_own_is_kept_where_a_parameter_enters():
     made = fit(curvature.kfac, model, variables, rows, kind="fisher")
     assert made.describe(variables.params) == {"b": "exact", "w": "kronecker (w)"}
     np.testing.assert_array_equal(diagonal_of(made, variables.params)["b"], 0)  # where a product with max would see a half
+
+
+@pytest.mark.parametrize("sure", [5.0, 20.0, 100.0])
+def test_rows_that_a_model_is_certain_of_keep_their_gauss_newton_matrix(sure):
+    outputs = ju.Outputs(jnp.asarray(np.random.default_rng(0).normal(size=(40, 10)), jnp.float32).at[:, 3].add(sure))
+    rows = ju.Examples(None, jnp.full(40, 3))
+    model = ju.Model(lambda variables, inputs, **_: outputs, ju.losses.cross_entropy)
+    ours, theirs = (slopes(kind, model, outputs, rows, jnp.zeros(40, jnp.uint32)) for kind in ("ggn", "fisher"))
+    matrices = [jnp.einsum("sbi,sbj->bij", u, u) for u in (ours, theirs)]
+    np.testing.assert_allclose(*matrices, atol=2e-6)
+    bent = model._replace(loss=lambda outputs, examples: -ju.losses.cross_entropy(outputs, examples))
+    found = slopes("ggn", bent, ju.Outputs(outputs.logits / 20), rows, jnp.zeros(40, jnp.uint32))
+    assert jnp.all(jnp.isnan(found).any(axis=(0, 2)))  # what is indefinite by more than rounding is told
