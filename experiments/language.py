@@ -125,8 +125,9 @@ class Config(script.Base):
     """Which ones."""
     seeds: int = 3
     """Original models."""
-    controls: int = 1
-    """Requests of each original, for canaries of 16 repetitions, that models are retrained for, and retrained again."""
+    controls: int = 4
+    """Requests of each original, for canaries of 16 repetitions, that models are retrained for, and retrained again; of
+    few canaries the floor depends on what they happen to be."""
     relearning_steps: int = 5
     """Steps on the text that was forgotten, without the code."""
     relearning_rate: float = 1e-3
@@ -140,7 +141,7 @@ class Config(script.Base):
 
 SMOKE: dict[str, Any] = {
     "documents": 17, "held_out": 1, "width": 8, "layers": 1, "training_steps": 2, "batch_size": 2, "forget_batch_size": 1,
-    "unlearning_steps": 3, "rank": 1, "seeds": 1, "relearning_steps": 1, "methods": ("simnpo",), "rounds": 0,
+    "unlearning_steps": 3, "rank": 1, "seeds": 1, "relearning_steps": 1, "controls": 1, "methods": ("simnpo",), "rounds": 0,
 }  # fmt: skip
 
 
@@ -467,9 +468,10 @@ def reported(
             "reached": reached, "lasting": lasting, "floor": {x: floor(found, x, config.each * config.seeds) for x in parts},
         },
         "exposures": {
-            name: {part: np.round(getattr(x, part).exposure, 2).tolist() for part in parts} for name, x in found.items()
+            name: {part: np.round(getattr(x, part).exposure.astype(float), 2).tolist() for part in parts}
+            for name, x in found.items()
         },
-        "held_out_losses": {name: np.round(x.held_out, 4).tolist() for name, x in found.items()},
+        "held_out_losses": {name: np.round(x.held_out.astype(float), 4).tolist() for name, x in found.items()},
         "repetitions": world.repetitions.tolist(),
         "status_not_ok": bad,
         "unmoved": unmoved,
