@@ -162,9 +162,9 @@ def main(config: Config) -> dict[str, Any]:
         for name in PUBLISHED:
             advance(name)
             space = [{"learning_rate": rate} for rate in (1e-3, 5e-3)] if name == "retrain" else methods.points(name)
-            best = max(
-                ((*tried(name, point), point) for point in space), key=lambda found: float(np.nan_to_num(found[0]).mean())
-            )
+            run = program(name)
+            found = [(*tried(run, point), point) for point in space]
+            best = max(found, key=lambda one: float(np.nan_to_num(one[0]).mean()))
             rows.append(row(name, best[0], best[2], best[1]))
             advance(done=1)
     notes = [
