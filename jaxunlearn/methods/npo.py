@@ -23,6 +23,7 @@ METHOD = Method(
     cites="zhang2024negative",
     family="objective",
     reads=frozenset({"forget", "retain"}),
+    aliases=("negative_preference_optimization",),
     search={"learning_rate": (0.002, 0.008), "beta": (0.3, 1.0), "retain_weight": (2.0, 8.0, 30.0)},
 )
 
