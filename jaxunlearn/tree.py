@@ -3,7 +3,7 @@
 import hashlib
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -51,6 +51,15 @@ def select(condition: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyT
 def path_of(path: tuple) -> str:
     """A leaf's path as users write it, e.g. `Dense_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def require_own_paths(paths: Sequence[str]) -> None:
+    """ValueError if two leaves have one path, as those of {"a/b": x, "a": {"b": y}} have."""
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if twice:
+        raise ValueError(
+            f"several leaves have the path {', '.join(twice)}, so that it names none of them: rename the parameters"
+        )
 
 
 def matching(tree: PyTree, layers: Layers) -> PyTree:

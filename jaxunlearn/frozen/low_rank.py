@@ -163,6 +163,7 @@ def _aligned(one: Factors, part: dict[str, jax.Array]) -> tuple[jax.Array, jax.A
 
 def _found(model: Model, like: Variables, inputs: Any, targets: Layers | None) -> list[Factors]:
     leaves = [(tree.path_of(path), x) for path, x in jax.tree.leaves_with_path(like.params)]
+    tree.require_own_paths([name for name, _ in leaves])
     uses: dict[str, list[Use]] = {name: [] for name, _ in leaves}
 
     def read(*values: Any) -> Any:

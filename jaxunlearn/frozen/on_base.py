@@ -51,6 +51,7 @@ def train_only(model: Model, like: Variables, layers: Layers) -> OnBase:
     names = jax.tree.map(lambda x: 0, like.params, is_leaf=is_int8)
     chosen = jax.tree.leaves(tree.matching(names, layers))
     paths = [tree.path_of(path) for path, _ in jax.tree.leaves_with_path(like.params, is_leaf=is_int8)]
+    tree.require_own_paths(paths)
     if not any(chosen):
         raise ValueError(f"{layers!r} names no leaf; there are {', '.join(paths)}")
     if all(chosen):

@@ -370,3 +370,12 @@ def test_a_regularizer_is_one_of_all_weights():
     whole = parts.merge(base, part).params
     np.testing.assert_allclose(over.regularizer(part.params), model.regularizer(whole), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(over.regularizer)(part.params)["head"], 2 * whole["head"], rtol=1e-6)
+
+
+def test_leaves_that_share_a_path_are_refused():
+    params = {"a/b": jnp.eye(NUM_FEATURES), "a": {"b": jnp.eye(NUM_FEATURES)}}
+    model = ju.Model(lambda v, x, **_: ju.Outputs(x @ v.params["a/b"] @ v.params["a"]["b"]), ju.losses.cross_entropy)
+    with pytest.raises(ValueError, match="several leaves have the path a/b"):
+        frozen.lora(model, ju.Variables(params), jnp.ones((1, NUM_FEATURES)))
+    with pytest.raises(ValueError, match="several leaves have the path a/b"):
+        frozen.train_only(model, ju.Variables(params), "a")
