@@ -46,10 +46,11 @@ REFUSED = {
     "representation_unlearning": "give the model its last layer",
     "unseen_matching": "pass score=",
 }
+ELSEWHERE = {"amnesiac", "decremental", "image_to_image"}  # a training record, action values and images: no labels of tokens
 FIT = [
     name
     for name, card in ju.METHODS.items()
-    if card.takes == "model" and card.targets != "classes" and name not in {*REFUSED, "amnesiac"}
+    if card.takes == "model" and card.targets != "classes" and name not in {*REFUSED, *ELSEWHERE}
 ]
 QUICK = {"finetune", "gradient_difference", "npo", "simnpo", "task_vector", "idk", "preference_optimization", "rmu", "undial"}
 QUICK |= {"oracle_matching", "ssd"}
