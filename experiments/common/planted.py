@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import jaxunlearn as ju
 from experiments.common import decoder, text
-from jaxunlearn import frozen
 from jaxunlearn.audit import language
 
 SIZE = 3  # digits of a secret
@@ -185,10 +184,7 @@ def measuring(world: World, *, steps: int, learning_rate: float) -> Callable[...
         prefix, secret = looked.prefixes[place], looked.secrets[place]
         hits = jnp.argmax(model.forward(variables, rows.inputs).logits, axis=-1) == rows.targets
         strength = jnp.nanmean(language.extraction_strength(hits, rows.targets))
-        rounded = jax.tree.map(
-            lambda x: x.dense() if isinstance(x, frozen.Int8) else x, frozen.int8(variables.params),
-            is_leaf=lambda x: isinstance(x, frozen.Int8),
-        )  # fmt: skip
+        rounded = language.rounded(variables.params, 8)
         # one program for the three, one after the other
         three = jax.tree.map(lambda *x: jnp.stack(x), variables, relearn(variables, rows), ju.Variables(rounded))
         plain, relearned, small = (

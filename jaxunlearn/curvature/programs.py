@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 LOOPS = ("scan", "while", "cond")
-LONGEST_LOOP = 64  # turns of a scan up to which it is written out
+LONGEST_LOOP = 64  # turns of scans, one inside the other, up to which they are written out
 OPENED = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call")
 
 
@@ -63,7 +63,9 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
     derivative is that of the products.
     """
 
-    def run(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], marked: Sequence[bool]) -> tuple[list, list[bool]]:
+    def run(
+        jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], marked: Sequence[bool], room: int
+    ) -> tuple[list, list[bool]]:
         variables = [*jaxpr.constvars, *jaxpr.invars]
         known = dict(zip(variables, [*consts, *arguments], strict=True))
         reached = dict(zip(variables, [*([False] * len(consts)), *marked], strict=True))
@@ -71,10 +73,10 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
             values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
             marks = [not isinstance(x, Literal) and reached[x] for x in equation.invars]
             inner = _inner(equation) if any(marks) else None
-            if any(marks) and equation.primitive.name == "scan" and 0 < equation.params["length"] <= LONGEST_LOOP:
-                result, new = turns(equation.params, values, marks)
+            if any(marks) and equation.primitive.name == "scan" and 0 < equation.params["length"] <= room:
+                result, new = turns(equation.params, values, marks, room // equation.params["length"])
             elif inner is not None:
-                result, new = run(inner[0], inner[1], values, marks)
+                result, new = run(inner[0], inner[1], values, marks, room)
             else:
                 # What a parameter reaches by anything but a change of its form is an activation.
                 result, new = bind(equation, values), [any(marks) and equation.primitive.name in FORMS] * len(equation.outvars)
@@ -83,14 +85,14 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
         outputs = [(x.val, False) if isinstance(x, Literal) else (known[x], reached[x]) for x in jaxpr.outvars]
         return [x for x, _ in outputs], [x for _, x in outputs]
 
-    def turns(options: Any, values: list[Any], marks: list[bool]) -> tuple[list, list[bool]]:
+    def turns(options: Any, values: list[Any], marks: list[bool], room: int) -> tuple[list, list[bool]]:
         consts, first, length = options["num_consts"], options["num_consts"] + options["num_carry"], options["length"]
         carry, carry_marks = values[consts:first], [False] * (first - consts)  # what goes round is an activation
         made: list[list[Any]] = [[] for _ in options["jaxpr"].out_avals[first - consts :]]
         for turn in reversed(range(length)) if options["reverse"] else range(length):
             part = [jax.lax.index_in_dim(x, turn, keepdims=False) for x in values[first:]]
             arguments, entered = [*values[:consts], *carry, *part], [*marks[:consts], *carry_marks, *marks[first:]]
-            out, _ = run(options["jaxpr"].jaxpr, options["jaxpr"].consts, arguments, entered)
+            out, _ = run(options["jaxpr"].jaxpr, options["jaxpr"].consts, arguments, entered, room)
             carry = out[: first - consts]
             for some, x in zip(made, out[first - consts :], strict=True):
                 some.append(x)
@@ -98,7 +100,7 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
         return [*carry, *stacked], [False] * (len(carry) + len(stacked))
 
     marked = [place in params for place in range(len(program.jaxpr.invars))]
-    return jax.make_jaxpr(lambda *x: run(program.jaxpr, program.consts, x, marked)[0])(*program.in_avals)
+    return jax.make_jaxpr(lambda *x: run(program.jaxpr, program.consts, x, marked, LONGEST_LOOP)[0])(*program.in_avals)
 
 
 def _inner(equation: Any) -> tuple[Jaxpr, Sequence[Any]] | None:

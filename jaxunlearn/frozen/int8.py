@@ -65,7 +65,11 @@ def int8(params: PyTree, *, layers: Layers = ".*", axis: int = -2) -> PyTree:
         values = jnp.clip(jnp.round(wide / scale.astype(wide.dtype)), -127, 127)  # the scale is rounded
         return Int8(values.astype(jnp.int8), scale)
 
-    return jax.tree.map(one, params, tree.matching(params, layers))
+    chosen = tree.matching(params, layers)
+    if not any(jax.tree.leaves(chosen)):
+        paths = (tree.path_of(path) for path, _ in jax.tree.leaves_with_path(params))
+        raise ValueError(f"{layers!r} names no leaf; there are {', '.join(paths)}")
+    return jax.tree.map(one, params, chosen)
 
 
 def is_int8(x: Any) -> bool:

@@ -189,6 +189,8 @@ def tries_of(budget: Budget | Scalar) -> Scalar:
         )
     checks.check_range("budget", number, low=0, high=MOST)
     if checks.is_concrete(number):
+        if number != int(number):
+            raise ValueError(f"a budget is a whole number of tries, got {number}")
         return number
     promised = jnp.isfinite(number) & (budget.feasible if isinstance(budget, Budget) else True)
     return jnp.where(promised, number, 0)

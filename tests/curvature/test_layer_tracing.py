@@ -120,6 +120,15 @@ FALLEN = {
         lambda p, x: jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), x, None, length=programs.LONGEST_LOOP + 1)[0],
         {"w": normal(5, 5)},
     ),
+    "loops in a loop": (
+        lambda p, x: jax.lax.scan(
+            lambda h, _: (jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), h, None, length=9)[0], None),
+            x,
+            None,
+            length=9,
+        )[0],
+        {"w": normal(5, 5)},
+    ),
     "some of the stacked layers": (
         lambda p, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["w"][1:])[0],
         {"w": normal(3, 5, 5)},

@@ -186,6 +186,8 @@ def test_leaves_that_do_not_move_are_counted():
         frozen.train_only(model, base, ".*")
     with pytest.raises(ValueError, match="names no leaf"):
         frozen.train_only(model, base, "Dense")
+    with pytest.raises(ValueError, match="names no leaf; there are bias, body, head"):
+        frozen.int8(base.params, layers="Dense")
 
 
 def test_what_a_method_prepares_is_prepared_over_the_base():
