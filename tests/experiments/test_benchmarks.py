@@ -29,7 +29,7 @@ def test_what_was_not_run_is_named_and_not_left_out_in_silence(tmp_path, capsys,
     assert run.run("certified", run.BENCHMARKS["certified"], run.Config(out=tmp_path))[1] == (
         "not run, needs prepared MNIST: --data-dir DIR"
     )
-    with pytest.raises(SystemExit, match="no benchmark is called 'x'|no benchmark is called x"):
+    with pytest.raises(SystemExit, match="no benchmark is called x"):
         run.main(run.Config(only=("x",), out=tmp_path))
 
 
