@@ -2,8 +2,8 @@
 
 What is prepared once for all requests (a curvature, importances, moments) is right for one set of weights only. A slot that is
 `stamped` therefore keeps a digest of them, of a frozen base, and of `Data.present` where rows count, beside the value; whoever
-reads it learns whether they are still the ones at hand and reports `Status.STALE` if not. How a value was made is static: another layer or
-another kind is an error.
+reads it learns whether they are still the ones at hand and reports `Status.STALE` if not. How a value was made is static:
+another layer or another kind is an error.
 """
 
 from collections.abc import Mapping
