@@ -57,9 +57,9 @@ class Config(script.OnNetworks):
     """Requests in one compiled call."""
     models: int = 24
     """Models of each kind."""
-    seeds: int = 6
+    seeds: int = 8
     """Models that the rule is tried on, and as many that it is chosen on."""
-    blocks: int = 10
+    blocks: int = 8
     """Points of the stream at which a service may retrain."""
     out: Path = Path("out/stream")
 
@@ -268,7 +268,7 @@ def drift(config: Config, one: World, advance: script.Advance) -> tuple[list[dic
             found.append({
                 "requests": count,
                 "method": name,
-                **{x: t_interval(getattr(seen, x) - getattr(known, x)) for x in SETS},
+                **{x: over_models(getattr(seen, x) - getattr(known, x)) for x in SETS},
                 "klom_forgotten": float(klom[0][present == 0].mean()),
                 "klom_retain": float(klom[0][present == 1].mean()),
                 "klom_test": float(klom[1].mean()),
@@ -283,7 +283,12 @@ def distance(models: ju.Variables, others: ju.Variables) -> Interval:
     """`||w - w'|| / ||w'||` over all parameters, of models one by one."""
     both = [jax.tree.map(lambda x: np.asarray(x, np.float32), x.params) for x in (models, others)]
     far, length = (np.asarray(jax.vmap(norm)(x)) for x in (jax.tree.map(np.subtract, *both), both[1]))
-    return t_interval(far / length)
+    return over_models(far / length)
+
+
+def over_models(values: Float[np.ndarray, " n"]) -> Interval:
+    """Mean over models, with its interval."""
+    return t_interval(jnp.asarray(values))
 
 
 # When to retrain
@@ -303,7 +308,7 @@ def harms(config: Config, one: World, seeds: Sequence[int], per_block: int, adva
     left out of the mean that it is compared with.
     """
     training, unlearning = (keys_of(purpose, seeds) for purpose in ("train", "unlearn"))
-    count, fresh = config.blocks + 1, []
+    count = config.blocks + 1
     presents = [present_after(one.setting, one.rows[: place * per_block]) for place in range(count)]
     advance("retraining after every block")
     starts = [retrained(one, place * per_block, training) for place in range(count)]
@@ -367,7 +372,7 @@ def regrets(name: str, tried: Tried, chosen_on: Tried, per_block: int) -> list[d
             "retrainings": float(np.mean([len(plan.retrained) for plan in plans["rule"]])),
             "fixed_retrainings": float(np.mean([len(plan.retrained) for plan in plans["fixed"]])),
             **{x: float(found.mean()) for x, found in costs.items()},
-            **{f"over_{x}": t_interval(costs["rule"] - costs[x]) for x in ("fixed", "never", "always", "best")},
+            **{f"over_{x}": over_models(costs["rule"] - costs[x]) for x in ("fixed", "never", "always", "best")},
         })  # fmt: skip
     return rows
 

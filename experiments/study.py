@@ -1,6 +1,6 @@
 """Unlearning for medical images: does it do what retraining does, for whom, and at what cost?
 
-    python experiments/study.py                                       # digits with a synthetic group, eight seeds
+    python experiments/study.py                                       # digits with a synthetic group, twelve seeds
     python experiments/study.py --smoke                               # tiny, for a first look whether it runs
     python experiments/study.py --dataset breast_cancer --rows 400
     python experiments/study.py --dataset adult --rows 2000 --group-effect 1 --label-noise 0
@@ -45,11 +45,11 @@ class Config(script.Unlearning):
     """What is to be gone: the influence of rows, or a concept (a whole class)."""
     methods: tuple[str, ...] = ("random_label", "salun")
     """Which methods of `jaxunlearn.METHODS`."""
-    seeds: int = 8
+    seeds: int = 12
     label_noise: float = 0.05
     shares: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
     """Shares of the training rows that are forgotten."""
-    requests: int = 3
+    requests: int = 2
     """Requests of each kind."""
     group_effect: float = 0.3
     """Strength of a synthetic group: its pattern in images, its effect on the label in `adult`."""
@@ -254,8 +254,7 @@ def decide(
         findings.performs_well(
             {
                 name: {
-                    f"{share_kind(share)} {field}": gap(name, field, asked.of(share_kind(share)))
-                    for share in config.shares
+                    field: {share: gap(name, field, asked.of(share_kind(share))) for share in config.shares}
                     for field in ("retain", "forget")
                 }
                 for name in shown

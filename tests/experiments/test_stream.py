@@ -72,7 +72,7 @@ def test_models_at_the_mean_of_the_others_do_no_harm():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"requests": 201}, "multiple of --blocks"),
+        ({"requests": 204}, "multiple of --blocks"),
         ({"checkpoints": (3,)}, "multiples of --call"),
         ({"checkpoints": (300,)}, "checkpoints lie between"),
         ({"rows": 150}, "leave nothing"),
@@ -83,7 +83,7 @@ def test_models_at_the_mean_of_the_others_do_no_harm():
 def test_numbers_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(SystemExit, match=message):
         stream.check(stream.Config(**changes))
-    assert stream.check(stream.Config()) == 20
+    assert stream.check(stream.Config()) == 25
 
 
 @pytest.mark.slow

@@ -175,12 +175,15 @@ def test_intervals_of_several_gaps_are_wider():
 
 
 def test_the_first_finding_needs_every_gap_of_every_method():
-    good, bad = {"5 % forget": seeds(0.0), "5 % retain": seeds(-0.01)}, {"5 % forget": seeds(0.1), "5 % retain": seeds(0.0)}
+    good = {"forget": {0.05: seeds(0.0), 0.5: seeds(0.005)}, "retain": {0.05: seeds(-0.01), 0.5: seeds(0.0)}}
+    bad = {**good, "forget": {0.05: seeds(0.1), 0.5: seeds(-0.1)}}  # their mean is none
+    noisy = {**good, "forget": {0.05: seeds(0.0, 0.2), 0.5: seeds(0.005)}}
+    assert findings.performs_well({"a": noisy}, 0.02).verdict == UNTESTABLE
     assert findings.performs_well({"a": good, "b": good}, 0.02).verdict == REPRODUCED
     found = findings.performs_well({"a": good, "b": bad}, 0.02)
     assert found.verdict == NOT
     assert found.by_method == {"a": REPRODUCED, "b": NOT}
-    assert "b: largest gap, 5 % forget, +10.0 [" in found.figure
+    assert "largest, forget at 5 %, +10.0 [" in found.figure
 
 
 def test_the_second_finding_needs_damage_that_grows():
@@ -206,7 +209,7 @@ def test_the_fifth_finding_counts_what_tuning_took():
     cost = findings.Cost(unlearn=1.0, tuning=9.0, search=20.0, retrain=5.0, points=9)
     assert (cost.advantage, cost.tuned_advantage, cost.pays_after) == (5, 0.5, 5)
     assert findings.costs_more_than_it_looks({"a": cost}).verdict == REPRODUCED
-    assert findings.costs_more_than_it_looks({"a": cost._replace(tuning=0.5)}).verdict == NOT
+    assert findings.costs_more_than_it_looks({"a": cost._replace(tuning=3.5)}).verdict == NOT
     slow = cost._replace(unlearn=6.0)
     assert findings.costs_more_than_it_looks({"a": slow}).verdict == UNTESTABLE
     assert math.isinf(slow.pays_after)
