@@ -83,7 +83,7 @@ class Lookup:
             self.rows.setdefault(name, []).append(row)
         self._groups: dict[str, dict[Any, list[int]]] = {}
         for column, values in groups.items():
-            values = np.asarray(values).tolist()
+            values = np.asarray(values).tolist() if hasattr(values, "dtype") else list(values)
             if len(values) != len(self.of_rows):
                 raise ValueError(f"groups[{column!r}] has {len(values)} values for {len(self.of_rows)} rows")
             rows: dict[Any, list[int]] = {}

@@ -24,18 +24,21 @@ NOTHING = {"guarantee": "none", "release": 0, "weights": "", "manifest": "", "ce
 def current(book: Ledger, setup: Setup) -> tuple[Variables, Data]:
     """The weights as they are, and the data as the next removal meets them, prepared."""
     given = setup.data
+    newest = book.state.applications[-1] if book.state.applications else None
+    purged = newest is not None and newest.record == book.state.purging
     if setup.prepare is None:
+        if purged and newest.carried:
+            raise ValueError(
+                f"this method carries {sorted(newest.carried)} from window to window, and a purge deleted them: give the setup "
+                "prepare=, which makes them anew, or purge=False"
+            )
         return book.load(setup.variables, given)
     form = jax.eval_shape(setup.prepare, setup.variables, given, setup.key).extra
     variables, data = book.load(setup.variables, given._replace(extra={**form, **given.extra}))
-    if book.state.applications and book.state.applications[-1].carried and not _purged(book):
+    if newest is not None and newest.carried and not purged:
         return variables, data
     kept = {name: value for name, value in data.extra.items() if name in given.extra}
     return variables, setup.prepare(variables, data._replace(extra=kept), setup.key)
-
-
-def _purged(book: Ledger) -> bool:
-    return book.state.applications[-1].record == book.state.purging
 
 
 def _with_carried(book: Ledger, setup: Setup) -> Data:

@@ -41,9 +41,7 @@ def keys(folder):
     """Files with a private and a public key."""
     private, public = folder / "release.pem", folder / "release.pub"
     private.write_bytes(
-        KEY.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     private.chmod(0o600)
     public.write_bytes(
