@@ -59,6 +59,7 @@ def preview(service: Service, *, most: int = 256, expected: bool = False) -> lis
     rows = {
         name: tuple(row for row in service.lookup.rows.get(name, []) if row not in gone and present[row]) for name in plan.names
     }
+    near = service.near(plan) or {}
     found: dict[str, Effect] = {}
     names = [name for name in plan.names if rows[name]]
     if expected and names:
@@ -75,7 +76,7 @@ def preview(service: Service, *, most: int = 256, expected: bool = False) -> lis
             entry.outcome,
             entry.reason,
             tuple(Record(name, rows[name], found.get(name)) for name in entry.names),
-            tuple(service.near(service.rows_of(entry))) if entry.outcome == ASKED else (),
+            tuple(near.get(place, ())),
         )
         for place, entry in enumerate(plan.entries)
     ]

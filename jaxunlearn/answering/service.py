@@ -158,13 +158,25 @@ class Service:
         self._windows.follow()
         return self._windows.under_way
 
-    def near(self, rows: list[int]) -> list[Near]:
-        """Near-duplicates of rows among those that would stay; empty without features in the setup."""
-        if self.setup.features is None or not rows:
-            return []
+    def near(self, window: Plan) -> dict[int, list[Near]] | None:
+        """Near-duplicates that would stay, each with the entry whose row it is most like; None without features in the setup.
+
+        Args:
+            window: what is asked.
+
+        Returns:
+            Lists by the position of an entry in the window.
+        """
+        if self.setup.features is None:
+            return None
+        asked = [(place, entry) for place, entry in enumerate(window.entries) if entry.outcome == ASKED]
+        entry_of = {row: place for place, entry in reversed(asked) for row in self.rows_of(entry)}
         stays = np.array(self.setup.data.present) > 0
         stays[list(self.book.rows_of(self.book.state.removed))] = False
-        return near_duplicates(np.asarray(self.setup.features), rows, stays, least=self.setup.near)
+        found: dict[int, list[Near]] = {place: [] for place, _ in asked}
+        for each in near_duplicates(np.asarray(self.setup.features), sorted(entry_of), stays, least=self.setup.near):
+            found[entry_of[each.like]].append(each)
+        return found
 
     def rows_of(self, entry: Entry) -> list[int]:
         """Rows that an entry names and that are there."""
@@ -236,10 +248,8 @@ class Service:
     def _answer_all(self, window: Plan, note: Note) -> None:
         for receipt in self._receipts(window, note):
             receipts.write(receipt, self.directory / "receipts", self._key)
-        counts = None
-        if self.setup.features is not None:
-            asked = ((place, entry) for place, entry in enumerate(window.entries) if entry.outcome == ASKED)
-            counts = {place: len(self.near(self.rows_of(entry))) for place, entry in asked}
+        near = self.near(window)
+        counts = None if near is None else {place: len(found) for place, found in near.items()}
         path = self.directory / "reports" / f"window-{window.window:06d}.html"
         journal.write(path, report.page_of(window, note, counts, self.book.state).encode())
 

@@ -51,7 +51,7 @@ def asked(requests):
     for number in range(requests):
         kind, name = draws.random(), order[number]
         if kind < 0.03:
-            lines.append('{"request": "r-%d", "ids": [' % number)
+            lines.append(f'{{"request": "r-{number}", "ids": [')
             expected.append(("", "refused"))
         elif kind < 0.06 and number > 10:
             lines.append(lines[draws.randrange(number)])
