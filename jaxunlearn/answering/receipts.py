@@ -17,7 +17,7 @@
     salt            of these hashes
     window          number of the window, from 1
     guarantee       "certified" if the release carries a certificate, else "none"
-    release         number of the release; 0 without one
+    release         number of the release; null without one
     weights         SHA-256 of the released file; of plain weights, `jaxunlearn.ledger.fingerprint`
     manifest        SHA-256 of the release's manifest; empty without one
     certificate     SHA-256 of the certificate as the ledger records it; empty without one
@@ -65,7 +65,7 @@ class Receipt(NamedTuple):
     salt: str
     window: int
     guarantee: Literal["certified", "none"]
-    release: int
+    release: int  # 0 without one
     weights: str
     manifest: str
     certificate: str
@@ -109,7 +109,7 @@ def read(content: bytes, name: str) -> Receipt:
     receipt = Receipt(
         entry=strict.count(value["entry"], f"entry of {name}"),
         window=strict.count(value["window"], f"window of {name}"),
-        release=value["release"] and strict.count(value["release"], f"release of {name}"),
+        release=0 if value["release"] is None else strict.count(value["release"], f"release of {name}"),
         outcome=strict.one_of(value["outcome"], OUTCOMES, f"outcome of {name}"),
         guarantee=strict.one_of(value["guarantee"], ("certified", "none"), f"guarantee of {name}"),
         records=tuple(strict.digest(x, f"records of {name}") for x in strict.items(value["records"], f"records of {name}")),
@@ -126,7 +126,8 @@ _DIGESTS = ("salt", "weights", "manifest", "certificate", "signer")
 
 
 def _written(receipt: Receipt) -> bytes:
-    return journal.canonical({"format": FORMAT, "version": VERSION, **receipt._asdict()})
+    fields = {**receipt._asdict(), "release": receipt.release or None}
+    return journal.canonical({"format": FORMAT, "version": VERSION, **fields})
 
 
 def verify(

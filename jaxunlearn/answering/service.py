@@ -19,6 +19,8 @@ delete. Who may write there may ask for anything: check requesters before their 
 cannot be (the ledger is locked); two directories are two models.
 """
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -140,14 +142,14 @@ class Service:
         Returns:
             The plan.
         """
-        self._windows.follow()
+        self._follow()
         place = None if self._restart else self._windows.place
         with closing(inboxes.lines(self.inbox, place, self.book.hashed)) as lines:
             return intake.plan_of(self._desk(), lines, most)
 
     def lines_waiting(self, most: int) -> int:
         """How many whole lines wait, counted up to `most`."""
-        self._windows.follow()
+        self._follow()
         place = None if self._restart else self._windows.place
         with closing(inboxes.lines(self.inbox, place, self.book.hashed)) as lines:
             return sum(1 for _ in zip(range(most), lines, strict=False))
@@ -155,7 +157,7 @@ class Service:
     @property
     def under_way(self) -> bool:
         """Whether a window was begun and is to be finished."""
-        self._windows.follow()
+        self._follow()
         return self._windows.under_way
 
     def near(self, window: Plan) -> dict[int, list[Near]] | None:
@@ -199,7 +201,7 @@ class Service:
             LedgerError, ReleaseError: the disk is full, or files were tampered with.
         """
         checks.require_count("most", most)
-        self._windows.follow()
+        self._follow()
         found = self._under_way() or self._open(most)
         return None if found is None else self._finish(found)
 
@@ -213,7 +215,7 @@ class Service:
         if found is None:
             return None
         content = plan.save(found, self._plan)
-        ids = [journal.json.loads(name) for name in found.names]
+        ids = [json.loads(name) for name in found.names]
         there = [each for each, name in zip(ids, found.names, strict=True) if name in self.lookup.rows]
         self.book.submit(there, note=plan.opening(found, content, self.book))
         self._restart = False
@@ -221,18 +223,7 @@ class Service:
         return found
 
     def _finish(self, window: Plan) -> Answered:
-        if (note := self._windows.closing()) is None:
-            begun = time.monotonic()
-            came = {"outcome": "nothing", "reason": "", **release.NOTHING}
-            if window.names:
-                release.remove(self.book, self.setup)
-                came = release.release(self.book, self.setup, window.window, self.directory / "models", self._key_path)
-            seconds = round(time.monotonic() - begun, 3)
-            self.book.note({"service": "closed", "window": window.window, "seconds": seconds, **came})
-            self._windows.follow()
-            note = self._windows.closed
-        if note is None:
-            raise AssertionError("a window was closed without a note")
+        note = self._windows.closing() or self._close(window)
         if self._windows.answered < window.window:
             self._answer_all(window, note)
             self.book.note({"service": "answered", "window": window.window})
@@ -244,6 +235,17 @@ class Service:
             window.window, (window.first, last), value["outcome"], value["reason"], len(asked), len(window.names),
             value["release"], value["seconds"],
         )  # fmt: skip
+
+    def _close(self, window: Plan) -> Note:
+        """Remove and release; the note of what came of it."""
+        begun = time.monotonic()
+        came = {"outcome": "nothing", "reason": "", **release.NOTHING}
+        if window.names:
+            release.remove(self.book, self.setup)
+            came = release.release(self.book, self.setup, window.window, self.directory / "models", self._key_path)
+        seconds = round(time.monotonic() - begun, 3)
+        self.book.note({"service": "closed", "window": window.window, "seconds": seconds, **came})
+        return self.book.state.notes[-1]
 
     def _answer_all(self, window: Plan, note: Note) -> None:
         for receipt in self._receipts(window, note):
@@ -274,6 +276,11 @@ class Service:
                 **(about if asked else release.NOTHING),
             )
 
+    def _follow(self) -> None:
+        """Believe what is on disk, also after an exception in the middle of a record."""
+        self.book.settle()
+        self._windows.follow()
+
     def _desk(self) -> intake.Desk:
         return intake.Desk(self.setup, self.lookup, self.book, self._windows)
 
@@ -287,7 +294,7 @@ class Service:
             plan.clean(self.directory / name, all_files=name == "open" and not self._windows.under_way)
         models = self.directory / "models"
         for path in sorted(models.iterdir()) if models.is_dir() else []:
-            if len(path.name) != len("window-000001") or not path.name.startswith("window-"):
+            if not re.fullmatch(r"window-\d{6,}", path.name):
                 archive.remove(path)
 
 

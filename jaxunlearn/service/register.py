@@ -261,6 +261,14 @@ class Register:
         pending = self.state.pending
         return list(self.state.submissions) if mode == "stream" else [pending] if pending else []
 
+    def settle(self) -> None:
+        """After an exception in the middle of a step, make `state` say what is on disk; every step begins with that.
+
+        Raises:
+            LedgerError: closed, forked, or somebody else wrote to the journal.
+        """
+        self._make_ready()
+
     def rows_of(self, hashed: Iterable[str]) -> set[int]:
         """Numbers of the rows of hashed ids, such as `state.pending`, among those whose ids the ledger was opened with."""
         return {row for name in hashed for row in self._rows.get(name, [])}

@@ -55,7 +55,8 @@ def test_whoever_has_the_public_key_can_check_a_receipt(folder):
         ({"outcome": "refused"}, ReceiptError, "does not fit its signature"),
         ({"records": []}, ReceiptError, "does not fit its signature"),
         ({"outcome": "paid"}, ReceiptError, "outcome of .* must be one of"),
-        ({"release": -1}, ReceiptError, "must be an integer of at least 1"),
+        ({"release": 0}, ReceiptError, "must be an integer of at least 1"),
+        ({"release": ""}, ReceiptError, "must be an integer of at least 1"),
         ({"also": 1}, ReceiptError, "unknown \\['also'\\]"),
     ],
 )

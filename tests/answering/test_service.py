@@ -248,6 +248,29 @@ def test_a_disk_that_is_full_at_any_time_loses_and_doubles_nothing(place):
     np.testing.assert_allclose(weights(place), retrained(0, 1, 2), rtol=1e-12)
 
 
+def test_an_interrupt_behind_a_record_is_survived_by_the_same_service(place, monkeypatch):
+    ask(place / "inbox.jsonl", ids("r-1", "ada"))
+    appended, original = [0], journal.append
+
+    def append(path, record, size):
+        found = original(path, record, size)
+        appended[0] += 1
+        if record.kind in ("submitted", "noted"):  # it is on disk, and the ledger has not heard of it
+            ask(place / "inbox.jsonl", ids(f"r-{appended[0] + 1}", "nobody"))  # so that another plan would be made
+            raise KeyboardInterrupt
+        return found
+
+    with opened(place) as service:
+        monkeypatch.setattr(journal, "append", append)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                service.answer()
+        monkeypatch.setattr(journal, "append", original)
+        assert service.answer().entries == (2, 4)
+    assert [outcome for _, outcome in outcomes(place)] == ["forgotten", "refused", "refused", "refused"]
+    assert kinds(place).count("applied") == 1
+
+
 def test_rows_that_were_removed_may_leave_the_data_set(place):
     ask(place / "inbox.jsonl", ids("r-1", "ada"))
     answer_all(place)
