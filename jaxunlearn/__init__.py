@@ -78,6 +78,7 @@ from jaxunlearn.version import __version__ as __version__
 # imported when they are first used: not every program needs them, and import time is counted
 _ON_FIRST_USE = {
     "adapters": "jaxunlearn.adapters",
+    "answering": "jaxunlearn.answering",
     "audit": "jaxunlearn.audit",
     "certificates": "jaxunlearn.certificates",
     "checkpoint": "jaxunlearn.service.checkpoint",
@@ -109,6 +110,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from jaxunlearn import adapters as adapters
+    from jaxunlearn import answering as answering
     from jaxunlearn import audit as audit
     from jaxunlearn import certificates as certificates
     from jaxunlearn import frozen as frozen

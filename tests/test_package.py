@@ -34,7 +34,7 @@ FLOORS = [
     {"heads", "convex", "certificates", "adapters", "filters", "frozen", "summation"},
     {"methods", "rl"},
     {"audit", "catalogue"},
-    {"tuning"},
+    {"tuning", "answering"},
     {"__init__"},
 ]
 EXTRAS = ("flax", "torch", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")
