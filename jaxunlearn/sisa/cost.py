@@ -91,9 +91,9 @@ def visits_of(trainer: Trainer, partition: Partition, rows: Any) -> Int[np.ndarr
 def slow_down_attack(trainer: Trainer, partition: Partition, size: int) -> Int[np.ndarray, " k"]:
     """The rows whose removal costs most: one in the first slice of every shard, the dearest shards first.
 
-    Someone who knows the partition can ask for them. Together they cost `expected_cost(..., requests=size).bound`, less what the
-    rows themselves would be visited: never more than `size` shards, nor than a training of all. One after another each costs
-    one shard at most. So waiting for requests and answering them together bounds what an attack can do.
+    Someone who knows the partition can ask for them. Together they cost `expected_cost(..., requests=size).bound`, less the
+    visits of the rows themselves: never more than `size` shards, nor than a training of all. One after another each costs
+    one shard at most. So to wait for requests and answer them together bounds what an attack can do.
 
     Args:
         trainer, partition: as for `expected_cost`.

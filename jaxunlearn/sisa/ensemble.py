@@ -24,8 +24,8 @@ def ensemble(model: Model, *, by: By = "votes", weights: Any = "equal") -> Model
             that shall not count. A shard that lost all its rows counts for nothing.
 
     Returns:
-        A `Model` of the variables of `sisa.fit`, with the loss of the one given. Its logits are logarithms of shares of votes or
-        of mean probabilities, [b, ..., c], or mean outputs. A share of 0 counts as the smallest float.
+        A `Model` of the variables of `sisa.fit`, with the loss of the one given. Its logits are logarithms of shares of votes
+        or of mean probabilities, [b, ..., c], or mean outputs. A share of 0 counts as the smallest float.
 
     Raises:
         ValueError: an unknown rule; at trace time, votes or probabilities of a model without classes, variables that `fit` did
@@ -76,8 +76,8 @@ def _together(logits: Float[Array, "S b ..."], shares: Float[Array, " S"], by: B
         return jnp.tensordot(shares, jnp.where(_like(shares, logits) > 0, logits, 0), axes=1, precision="highest")
     if logits.ndim < 3 or logits.shape[-1] < 2:
         raise ValueError(
-            f"{by} need logits of at least two classes, got shape {logits.shape[1:]}: use by='outputs' for real targets, and for "
-            "one logit z of two classes let forward return jnp.stack([jnp.zeros_like(z), z], axis=1)"
+            f"{by} need logits of at least two classes, got shape {logits.shape[1:]}: use by='outputs' for real targets, and "
+            "for one logit z of two classes let forward return jnp.stack([jnp.zeros_like(z), z], axis=1)"
         )
     if by == "votes":
         given = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)

@@ -98,8 +98,9 @@ def partition_by_rate(
     if least * shards > rows:
         raise ValueError(f"{rows} rows do not fill {shards} shards of at least {least}: lower least_rows or shards")
     order = np.lexsort((np.asarray(jax.random.uniform(key, (rows,))), known))
-    total = np.cumsum(np.sqrt(known[order]))
-    ends = np.searchsorted(total, total[-1] * np.arange(1, shards) / shards)
+    roots = np.sqrt(known[order])
+    total = np.cumsum(roots)
+    ends = np.searchsorted(total - roots / 2, total[-1] * np.arange(1, shards) / shards)  # cut at the nearest row
     for shard in range(shards - 1):  # from the left none is too small, from the right there is room for the others
         ends[shard] = max(ends[shard], (ends[shard - 1] if shard else 0) + least)
         ends[shard] = min(ends[shard], rows - (shards - 1 - shard) * least)

@@ -40,9 +40,10 @@ def sisa(trainer: Trainer) -> UnlearnFn:
     Returns:
         An `UnlearnFn` of the variables that `fit` returned. What it returns equals, bit for bit on one machine, `fit` on data
         without the rows: nothing of them is left in it, kept starts included; delete the variables from before. Shards
-        without removed rows are untouched. Rows of the partition that are not present any more are removed as well. The key is not
-        read: draws are those of `fit`. `stats`: `visits` Int[S], rows that each shard visited, and `first_slice` Int[S], where
-        it started, R if it was not trained.
+        without removed rows are untouched. Rows that are no longer present are removed along with a request, and never come
+        back. Rows are known by number: blank removed ones, but neither drop nor reorder any. The key is not read: draws are
+        those of `fit`. `stats`: `visits` Int[S], rows that each shard visited, and `first_slice` Int[S], where it
+        started, R if it was not trained.
 
     Raises:
         TypeError: no `Trainer`.

@@ -161,9 +161,7 @@ def train_again(
     chunk = _chunk_of(trainer, shards // mesh.size, mesh.devices.flat[0].platform)
     on_device = partial(_on_device, trainer, chunk, epochs)
     specs: Any = (P(), P(axis), P(axis))
-    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(axis), check_vma=False)(
-        data.train, variables, first
-    )
+    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(axis), check_vma=False)(data.train, variables, first)
 
 
 def _chunk_of(trainer: Trainer, shards: int, platform: str) -> int:
@@ -203,9 +201,7 @@ def _on_device(
         numbers = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
         own = jnp.minimum(numbers, shards - 1)
         begin = starts_at[numbers]
-        lanes = _Lanes(
-            numbers, begin, keys[own], rows.reshape(shards, -1)[own], slice_of[own], jnp.cumsum(sizes, axis=1)[own]
-        )
+        lanes = _Lanes(numbers, begin, keys[own], rows.reshape(shards, -1)[own], slice_of[own], jnp.cumsum(sizes, axis=1)[own])
         state = variables.state
         held = jax.tree.map(lambda x: x[own, jnp.minimum(begin, slices - 1)], state.starts)
         held, starts, made = _train_lanes(trainer, epochs, train, lanes, held, state.starts)
@@ -265,9 +261,7 @@ def _shuffled(key: PRNGKeyArray, rows: Int[Array, " M"], usable: Array) -> Int[A
     return jnp.where(usable, rows, -1)[order]
 
 
-def _step(
-    method: Unlearner, train: Examples, held: GradientState, rows: Int[Array, " b"], key: PRNGKeyArray
-) -> GradientState:
+def _step(method: Unlearner, train: Examples, held: GradientState, rows: Int[Array, " b"], key: PRNGKeyArray) -> GradientState:
     """One step of one shard on some rows; none of them: no step, not even of momentum or weight decay."""
     weights = (rows >= 0).astype(jnp.float32)
     part = Weighted(sampling.take(train, jnp.maximum(rows, 0), weights), weights, rows)

@@ -54,9 +54,9 @@ def test_rates_make_removals_cheaper():
     least = np.sum(np.sqrt(share)) ** 2 / 8  # rows to train on again, in the limit of many rows
     random = sisa.random_partition(data, KEY, shards=8, slices=1)
     cost = [sisa.expected_cost(trainer(1), each, rates=rates).expected + 1 for each in (by_rate, random)]
-    assert cost[0] == pytest.approx(least, rel=0.05)
+    assert cost[0] == pytest.approx(least, rel=0.1)
     assert cost[1] == pytest.approx(125, rel=0.01)
-    assert cost[0] < 0.7 * cost[1]
+    assert cost[0] < 0.3 * cost[1]
     # late slices hold the likeliest rows
     sliced = sisa.partition_by_rate(rates, KEY, shards=4, slices=3)
     means = np.where(np.asarray(sliced.rows) >= 0, rates[np.asarray(sliced.rows)], 0).sum(2) / np.asarray(sliced.sizes)
@@ -157,7 +157,9 @@ def test_shards_predict_together():
     probabilities = np.exp(answer(logits, [4, 4, 0], by="probabilities"))
     np.testing.assert_allclose(probabilities, np.asarray(jax.nn.softmax(logits[:2])).mean(0), rtol=1e-5)
     np.testing.assert_allclose(np.exp(answer(logits[:2], [3, 1], weights="rows")), [0.25, 0.75, 0], atol=1e-6)
-    np.testing.assert_allclose(np.exp(answer(logits, [4, 4, 4], weights=jnp.array([1.0, 3.0, 0.0]))), [0.75, 0.25, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(answer(logits, [4, 4, 4], weights=jnp.array([1.0, 3.0, 0.0]))), [0.75, 0.25, 0], atol=1e-6
+    )
     np.testing.assert_allclose(answer(logits, [4, 4, 0], by="outputs"), logits[:2].mean(0), rtol=1e-6)
     assert np.all(np.isfinite(answer(logits[:2], [0, 0])))  # nothing is left anywhere
     with pytest.raises(ValueError, match="each of the 3 shards"):

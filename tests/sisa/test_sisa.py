@@ -54,7 +54,9 @@ def setting(name, **options):
 
 
 def asked(*rows):
-    return ju.ForgetRequest(jnp.zeros(32, jnp.int32).at[: len(rows)].set(jnp.asarray(rows)), jnp.zeros(32).at[: len(rows)].set(1))
+    slots = np.zeros(32, np.int32)
+    slots[: len(rows)] = rows
+    return ju.ForgetRequest(jnp.asarray(slots), jnp.asarray((np.arange(32) < len(rows)).astype(np.float32)))
 
 
 def equal(first, second):
@@ -76,7 +78,9 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["Adam with decay", *(pytest.param(x, marks=pytest.mark.slow) for x in set(MODELS) - {"Adam with decay"})])
+@pytest.mark.parametrize(
+    "name", ["Adam with decay", *(pytest.param(x, marks=pytest.mark.slow) for x in set(MODELS) - {"Adam with decay"})]
+)
 def test_the_answer_is_training_without_the_rows(name):
     trainer, fit, unlearn, fitted = setting(name)
     for what, rows in REQUESTS.items():
@@ -116,7 +120,9 @@ def test_removed_rows_are_not_read_and_nothing_of_them_is_kept():
     found = unlearn(fitted, DATA, asked(*rows), KEY).variables
     left = ju.remove(DATA, asked(*rows))
     broken = left._replace(
-        train=ju.Examples(left.train.inputs.at[jnp.asarray(rows)].set(jnp.nan), left.train.targets.at[jnp.asarray(rows)].set(-1))
+        train=ju.Examples(
+            left.train.inputs.at[jnp.asarray(rows)].set(jnp.nan), left.train.targets.at[jnp.asarray(rows)].set(-1)
+        )
     )
     assert equal(found, fit(broken))
     assert not np.isin(rows, found.state.partition.rows).any()
@@ -138,11 +144,11 @@ def test_training_is_what_it_says():
     shard, key, count = 1, jax.random.fold_in(KEY, 1), 0
 
     @jax.jit
-    def step(variables, state, rows, key):
+    def step(variables, state, rows, weights, key):
         def loss(params):
             outputs = model.forward(ju.Variables(params, variables.state), DATA.train.inputs[rows], train=True, key=key)
             losses = model.loss(outputs, ju.Examples(None, DATA.train.targets[rows]))
-            return jnp.mean(losses) + model.regularizer(params), outputs.state
+            return jnp.sum(losses * weights) / jnp.sum(weights) + model.regularizer(params), outputs.state
 
         gradient, moved = jax.grad(loss, has_aux=True)(variables.params)
         updates, state = optimizer.update(gradient, state, variables.params)
@@ -157,15 +163,13 @@ def test_training_is_what_it_says():
             count += 1
             epoch_key = jax.random.fold_in(key, count)
             draws = jax.random.uniform(jax.random.fold_in(epoch_key, 0), (PLACES[0].size,))
-            usable = used & (np.arange(SLICES)[:, None] <= number)
-            order = np.argsort(np.where(usable.ravel(), draws, np.inf), kind="stable")[: usable.sum()]
+            usable = (used & (np.arange(SLICES)[:, None] <= number)).ravel()
+            order = PLACES[shard].ravel()[np.argsort(np.where(usable, draws, np.inf), kind="stable")[: usable.sum()]]
             for place in range(0, len(order), 4):
-                if len(order) - place < 4:  # the rest of a batch is filled up, which moves the running mean
-                    rows = np.resize(PLACES[shard].ravel()[order[place:]], 4)
-                    rows[len(order) - place :] = rows[0]
-                    pytest.skip("sizes were chosen so that no batch is partly filled")
-                rows = jnp.asarray(PLACES[shard].ravel()[order[place : place + 4]])
-                variables, state = step(variables, state, rows, jax.random.fold_in(epoch_key, 1 + place // 4))
+                batch = order[place : place + 4]
+                rows = np.concatenate([batch, np.repeat(batch[:1], 4 - len(batch))])
+                weights = (np.arange(4) < len(batch)).astype(np.float32)
+                variables, state = step(variables, state, rows, weights, jax.random.fold_in(epoch_key, 1 + place // 4))
     assert distance(variables, ju.Variables(lane(fitted.params, shard), lane(fitted.state.state, shard))) < 1e-5
 
 
@@ -189,7 +193,10 @@ def test_requests_side_by_side_and_in_a_stream_equal_single_ones():
     for chunk in (1, 3):
         many = ju.check(jax.jit(ju.batched(once, chunk=chunk))(fitted, DATA, requests, keys))
         for place in range(3):
-            assert distance(lane(many.variables.params, place), unlearn(fitted, DATA, lane(requests, place), KEY).variables.params) < 1e-6
+            assert (
+                distance(lane(many.variables.params, place), unlearn(fitted, DATA, lane(requests, place), KEY).variables.params)
+                < 1e-6
+            )
     stream = ju.check(jax.jit(ju.streamed(once))(fitted, DATA, requests, keys))
     assert distance(stream.variables.params, fit(ju.remove(DATA, ju.merge(requests))).params) < 1e-6
 
@@ -223,12 +230,15 @@ def test_half_precision_and_traced_settings():
     fitted, found = jax.jit(jax.vmap(at))(jnp.array([0.1, 0.2]))
     expected = setting("SGD")
     assert distance(lane(fitted.params, 0), expected.fitted.params) < 1e-5
-    assert distance(lane(found.variables.params, 0), expected.unlearn(expected.fitted, DATA, asked(1, 2), KEY).variables.params) < 1e-5
+    assert (
+        distance(lane(found.variables.params, 0), expected.unlearn(expected.fitted, DATA, asked(1, 2), KEY).variables.params)
+        < 1e-5
+    )
 
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), DATA.train.inputs)
     data = ju.training_data(half, DATA.train.targets)
     model = network()
-    start = lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.init(key))  # noqa: E731
+    start = lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.init(key))
     trainer = sisa.trainer(model._replace(init=start), optax.adam(1e-2), epochs=3, batch_size=4)
     fit = jax.jit(lambda data: sisa.fit(trainer, data, PARTITION, KEY))
     fitted = fit(data)
@@ -283,7 +293,7 @@ def test_misuse_is_refused():
         sisa.trainer(model._replace(init=None), optimizer, epochs=1, batch_size=4)
     with pytest.raises(TypeError, match="expected an optax transformation"):
         sisa.trainer(model, 0.1, epochs=1, batch_size=4)
-    with pytest.raises(ValueError, match="works on what jaxunlearn.sisa.fit returned"):
+    with pytest.raises(ValueError, match="works on what"):
         unlearn(model.init(KEY), DATA, asked(1), KEY)
     with pytest.raises(ValueError, match="the partition is of 61 rows, and the data has 60"):
         sisa.fit(trainer, blobs(60), PARTITION, KEY)
