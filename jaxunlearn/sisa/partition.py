@@ -84,7 +84,7 @@ def partition_by_rate(
         >>> rates = jnp.where(jnp.arange(60) < 6, 0.5, 0.01)  # six people are likely to leave
         >>> partition = jaxunlearn.sisa.partition_by_rate(rates, key, shards=3, slices=2)
         >>> partition.left.tolist()  # they are in the last shard
-        [25, 24, 11]
+        [32, 18, 10]
     """
     if not checks.is_concrete(rates):
         raise TypeError("partition_by_rate works on the host: call it outside jit and vmap")

@@ -13,13 +13,15 @@ for momentum and Adam, too; rows are shuffled in every epoch.
 """
 
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
-from jaxunlearn import sampling, tree
+from jaxunlearn import sampling
 from jaxunlearn.card import Method
-from jaxunlearn.loop.one_shot import one_shot
+from jaxunlearn.loop.outcome import begin, finish
+from jaxunlearn.loop.preparation import prepared_by
 from jaxunlearn.sisa.partition import require_fits, without
 from jaxunlearn.sisa.training import Shards, Trainer, train_again
-from jaxunlearn.types import Result, UnlearnFn
+from jaxunlearn.types import Data, ForgetRequest, Result, UnlearnFn, Variables
 
 METHOD = Method(
     summary="one model for each shard of the rows; those that lose one are trained again from the last slice without it",
@@ -61,15 +63,25 @@ def sisa(trainer: Trainer) -> UnlearnFn:
     if not isinstance(trainer, Trainer):
         raise TypeError(f"expected jaxunlearn.sisa.trainer(model, optimizer, ...), got {type(trainer).__name__}")
 
-    def update(variables, data, request, key):
+    def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
         if not isinstance(variables.state, Shards):
             raise ValueError("sisa works on what jaxunlearn.sisa.fit returned: Variables(params, Shards)")
-        require_fits(variables.state.partition, tree.leading_axis(data.train, "data.train"))
+        data, request = begin(variables, data, request, key)
+        require_fits(variables.state.partition, data.present.shape[0])
         slices = variables.state.partition.rows.shape[1]
-        partition, hit = without(variables.state.partition, sampling.retain_weights(data, request) > 0)
+        idle = ~jnp.any(sampling.usable_slots(data, request))
+        retained = sampling.retain_weights(data, request) > 0
+        partition, hit = without(variables.state.partition, retained | idle)
         first = jnp.where(jnp.any(hit, axis=1), jnp.argmax(hit, axis=1), slices).astype(jnp.int32)
         left = variables._replace(state=variables.state._replace(partition=partition))
         found, visits = train_again(trainer, data, left, first)
-        return Result(found, stats={"visits": visits, "first_slice": first})
+        result = Result(_without_starts(found), stats={"visits": visits, "first_slice": first})
+        result = finish(METHOD.on_empty, _without_starts(variables), data, request, result, may_rest=True)
+        return result._replace(variables=found)  # which are the ones that went in where nothing was to be removed
 
-    return one_shot(update, on_empty=METHOD.on_empty, may_rest=True)
+    return prepared_by(unlearn, None)
+
+
+def _without_starts(variables: Variables) -> Variables:
+    """What a status is about. Starts are many times larger, and a look at all of them would cost as much as some answers."""
+    return variables._replace(state=variables.state._replace(starts=()))

@@ -282,6 +282,14 @@ def test_a_ledger_loses_no_request_and_a_checkpoint_no_shard(tmp_path):
         assert equal(book.load(like, DATA)[0], result.variables)
 
 
+def test_it_can_be_traced_where_float64_is_on():
+    trainer = setting("Adam with decay").trainer
+    with jax.enable_x64(True):
+        form = jax.eval_shape(lambda data: sisa.fit(trainer, data, PARTITION, KEY), DATA)
+        found = jax.eval_shape(sisa.sisa(trainer), form, DATA, asked(1), KEY)
+    assert found.stats["visits"].dtype == np.int32
+
+
 def test_misuse_is_refused():
     trainer, _, unlearn, fitted = setting("Adam with decay")
     model, optimizer = MODELS["SGD"]
