@@ -10,6 +10,9 @@ The result is that of `fit` on data without the rows, bit for bit. Where this di
 by one row at most, and all of their rows decide where to start (theirs passes over the last `N_s mod R` rows of a
 shard, which are then not unlearned); optimizer state and BatchNorm statistics go back with the parameters, so that it is exact
 for momentum and Adam, too; rows are shuffled in every epoch.
+
+It is exact as long as neither hyper-parameters nor partition depended on who was removed, and as far as copies go that the library
+knows of: a ledger keeps the variables of earlier applications until they are purged.
 """
 
 import jax.numpy as jnp
