@@ -14,6 +14,7 @@ from jaxunlearn import losses as losses
 from jaxunlearn import methods as methods
 from jaxunlearn import refusals as refusals
 from jaxunlearn import rl as rl
+from jaxunlearn import sisa as sisa
 from jaxunlearn import slots as slots
 from jaxunlearn import summation as summation
 from jaxunlearn import transforms as transforms
@@ -100,6 +101,7 @@ def __dir__() -> list[str]:
         "losses",
         "refusals",
         "rl",
+        "sisa",
         "slots",
         "summation",
         "transforms",

@@ -31,7 +31,7 @@ FLOORS = [
     {"checks", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin", "proportions"},
     {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "refusals", "hypernetworks", "guards"},
     {"loop", "batching", "curvature", "service"},
-    {"heads", "convex", "certificates", "adapters", "filters", "frozen", "summation"},
+    {"heads", "convex", "certificates", "adapters", "filters", "frozen", "summation", "sisa"},
     {"methods", "rl"},
     {"audit", "catalogue"},
     {"tuning", "answering"},

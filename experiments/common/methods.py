@@ -45,6 +45,7 @@ def known(name: str) -> str:
         instead = {
             "problem": "a convex problem, see certified_stream.py",
             "learner": "a learner of sums, see benchmarks/summation.py",
+            "trainer": "a trainer of shards, see benchmarks/sisa.py",
             "generator": "a generator, see output_guard.py",
             "environment": "environments, see rl_grid.py",
         }
