@@ -92,11 +92,11 @@ def test_no_cycle_runs_between_files():
 
 
 def test_no_cycle_runs_between_folders():
-    """A file on the top level stands for itself, and so does an `__init__`, which only shows what its folder holds."""
+    """A file on the top level stands for itself, and so do an `__init__`, which shows what its folder holds, and a command line."""
 
     def folder(name):
         parts = name.split(".")
-        return name if len(parts) == 2 or parts[-1] == "__init__" else ".".join(parts[:-1])
+        return name if len(parts) == 2 or parts[-1] in ("__init__", "__main__") else ".".join(parts[:-1])
 
     graph = {}
     for name in files():
