@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from docs.building import copies, methods, reference
+from docs.building import copies, methods, reference, tutorials
 
 
 def every_page() -> dict[str, str]:
     """Pages by their paths in the folder of generated ones."""
-    return {**methods.all_pages(), **reference.all_pages(), **copies.all_pages()}
+    return {**methods.all_pages(), **reference.all_pages(), **copies.all_pages(), **tutorials.all_pages()}
 
 
 def write(folder: Path) -> None:
