@@ -104,7 +104,7 @@ def page_of(name: str) -> str:
     searched = [[f"`{key}`", ", ".join(f"{value:g}" for value in values)] for key, values in card.search.items()]
     reported = comparison.section(name)
     parts = [
-        f"# `{catalogue.path_of(name)}`",
+        f"# `{catalogue.path_of(name).removeprefix('jaxunlearn.')}`",
         f"{card.summary[0].upper()}{card.summary[1:]}.",
         pages.to_markdown(pages.Table(["property", "value"], facts)).rstrip(),
         "## What it does",

@@ -30,7 +30,7 @@ def report_of(found: Mapping[str, Any]) -> tuple[str, list[Section]]:
         >>> found = {"scenarios": {"random": {"methods": {"scrub": {"means": {"test": [0.9, 0.8, 1.0]}, "worst": 2.0}}}}}
         >>> title, (section,) = report_of(found)
         >>> section.tables[0].rows
-        [['scrub', '90.0% [80.0, 100.0]', '–', '+2.0', '–']]
+        [['scrub', '90.0% [80.0, 100.0]', '–', '+2.0']]
     """  # noqa: RUF002
     keys = set(found) if isinstance(found, Mapping) else set()
     if {"judgements", "means"} <= keys:
@@ -126,14 +126,17 @@ def _label(name: str) -> str:
 
 def _scenario(name: str, one: Mapping[str, Any]) -> Section:
     measures = list(dict.fromkeys(measure for method in one["methods"].values() for measure in method.get("means", {})))
+    noted = any(line.get("note") for line in one["methods"].values())
     rows = []
     for method, line in one["methods"].items():
         means = [cell(interval(line.get("means", {}).get(x)), ".3f" if x == "auc" else ".1%") for x in measures]
         place = f" ({line['worst_at']})" if line.get("worst_at") else ""
         worst = cell(line.get("worst"), "+.1f") + place
-        rows.append([method, *means, cell(line.get("milliseconds"), ".1f"), worst, line.get("note") or pages.MISSING])
+        rows.append(
+            [method, *means, cell(line.get("milliseconds"), ".1f"), worst, *([cell(line.get("note"))] if noted else [])]
+        )
     left = [f"{method} is left out: it {reason}." for method, reason in one.get("left_out", {}).items()]
     question = f"Question: {one['question']}." if one.get("question") else ""
-    headings = ["method", *(x.replace("_", " ") for x in measures), "ms per request", "worst", "note"]
+    headings = ["method", *(x.replace("_", " ") for x in measures), "ms per request", "worst", *(["note"] if noted else [])]
     table = Table(headings, rows, numbers=range(1, len(measures) + 3))
     return Section(name.capitalize(), "\n\n".join(x for x in (question, WORST, *left) if x), [table])

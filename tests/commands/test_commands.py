@@ -171,7 +171,7 @@ def test_other_files_are_refused(tmp_path, capsys):
 def test_missing_numbers_are_dashes():
     assert saved.interval(None) is saved.interval([None, None, None]) is None
     (section,) = saved.report_of({"scenarios": {"class": {"methods": {"ssd": {"means": {"auc": None}}}}}})[1]
-    assert section.tables[0].rows == [["ssd", *["–"] * 4]]  # noqa: RUF001
+    assert section.tables[0].rows == [["ssd", *["–"] * 3]]  # noqa: RUF001
 
 
 def test_as_a_module(capsys, monkeypatch):
