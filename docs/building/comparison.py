@@ -65,7 +65,7 @@ def section(name: str) -> str:
             pages.cell(line.floor, "+.1f"),
             pages.cell(line.nothing, "+.1f"),
             pages.cell(line.milliseconds, ".1f"),
-            ", ".join(f"`{key}={value:g}`" for key, value in line.settings.items()) or "defaults",
+            ", ".join(f"{key} {value:g}" for key, value in line.settings.items()) or "defaults",
         ]
         for scenario, line in lines.items()
     ]
