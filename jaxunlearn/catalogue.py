@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Collection
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -76,6 +77,73 @@ def citation(*names: str) -> None:
 def path_of(name: str) -> str:
     """How a method is reached, e.g. `jaxunlearn.scrub` or `jaxunlearn.convex.newton_removal`."""
     return f"jaxunlearn.{NAMESPACES.get(METHODS[name].takes, '')}{name}"
+
+
+def fits(card: Method, task: str) -> bool:
+    """Whether a method of models can be used for a task.
+
+    Args:
+        card: of the method.
+        task: what the targets of the rows are: `classes`, `tokens` (sequences of them), `labels` (yes and no) or `values`.
+
+    Returns:
+        False too for methods that take no model.
+
+    Example:
+        >>> from jaxunlearn.catalogue import METHODS, fits
+        >>> fits(METHODS["undial"], "tokens"), fits(METHODS["undial"], "values")
+        (True, False)
+    """
+    wanted = {"classes": {"any", "classes", "tokens"}, "tokens": {"any", "tokens"}}.get(task, {"any"})
+    return card.takes == "model" and card.targets in wanted
+
+
+def chosen(
+    *,
+    about: Collection[str] = (),
+    reads: Collection[str] | None = None,
+    guarantee: Collection[str] = (),
+    family: Collection[str] = (),
+    task: str | None = None,
+    takes: Collection[str] = (),
+) -> dict[str, Method]:
+    """Methods that fit, by name; what is not given leaves none out.
+
+    Args:
+        about: words that all stand in the name, the aliases or the summary.
+        reads: all that may be read, words of `Method.reads`: methods that need anything else are left out.
+        guarantee, family, takes: one of these, as on the cards.
+        task: what the targets of the rows are, see `fits`.
+
+    Returns:
+        Cards in the order of their names.
+
+    Raises:
+        ValueError: `reads` names something that no method reads.
+
+    Example:
+        >>> from jaxunlearn.catalogue import chosen
+        >>> "gradient_ascent" in chosen(reads=["forget"]), "npo" in chosen(reads=["forget"])
+        (True, False)
+        >>> list(chosen(guarantee=["exact"], takes=["model"]))
+        ['retrain']
+    """
+    known = set().union(*(card.reads for card in METHODS.values()))
+    if reads is not None and set(reads) - known:
+        raise ValueError(f"no method reads {', '.join(sorted(set(reads) - known))}; there are {', '.join(sorted(known))}")
+
+    def fitting(name: str, card: Method) -> bool:
+        text = " ".join((name, *card.aliases, card.summary)).lower()
+        return (
+            all(word.lower() in text for word in about)
+            and (reads is None or card.reads <= set(reads))
+            and (not guarantee or card.guarantee in guarantee)
+            and (not family or card.family in family)
+            and (not takes or card.takes in takes)
+            and (task is None or fits(card, task))
+        )
+
+    return {name: card for name, card in sorted(METHODS.items()) if fitting(name, card)}
 
 
 def markdown_table() -> str:

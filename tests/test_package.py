@@ -34,8 +34,8 @@ FLOORS = [
     {"heads", "convex", "certificates", "adapters", "filters", "frozen", "summation", "sisa"},
     {"methods", "rl"},
     {"audit", "catalogue"},
-    {"tuning", "answering"},
-    {"__init__"},
+    {"tuning", "answering", "commands"},
+    {"__init__", "__main__"},
 ]
 EXTRAS = ("flax", "torch", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")
 EXTRAS += ("cryptography",)

@@ -160,7 +160,7 @@ def _table(table: Table) -> str:
     rows = ("<tr>" + "".join(drawn(text, place) for place, text in enumerate(row)) + "</tr>" for row in table.rows)
     return "\n".join(
         [
-            '<div class="scroll">',
+            '<div class="scroll" tabindex="0">',
             "<table>",
             *([f"<caption>{escape(table.caption)}</caption>"] if table.caption else []),
             f"<thead><tr>{''.join(headings)}</tr></thead>",
@@ -221,6 +221,7 @@ a { color: inherit; }
 table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: baseline; }
 th.number, td.number { padding: .35rem 0 .35rem .9rem; text-align: right; }
+.number + :not(.number) { padding-left: .9rem; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--line); font-weight: 600; }
 tbody th { font-weight: 500; white-space: nowrap; }

@@ -1,0 +1,142 @@
+"""Saved results as a report again: the JSON of an audit, or of a comparison of methods with retraining."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxunlearn.audit import pages
+from jaxunlearn.audit.metrics import METRICS
+from jaxunlearn.audit.pages import Section, Table, cell
+from jaxunlearn.audit.statistics.verdict import MESSAGES
+from jaxunlearn.proportions import Interval
+
+VERDICTS = {verdict.name.lower(): text for verdict, text in MESSAGES.items()}
+WORST = "Worst: the largest gap to retrained models in standard deviations of one retrained model over seeds."
+
+
+def report_of(found: Mapping[str, Any]) -> tuple[str, list[Section]]:
+    """Title and sections of a saved result.
+
+    Args:
+        found: what `json.loads` gives of the file.
+
+    Returns:
+        The title, and sections for `jaxunlearn.audit.pages`.
+
+    Raises:
+        ValueError: neither an audit nor a comparison.
+
+    Example:
+        >>> from jaxunlearn.audit.saved import report_of
+        >>> found = {"scenarios": {"random": {"methods": {"scrub": {"means": {"test": [0.9, 0.8, 1.0]}, "worst": 2.0}}}}}
+        >>> title, (section,) = report_of(found)
+        >>> section.tables[0].rows
+        [['scrub', '90.0% [80.0, 100.0]', '–', '+2.0']]
+    """  # noqa: RUF002
+    keys = set(found) if isinstance(found, Mapping) else set()
+    if {"judgements", "means"} <= keys:
+        return "jaxunlearn audit", _audit(found)
+    if "scenarios" in keys:
+        return "jaxunlearn comparison", [_scenario(name, one) for name, one in found["scenarios"].items()]
+    raise ValueError(
+        "expected the JSON of an audit (keys 'judgements' and 'means') or of a comparison (key 'scenarios'), got the keys "
+        f"{', '.join(sorted(map(str, keys))) or 'of no object'}"
+    )
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Sections as GitHub's Markdown.
+
+    Args:
+        title: the first heading.
+        sections: their figures are left out.
+
+    Returns:
+        The text, which ends with a line break.
+
+    Example:
+        >>> from jaxunlearn.audit.pages import Section
+        >>> from jaxunlearn.audit.saved import to_markdown
+        >>> print(to_markdown("Audit", [Section("Times", "In seconds.")]), end="")
+        # Audit
+        <BLANKLINE>
+        ## Times
+        <BLANKLINE>
+        In seconds.
+    """
+    parts = [f"# {title}"]
+    for section in sections:
+        parts += [f"## {section.title}", section.text, *(pages.to_markdown(table).rstrip() for table in section.tables)]
+        parts += [f"**{term}**: {text}" for _, term, text in section.terms]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def interval(value: Any) -> Interval | None:
+    """An interval as JSON files hold it: an object, or three numbers; None where it is missing or was not finite.
+
+    Args:
+        value: of the file.
+
+    Returns:
+        The interval; limits that are None are NaN.
+
+    Example:
+        >>> from jaxunlearn.audit.saved import interval
+        >>> interval([0.5, 0.4, None])
+        Interval(estimate=0.5, low=0.4, high=nan)
+    """
+    numbers: list[Any] = list(value.values() if isinstance(value, Mapping) else value or ())
+    if not numbers or numbers[0] is None:
+        return None
+    known: list[Any] = [float("nan") if x is None else x for x in numbers]
+    return Interval(*known)
+
+
+def _audit(found: Mapping[str, Any]) -> list[Section]:
+    headings = ["metric", "unlearned", "over rows too", "floor (retrained)", "ceiling (do nothing)", "p", "verdict"]
+    rows = []
+    for part, note in (("judgements", ""), ("controls", "control (do nothing): ")):
+        for name, judged in found.get(part, {}).items():
+            form = "+.3f" if name in METRICS and METRICS[name].signed else ".3f"
+            over = found.get("over_rows", {}).get(name) if part == "judgements" else None
+            values = (judged["value"], over, judged["floor"])
+            shown = [cell(interval(x), form) for x in values]
+            rest = [cell(judged["ceiling"], form), cell(judged["p_value"], ".3f"), judged["verdict"]]
+            rows.append([note + _label(name), *shown, *rest])
+    names = list(next(iter(found["means"].values()), {}))
+    means = [[kind, *(cell(values.get(name), ".3f") for name in names)] for kind, values in found["means"].items()]
+    settings = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.get("settings", {}).items())
+    worst = found.get("worst_examples", [])
+    headings_of_rows = ["row", "shift", "unlearned", "retrained", "original"]
+    lines = [[str(x["row"]), *(cell(x[name], "+.2f") for name in headings_of_rows[1:])] for x in worst]
+    said = "\n\n".join(f"{name}: {text}." for name, text in VERDICTS.items() if name in {row[-1] for row in rows})
+    sections = [
+        Section("Means", settings, [Table(["models", *map(_label, names)], means, numbers=range(1, 1 + len(names)))]),
+        Section("Verdicts", said, [Table(headings, rows)]),
+    ]
+    if lines:
+        text = "Rows of the forget set that are furthest from retrained models; shift in their standard deviations."
+        sections.append(Section("The worst examples", text, [Table(headings_of_rows, lines, numbers=range(5))]))
+    terms = [(name, _label(name), f"{METRICS[name].definition}.") for name in found["judgements"] if name in METRICS]
+    return [*sections, Section("Definitions", terms=terms)]
+
+
+def _label(name: str) -> str:
+    return METRICS[name].label if name in METRICS else name.replace("_", " ")
+
+
+def _scenario(name: str, one: Mapping[str, Any]) -> Section:
+    measures = list(dict.fromkeys(measure for method in one["methods"].values() for measure in method.get("means", {})))
+    noted = any(line.get("note") for line in one["methods"].values())
+    rows = []
+    for method, line in one["methods"].items():
+        means = [cell(interval(line.get("means", {}).get(x)), ".3f" if x == "auc" else ".1%") for x in measures]
+        place = f" ({line['worst_at']})" if line.get("worst_at") else ""
+        worst = cell(line.get("worst"), "+.1f") + place
+        rows.append(
+            [method, *means, cell(line.get("milliseconds"), ".1f"), worst, *([cell(line.get("note"))] if noted else [])]
+        )
+    left = [f"{method} is left out: it {reason}." for method, reason in one.get("left_out", {}).items()]
+    question = f"Question: {one['question']}." if one.get("question") else ""
+    headings = ["method", *(x.replace("_", " ") for x in measures), "ms per request", "worst", *(["note"] if noted else [])]
+    table = Table(headings, rows, numbers=range(1, len(measures) + 3))
+    return Section(name.capitalize(), "\n\n".join(x for x in (question, WORST, *left) if x), [table])
