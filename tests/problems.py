@@ -230,7 +230,7 @@ OPTIONS = {
     "ntk_forgetting": {"weight_decay": 1.0, "rtol": 1e-5},
     "regun": lambda model: {"held_out": held_out()},
     "pnsgd": {"sigma": 0.01, "epochs": 2, "batch_size": 13, "row_norm": 10.0},
-    "rewind_to_delete": {"learning_rate": 0.05, "steps": 3, "iterations": 8},
+    "rewind_to_delete": {"step_size": 0.05, "steps": 3, "iterations": 8},
     "ssd": {"alpha": 1.5},
     "lfssd": {"alpha": 1.2},
     "lcodec": {"damping": 0.1, "draws": 30, "rtol": 1e-5},

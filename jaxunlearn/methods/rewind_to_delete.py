@@ -32,14 +32,14 @@ METHOD = Method(
     guarantee="certified",
     on_empty="finetune",
     aliases=("r2d",),
-    search={"learning_rate": (0.01, 0.05, 0.2)},
+    search={"step_size": (0.01, 0.05, 0.2)},
 )
 
 
 def rewind_to_delete(
     model: Model,
     *,
-    learning_rate: Scalar,
+    step_size: Scalar,
     steps: int = 10,
     undo: bool = True,
     iterations: int = 30,
@@ -51,7 +51,7 @@ def rewind_to_delete(
 
     Args:
         model: in evaluation mode, so without dropout; its state is kept.
-        learning_rate: h of the learning too, above 0, may be traced; at most 1 / L for the certificate.
+        step_size: h of the learning too, above 0, may be traced; at most 1 / L for the certificate.
         steps: K, steps on the retain set; static.
         undo: where slot `checkpoint` is empty, take back K steps on all present rows; else start from the weights that are
             given. The slot holds params of K steps ago and goes before both; a stream carries it on.
@@ -59,22 +59,22 @@ def rewind_to_delete(
         chunk: rows that are in memory together; None takes all.
 
     Returns:
-        An `UnlearnFn`; `stats` Float[]: `learning_rate`, `descent_steps` (K), `undone_steps` (K where steps were undone, else
+        An `UnlearnFn`; `stats` Float[]: `step_size`, `descent_steps` (K), `undone_steps` (K where steps were undone, else
         0) and `undo_residual` (largest norm of `x - w - h grad F(x)` over the undone steps).
 
     Raises:
         ValueError: a step that is not positive, counts that are none.
 
     Example:
-        >>> learn = jaxunlearn.rewind_to_delete(model, learning_rate=0.1, steps=5, undo=False)
+        >>> learn = jaxunlearn.rewind_to_delete(model, step_size=0.1, steps=5, undo=False)
         >>> past = learn(variables, data, jaxunlearn.empty_request(), key).variables
         >>> trained = learn(past, data, jaxunlearn.empty_request(), key).variables
         >>> stored = jaxunlearn.slots.CHECKPOINT.put(data, past.params, at=trained)
-        >>> unlearn = jaxunlearn.rewind_to_delete(model, learning_rate=0.1, steps=5)
+        >>> unlearn = jaxunlearn.rewind_to_delete(model, step_size=0.1, steps=5)
         >>> float(unlearn(trained, stored, request, key).stats["undone_steps"])
         0.0
     """
-    checks.check_range("learning_rate", learning_rate, low=1e-30)
+    checks.check_range("step_size", step_size, low=1e-30)
     for name, value in (("steps", steps), ("iterations", iterations)):
         checks.require_count(name, value)
     if chunk is not None:
@@ -106,14 +106,14 @@ def rewind_to_delete(
 
         def back(params, _):
             def nearer(x, _):
-                return moved(params, learning_rate, gradient(x, state, data.train, present)), None
+                return moved(params, step_size, gradient(x, state, data.train, present)), None
 
             found, _ = jax.lax.scan(nearer, params, length=iterations)
             gap = jax.tree.map(jnp.subtract, nearer(found, None)[0], found)
             return found, tree.norm(gap)
 
         def forth(params, _):
-            return moved(params, -learning_rate, gradient(params, state, data.train, retained)), None
+            return moved(params, -step_size, gradient(params, state, data.train, retained)), None
 
         stale, undone, residual, extra = False, 0, jnp.float32(0), {}
         params = variables.params
@@ -128,7 +128,7 @@ def rewind_to_delete(
         after = variables._replace(params=params)
         if CHECKPOINT.find(data) is not None:
             extra = {CHECKPOINT.name: CHECKPOINT.made(start, at=after, present=data.present)}
-        told = {"learning_rate": learning_rate, "descent_steps": steps, "undone_steps": undone, "undo_residual": residual}
+        told = {"step_size": step_size, "descent_steps": steps, "undone_steps": undone, "undo_residual": residual}
         stats = {name: jnp.asarray(value, jnp.float32) for name, value in told.items()}
         return Result(after, combine(STALE=stale), stats, extra)
 

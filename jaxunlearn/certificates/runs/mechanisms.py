@@ -184,7 +184,7 @@ class Rewind(NamedTuple):
     @property
     def stats(self) -> tuple[str, ...]:
         """What `jaxunlearn.rewind_to_delete` reports."""
-        return ("learning_rate", "descent_steps", "undone_steps")
+        return ("step_size", "descent_steps", "undone_steps")
 
     @property
     def compared_with(self) -> str:

@@ -27,19 +27,19 @@ def run():
     """One program per kind of projection; noise and norms are traced."""
     made = {}
 
-    def call(project="never", num_steps=4, variables=VARIABLES, data=DATA, request=REQUEST, key=KEY, **settings):
-        static = {name: settings.pop(name) for name in ("decreasing", "noisy_steps") if name in settings}
-        kind = (project, num_steps, *sorted(static.items()), *sorted(settings))
+    def call(project="never", variables=VARIABLES, data=DATA, static=(), **settings):
+        num_steps = 4 if project == "never" else 2
+        defaults = {"noisy_rate": 0.01, "noisy_decay": 0.0, **({} if project == "before noise" else {"gradient_norm": 1.0})}
+        settings, kind = jax.tree.map(jnp.float32, {**defaults, **settings}), (project, static)
         if kind not in made:
 
-            def unlearn(settings, rate, variables, data, request, key):
-                options = {"noisy_steps": 2, **static}
-                method = ju.noisy_finetune(MODEL, optax.sgd(rate), project=project, **options, **settings)
+            def unlearn(settings, variables, data, request, key):
+                options = {"noisy_steps": 2, **dict(static)}
+                method = ju.noisy_finetune(MODEL, optax.sgd(0.0), project=project, **options, **settings)
                 return ju.iterate(method, num_steps, batch_size=4, damaged_at=np.inf)(variables, data, request, key)
 
             made[kind] = jax.jit(unlearn)
-        rate = settings.pop("rate", 0.0) if "rate" in settings else 0.0
-        return made[kind](jax.tree.map(jnp.float32, settings), rate, variables, data, request, key)
+        return made[kind](settings, variables, data, REQUEST, KEY)
 
     return call
 
@@ -70,17 +70,17 @@ def test_noise_has_the_deviation_that_is_reported(run):
 
 
 def test_projections_stand_where_they_are_said_to_stand(run):
-    last = run("after noise", 2, sigma=3.0, norm=0.5, gradient_norm=1.0)
+    last = run("after noise", sigma=3.0, norm=0.5, gradient_norm=1.0)
     assert size(last.variables.params) <= 0.5
     assert last.stats["ratio"].tolist() == pytest.approx([2 * (0.5 + 0.01 * 1.0) / 3] * 2)
-    first = run("before noise", 2, sigma=3.0, norm=0.5)
+    first = run("before noise", sigma=3.0, norm=0.5)
     assert size(first.variables.params) > 5
     assert first.stats["ratio"].tolist() == pytest.approx([2 * 0.5 / 3] * 2)
     assert np.isinf(first.stats["drift"]).all()
 
 
 def test_decreasing_noise_follows_its_profile(run):
-    found = run(sigma=1.0, norm=0.5, noisy_rate=0.5, noisy_decay=1.0, noisy_steps=3, decreasing=True)
+    found = run(sigma=1.0, norm=0.5, noisy_rate=0.5, noisy_decay=1.0, static=(("noisy_steps", 3), ("decreasing", True)))
     assert found.stats["noise"].tolist() == pytest.approx([4.0, 2.0, 1.0, 0.0])
 
 
@@ -143,7 +143,7 @@ def test_every_assumption_says_who_answers_for_it(run):
 
 def test_runs_that_are_none_get_no_certificate(run):
     good = run(sigma=9.0, norm=0.1)
-    short = run(sigma=9.0, norm=0.1, noisy_steps=9)
+    short = run(sigma=9.0, norm=0.1, static=(("noisy_steps", 9),))
     assert failed(certified(short)) == ["all noisy steps", "noise of the run suffices"]
     early = good._replace(stats={**good.stats, "best_step": jnp.int32(1)})
     assert "all noisy steps" in failed(certified(early))
@@ -208,7 +208,7 @@ def test_output_perturbation_is_clipped_and_gets_its_noise_from_publish(tmp_path
 
 
 def test_constants_that_nobody_proved_have_to_be_accepted(tmp_path):
-    unlearn = ju.rewind_to_delete(MODEL, learning_rate=0.05, steps=2, undo=False)
+    unlearn = ju.rewind_to_delete(MODEL, step_size=0.05, steps=2, undo=False)
     result = jax.jit(unlearn)(VARIABLES, DATA, REQUEST, KEY)
     mechanism = c.Rewind(c.Constant(3.0, "estimated"), c.Constant(1.0, "unproved"), steps_before=5)
     certificate = certified(result, mechanism=mechanism)
