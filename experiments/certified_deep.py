@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +40,7 @@ from jaxunlearn import certificates, convex
 PAIR = (3, 8)
 MARGIN = 1.0001  # of the noise, for the rounding of settings to float32
 SHARE = 0.9  # of the retrained accuracy that counts as useful
-FRESH, RETRAINED, NOTHING = "fresh start, as many steps", "retrained", "do nothing"
+ALONE, FRESH, RETRAINED, NOTHING = "output perturbation", "fresh start, as many steps", "retrained", "do nothing"
 NETWORK_COLUMNS = [
     Column("method", "method"),
     Column("norm", "norm", "g"),
@@ -109,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     with script.progress(console, "certified_deep", 2) as advance:
         if config.parts != "linear":
             advance("network")
-            rows["network"] = network(config)
+            rows["network"] = network(config, advance)
         advance(done=1)
         if config.parts != "network":
             advance("linear")
@@ -125,74 +126,55 @@ class Setting(NamedTuple):
     """A method with all that a certificate rests on."""
 
     name: str
-    start: Callable[..., Any]  # (norm, sigma) -> Unlearner or UnlearnFn
+    start: Callable[..., Any]  # (norm, sigma, decay) -> Unlearner or UnlearnFn; the same one is compiled once
     sigma: Callable[[float, float], float]  # (norm, epsilon)
-    mechanism: Any
-    has_steps: bool
+    decay: float = 0.0  # of a noisy step
 
 
 def settings(config: Config, model: ju.Model) -> Iterator[Setting]:
     """All that is compared; the rate follows the norm, so that noisy steps may cross the ball once."""
-    steps, pull, delta = config.noisy_steps, config.pull, config.delta
-    decay = 2.0 / steps  # of a step, 1 - c
+    steps, delta = config.noisy_steps, config.delta
+    lost = 2.0 / steps
 
-    def optimizer():
-        return optax.adam(optax.cosine_decay_schedule(config.rate, config.after_steps))
+    def noisy(norm, sigma, decay, project="never", decreasing=False):
+        clip = {} if project == "before noise" else {"gradient_norm": config.pull}
+        rate = norm / (steps * config.pull)
+        return ju.noisy_finetune(
+            model, adam(config, config.after_steps), sigma=sigma, norm=norm, noisy_steps=steps, noisy_rate=rate,
+            noisy_decay=decay / rate, project=project, decreasing=decreasing, **clip,
+        )  # fmt: skip
 
-    def noisy(norm, sigma, **options):
-        return ju.noisy_finetune(model, optimizer(), sigma=sigma, norm=norm, noisy_steps=steps, **options)
-
-    def alone(norm, sigma):
+    def alone(norm, sigma, decay):
+        del decay
         return ju.output_perturbation(model, sigma=sigma, clip_norm=norm)
 
-    def crossing(norm):
-        return {"gradient_norm": pull, "noisy_rate": norm / (steps * pull)}
+    def shifted(norm, epsilon, decay=0.0, profile: Any = 1.0):
+        start, drift = 2 * norm, 2 * norm / steps
+        return float(certificates.step_noise(start, 1 - decay, drift, epsilon, delta, num_steps=steps, profile=profile))
 
-    yield Setting(
-        "output perturbation", alone, lambda norm, e: float(certificates.gaussian_scale(2 * norm, e, delta)),
-        certificates.OutputPerturbation(own_noise=True), False,
-    )  # fmt: skip
-    clipped = certificates.NoisyFinetune()
-    yield Setting(
-        "clipped gradients", lambda norm, sigma: noisy(norm, sigma, **crossing(norm)),
-        lambda norm, e: float(certificates.step_noise(2 * norm, 1.0, 2 * norm / steps, e, delta, num_steps=steps)),
-        clipped, True,
-    )  # fmt: skip
-    for decreasing in (False, True):
-        profile = certificates.decreasing(1 - decay, num_steps=steps) if decreasing else 1.0
-        yield Setting(
-            f"clipped gradients, decay{', decreasing noise' * decreasing}",
-            lambda norm, sigma, d=decreasing: noisy(
-                norm, sigma, gradient_norm=pull * 0.1, noisy_rate=norm / (steps * pull), decreasing=d,
-                noisy_decay=decay * steps * pull / norm,
-            ),
-            lambda norm, e, p=profile: float(
-                certificates.step_noise(2 * norm, 1 - decay, 0.2 * norm / steps, e, delta, num_steps=steps, profile=p)
-            ),
-            clipped, True,
-        )  # fmt: skip
-    yield Setting(
-        "model clipped, then noise", lambda norm, sigma: noisy(norm, sigma, project="before noise", noisy_rate=0.1),
-        lambda norm, e: float(certificates.projected_noise(norm, e, delta, num_steps=steps)), clipped, True,
-    )  # fmt: skip
+    def projected(norm, epsilon, **push):
+        return float(certificates.projected_noise(norm, epsilon, delta, num_steps=steps, **push))
 
-    def both(norm, e):
-        push = {"learning_rate": norm / (steps * pull), "gradient_norm": pull}
-        return min(
-            float(certificates.projected_noise(norm, e, delta, num_steps=steps, **push)),
-            float(certificates.step_noise(2 * norm, 1.0, 2 * norm / steps, e, delta, num_steps=steps)),
-        )
+    def either(norm, epsilon):
+        push = {"learning_rate": norm / (steps * config.pull), "gradient_norm": config.pull}
+        return min(projected(norm, epsilon, **push), shifted(norm, epsilon))
 
-    yield Setting(
-        "noise, then model clipped",
-        lambda norm, sigma: noisy(norm, sigma, project="after noise", **crossing(norm)),
-        both,
-        clipped,
-        True,
-    )
+    falling = certificates.decreasing(1 - lost, num_steps=steps)
+    yield Setting(ALONE, alone, lambda norm, epsilon: float(certificates.gaussian_scale(2 * norm, epsilon, delta)))
+    yield Setting("clipped gradients", noisy, shifted)
+    yield Setting("clipped gradients, decay", noisy, partial(shifted, decay=lost), lost)
+    decreasing = partial(noisy, decreasing=True)
+    yield Setting("the same, decreasing noise", decreasing, partial(shifted, decay=lost, profile=falling), lost)
+    yield Setting("model clipped, then noise", partial(noisy, project="before noise"), projected)
+    yield Setting("noise, then model clipped", partial(noisy, project="after noise"), either)
 
 
-def network(config: Config) -> list[dict[str, Any]]:
+def adam(config: Config, steps: int) -> optax.GradientTransformation:
+    """The optimizer of everything without noise."""
+    return optax.adam(optax.cosine_decay_schedule(config.rate, steps))
+
+
+def network(config: Config, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     """Every method at every epsilon and norm, for all requests in one compiled call each."""
     dataset = load(config.dataset, config.data_dir, scaling="standardise", max_rows=5000, progress=False)
     train, test = (x._replace(inputs=x.inputs.reshape(len(x.targets), -1)) for x in (dataset.train, dataset.test))
@@ -203,56 +185,64 @@ def network(config: Config) -> list[dict[str, Any]]:
     requests, keys = ju.from_indices(data, lists), jax.random.split(jax.random.key(config.seed), config.requests)
     measure = measuring(model, data, test, requests)
 
-    def schedule(steps):
-        return optax.adam(optax.cosine_decay_schedule(config.rate, steps))
-
-    def trained(steps, request, own):
-        method = ju.iterate(ju.retrain(model, schedule(steps)), steps, batch_size=1, retain_batch_size=config.batch_size)
-        many = ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(own))
-        return jax.jit(many)(like, data, request, own).variables
-
     like = model.init(jax.random.key(99))  # type: ignore[misc]
-    empty = jax.tree.map(lambda x: jnp.zeros_like(jnp.asarray(x[:1])), requests)
-    original = jax.tree.map(lambda x: x[0], trained(config.training_steps, empty, keys[:1]))
+
+    def trained(steps):
+        method = ju.iterate(ju.retrain(model, adam(config, steps)), steps, batch_size=1, retain_batch_size=config.batch_size)
+        asked = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), requests)  # the last request is for nothing
+        many = ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(keys) + 1)
+        return jax.jit(many)(like, data, asked, jax.random.split(jax.random.key(config.seed), len(keys) + 1)).variables
+
+    with_and_without = trained(config.training_steps)
+    original = jax.tree.map(lambda x: x[-1], with_and_without)
     rows = [
         {"method": NOTHING, **measure(jax.tree.map(lambda x: jnp.stack([x] * config.requests), original))},
-        {"method": RETRAINED, **measure(trained(config.training_steps, requests, keys))},
-        {"method": FRESH, **measure(trained(config.after_steps, requests, keys))},
+        {"method": RETRAINED, **measure(jax.tree.map(lambda x: x[:-1], with_and_without))},
+        {"method": FRESH, **measure(jax.tree.map(lambda x: x[:-1], trained(config.after_steps)))},
     ]
-    finetune = ju.iterate(
-        ju.finetune(model, schedule(config.after_steps)), config.after_steps, batch_size=1,
-        retain_batch_size=config.batch_size, damaged_at=np.inf,
-    )  # fmt: skip
+    programs: dict[Any, Any] = {}
     for each in settings(config, model):
-
-        def call(norm, sigma, requests, keys, after, each=each):
-            method = each.start(norm, sigma)
-            if each.has_steps:
-                total = config.noisy_steps + (config.after_steps if after else 0)
-                method = ju.iterate(
-                    method, total, batch_size=1, retain_batch_size=config.batch_size, damaged_at=np.inf
-                )  # fmt: skip
-            elif after:
-                method = ju.then(method, finetune)
-            return ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(keys))(original, data, requests, keys)
-
-        program = jax.jit(call, static_argnames="after")
+        program = programs.setdefault(each.start, many_of(config, model, each))
+        noisy_steps = 0 if each.name == ALONE else config.noisy_steps
         for epsilon in config.epsilons:
             for norm in config.norms:
                 sigma = each.sigma(norm, epsilon) * MARGIN
-                results = {after: program(norm, sigma, requests, keys, after=after) for after in (False, True)}
-                require_certified(jax.tree.map(lambda x: x[0], results[False]), data, requests, each, epsilon, config.delta)
-                found = measure(results[True].variables)
-                bare = measure(results[False].variables)["test"]
-                rows.append({"method": each.name, "norm": norm, "epsilon": epsilon, "noise": sigma, "bare": bare, **found})
+                results = [
+                    program((norm, sigma, each.decay), noisy_steps + after, original, data, requests, keys)
+                    for after in (0, config.after_steps)
+                ]
+                require_certified(jax.tree.map(lambda x: x[0], results[0]), data, requests, each, epsilon, config.delta)
+                bare, found = (measure(result.variables) for result in results)
+                own = {"method": each.name, "norm": norm, "epsilon": epsilon, "noise": sigma, "bare": bare["test"]}
+                rows.append({**own, **found})
+                tell(f"{each.name}, epsilon {epsilon:g}, norm {norm:g}: {float(found['test'].estimate):.1%}")
     return rows
+
+
+def many_of(config: Config, model: ju.Model, each: Setting) -> Callable[..., ju.Result]:
+    """All requests in one compiled call, for every norm, noise and number of steps."""
+
+    @jax.jit
+    def call(values, steps, original, data, requests, keys):
+        run = partial(
+            ju.iterate, batch_size=1, retain_batch_size=config.batch_size, active_steps=steps, damaged_at=np.inf
+        )  # fmt: skip
+        method = each.start(*values)
+        if isinstance(method, ju.Unlearner):
+            method = run(method, config.noisy_steps + config.after_steps)
+        else:
+            method = ju.then(method, run(ju.finetune(model, adam(config, config.after_steps)), config.after_steps))
+        return ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(keys))(original, data, requests, keys)
+
+    return call
 
 
 def measuring(model: ju.Model, data: ju.Data, test: ju.Examples, requests: ju.ForgetRequest) -> Callable[..., dict[str, Any]]:
     """Accuracies of as many models as there are requests, with intervals over them."""
 
-    @jax.jit
-    def shares(variables, request):
+    def shares(pair):
+        variables, request = pair
+
         def right(examples):
             return jnp.argmax(model.forward(variables, examples.inputs).logits, axis=1) == examples.targets
 
@@ -260,8 +250,10 @@ def measuring(model: ju.Model, data: ju.Data, test: ju.Examples, requests: ju.Fo
         gone = jnp.zeros(own.shape).at[request.indices].max(request.weights)
         return right(test).mean(), (own * (1 - gone)).sum() / (1 - gone).sum(), (own * gone).sum() / gone.sum()
 
+    program = jax.jit(lambda variables: jax.lax.map(shares, (variables, requests)))
+
     def measure(variables):
-        found = jax.lax.map(lambda pair: shares(*pair), (variables, requests))
+        found = program(variables)
         return {name: ju.audit.t_interval(jnp.asarray(x)) for name, x in zip(("test", "retain", "forget"), found, strict=True)}
 
     return measure
@@ -271,9 +263,13 @@ def require_certified(
     result: ju.Result, data: ju.Data, requests: ju.ForgetRequest, each: Setting, epsilon: float, delta: float
 ) -> None:
     """Stop unless the run is certified at the epsilon of its row."""
+    mechanism: Any = certificates.NoisyFinetune()
+    if each.name == ALONE:  # the statistics of both parts have a prefix
+        mechanism = certificates.OutputPerturbation(own_noise=True)
+        result = result._replace(stats={name.split("/")[-1]: value for name, value in result.stats.items()})
     certificate = certificates.certify_run(
         result, data, jax.tree.map(lambda x: np.asarray(x)[0], requests),
-        mechanism=each.mechanism, epsilon=epsilon, delta=delta, extractor="none", adaptive=False, secret_key=True,
+        mechanism=mechanism, epsilon=epsilon, delta=delta, extractor="none", adaptive=False, secret_key=True,
     )  # fmt: skip
     if not certificate.valid:
         raise SystemExit(f"{each.name}: {[one for one in certificate.assumptions if not one.holds]}")

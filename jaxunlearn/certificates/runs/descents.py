@@ -207,7 +207,7 @@ def published_langevin_epsilon(mu: float, steps: float, convexity: float, learni
 
     Example:
         >>> print(f"{jaxunlearn.certificates.published_langevin_epsilon(0.2, 10, 0.01, 3.8, 1e-5):.2f}")
-        1.37
+        1.38
     """
     _require(mu=mu, steps=steps, convexity=convexity, learning_rate=learning_rate)
     if not 0 < delta < 1:

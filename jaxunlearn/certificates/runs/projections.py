@@ -129,7 +129,7 @@ def projected_noise(
     Example:
         >>> one, ten = (float(jaxunlearn.certificates.projected_noise(1.0, 1.0, 1e-5, num_steps=t)) for t in (1, 10))
         >>> print(f"{one:.2f} {ten:.2f}")
-        7.46 1.20
+        7.46 0.75
     """
     checks.require_count("num_steps", num_steps)
     checks.check_range("epsilon", epsilon, low=TINY, high=float(np.finfo(np.float64).max))
@@ -165,7 +165,7 @@ def projected_epsilon(ratio: ArrayLike, delta: ArrayLike, *, num_steps: int) -> 
 
     Example:
         >>> print(f"{jaxunlearn.certificates.projected_epsilon(1.0, 1e-5, num_steps=3):.2f}")
-        0.64
+        0.47
     """
     checks.require_count("num_steps", num_steps)
     checks.check_range("delta", delta, low=TINY, high=1)
