@@ -131,6 +131,12 @@ UPDATES = Slot("updates", "the updates of every training step", "jaxunlearn.reco
 INITIAL_PARAMS = Slot(
     "initial_params", "the weights before training, a tree like params", "slots.INITIAL_PARAMS.put(data, params)", stamped=False
 )
+CHECKPOINT = Slot(
+    "checkpoint",
+    "params of the same descent some steps ago, a tree like params",
+    "slots.CHECKPOINT.put(data, params, at=variables)",
+    of_rows=False,
+)
 PERTURBATION = Slot(
     "perturbation", "the secret of objective perturbation, Float[d, c]", "jaxunlearn.convex.with_perturbation", stamped=False
 )
@@ -153,7 +159,7 @@ SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         *(CURVATURE, FISHER_DIAGONAL, IMPORTANCES, SENSITIVITIES, FEATURES, MOMENTS, FACTORISATION, UPDATES),
-        *(INITIAL_PARAMS, PERTURBATION, ATTRIBUTES, BASE, REFUSALS, USER),
+        *(INITIAL_PARAMS, CHECKPOINT, PERTURBATION, ATTRIBUTES, BASE, REFUSALS, USER),
     )
 }
 

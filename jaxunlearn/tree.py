@@ -89,6 +89,14 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 
+def clipped(tree: PyTree, radius: Any) -> PyTree:
+    """The tree shortened to a norm of at most `radius`, the rounding of the norm included; NaN stays NaN."""
+    length = norm(tree)
+    scale = jnp.where(length > radius, radius * (1 - 1e-5) / jnp.where(length > 0, length, 1), 1)
+    scale = jnp.where(jnp.isnan(length), jnp.nan, scale)
+    return jax.tree.map(lambda x: (scale * x).astype(x.dtype), tree)
+
+
 def row_norms(rows: PyTree) -> Float[Array, " b"]:
     """Euclidean norm of each row over all leaves, at least in float32, with a gradient of 0 where it is 0."""
     wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(x.shape[0], -1) for x in jax.tree.leaves(rows)]

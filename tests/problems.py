@@ -212,6 +212,7 @@ OPTIONS = {
     "preference_optimization": {"refusals": other_label, "beta": 0.5},
     "rmu": {"layers": "body|bias|filters", "coefficient": 2.0, "alpha": 1.0},
     "undial": {"strength": 3.0},
+    "langevin": {"sigma": 0.01, "steps": 3, "row_norm": 10.0},
     "lightweight": {"damping": 0.5, "tolerance": 0.6, "rtol": 1e-5},  # far from both stop rules, whatever rounds
     "just_in_time": {"sigma": 4.0},  # differences of outputs stay well above their rounding
     "affine_representation_unlearning": {"beta": 0.1},
@@ -225,8 +226,11 @@ OPTIONS = {
     "influence": {"damping": 0.1},
     "natmu": {"image_shape": (2, 2)},
     "newton": {"damping": 0.1},
+    "noisy_finetune": {"sigma": 0.01, "norm": 3.0, "noisy_steps": 2, "noisy_decay": 0.1},
     "ntk_forgetting": {"weight_decay": 1.0, "rtol": 1e-5},
     "regun": lambda model: {"held_out": held_out()},
+    "pnsgd": {"sigma": 0.01, "epochs": 2, "batch_size": 13, "row_norm": 10.0},
+    "rewind_to_delete": {"step_size": 0.05, "steps": 3, "iterations": 8},
     "ssd": {"alpha": 1.5},
     "lfssd": {"alpha": 1.2},
     "lcodec": {"damping": 0.1, "draws": 30, "rtol": 1e-5},

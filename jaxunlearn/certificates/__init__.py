@@ -1,4 +1,5 @@
-"""Certificates: (epsilon, delta) statements about removals from convex problems, their noise and their release.
+"""Certificates: (epsilon, delta) statements about removals from convex problems and about runs of any model, their noise and
+their release.
 
 A certificate is void unless every assumption holds, and says which one does not. Every mechanism states its theorem, its
 constants and what is doubtful about it.
@@ -33,6 +34,24 @@ from jaxunlearn.certificates.publish import load_release as load_release
 from jaxunlearn.certificates.publish import publish as publish
 from jaxunlearn.certificates.recheck import Recheck as Recheck
 from jaxunlearn.certificates.recheck import recheck as recheck
+from jaxunlearn.certificates.runs.certify_run import certify_run as certify_run
+from jaxunlearn.certificates.runs.descents import growth_per_step as growth_per_step
+from jaxunlearn.certificates.runs.descents import langevin_mu as langevin_mu
+from jaxunlearn.certificates.runs.descents import published_langevin_epsilon as published_langevin_epsilon
+from jaxunlearn.certificates.runs.descents import rewind_sensitivity as rewind_sensitivity
+from jaxunlearn.certificates.runs.descents import unlearned_mu as unlearned_mu
+from jaxunlearn.certificates.runs.mechanisms import Constant as Constant
+from jaxunlearn.certificates.runs.mechanisms import Langevin as Langevin
+from jaxunlearn.certificates.runs.mechanisms import NoisyFinetune as NoisyFinetune
+from jaxunlearn.certificates.runs.mechanisms import OutputPerturbation as OutputPerturbation
+from jaxunlearn.certificates.runs.mechanisms import Rewind as Rewind
+from jaxunlearn.certificates.runs.projections import projected_delta as projected_delta
+from jaxunlearn.certificates.runs.projections import projected_epsilon as projected_epsilon
+from jaxunlearn.certificates.runs.projections import projected_noise as projected_noise
+from jaxunlearn.certificates.runs.projections import projected_ratio as projected_ratio
+from jaxunlearn.certificates.runs.shifts import decreasing as decreasing
+from jaxunlearn.certificates.runs.shifts import gaussian_mu as gaussian_mu
+from jaxunlearn.certificates.runs.shifts import step_noise as step_noise
 from jaxunlearn.certificates.sekhari import Sekhari as Sekhari
 from jaxunlearn.certificates.sekhari import sekhari_sensitivity as sekhari_sensitivity
 from jaxunlearn.service.errors import BudgetError as BudgetError

@@ -1,18 +1,28 @@
 """What a certificate says, how it is written down, and what every mechanism of certification has in common."""
 
 import json
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 
 from jaxunlearn.certificates import strict
 
-FORMAT, VERSION = "jaxunlearn certificate", 1
+FORMAT = "jaxunlearn certificate"
 NUMBERS = ("epsilon", "delta", "sensitivity", "noise_scale", "budget_left", "residual", "distance")
 
-# checked: by the library, on rows and weights; declared: by the user, and believed; assumed: neither, it limits what is said
-Source: TypeAlias = Literal["checked", "declared", "assumed"]
+# checked: by the library, on rows and weights; declared: by the user, and believed; assumed: neither, it limits what is said;
+# enforced: by the update itself, whatever rows and loss are; estimated: a constant that was measured, and may be larger;
+# unproved: a constant that was given, and nobody has shown. `publish` wants the last two to be accepted by their names
+Source: TypeAlias = Literal["checked", "declared", "assumed", "enforced", "estimated", "unproved"]
 SOURCES: tuple[str, ...] = get_args(Source)
+TO_ACCEPT = ("estimated", "unproved")
+OWN_NOISE = "noise of the run"  # name of the assumption of models whose noise came from a caller's key
+
+
+def version_of(sources: Iterable[str]) -> int:
+    """The version of a document: 1 knows the first three sources only, and whatever can be said in it is."""
+    return 1 if set(sources) <= set(SOURCES[:3]) else 2
 
 
 class Assumption(NamedTuple):
@@ -54,13 +64,19 @@ class Certificate(NamedTuple):
     distance: float  # to the optimum on the retain set, at most
     subject: Subject
 
+    @property
+    def has_own_noise(self) -> bool:
+        """Whether the noise was part of the run, from a key that somebody gave."""
+        return any(each.name == OWN_NOISE for each in self.assumptions)
+
     def to_json(self) -> str:
         """The certificate as JSON, with all digits; `from_json` gives it back.
 
         The text has the fields of the certificate, and
 
             format    "jaxunlearn certificate"
-            version   1; whatever is added, removed or changes its meaning gets the next number
+            version   1, or 2 where an assumption is enforced, estimated or unproved; whatever is added, removed or changes its
+                      meaning gets the next number
 
         Numbers that are not finite are the words "inf", "-inf" and "nan". It is for auditors, not for the public: what was
         measured depends on the rows, and digests confirm a guess of weights or requests. `publish` writes what may be public.
@@ -77,7 +93,7 @@ class Certificate(NamedTuple):
         """
         body = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": version_of(each.source for each in self.assumptions),
             **{name: strict.plain(getattr(self, name)) for name in NUMBERS},
             "valid": bool(self.valid),
             "assumptions": [{**each._asdict(), "holds": bool(each.holds)} for each in self.assumptions],
@@ -107,14 +123,15 @@ class Certificate(NamedTuple):
             >>> from jaxunlearn.certificates.certificate import Certificate
             >>> Certificate.from_json('{"epsilon": 1.0}')
             Traceback (most recent call last):
-            ValueError: the certificate has no format 'jaxunlearn certificate' of version 1: got None of version None
+            ValueError: the certificate has no format 'jaxunlearn certificate' of version 1 or 2: got None of version None
         """
         if not isinstance(text, str | bytes):
             raise TypeError(f"expected the text of a certificate, got {type(text).__name__}")
-        value = strict.versioned(strict.parse(text, "the certificate"), FORMAT, VERSION, cls._fields, "the certificate")
+        value, version = strict.versioned(strict.parse(text, "the certificate"), FORMAT, (1, 2), cls._fields, "the certificate")
         numbers = {name: strict.number(value[name], name, words=True) for name in NUMBERS}
         strict.budget(numbers["epsilon"], numbers["delta"], "the certificate")
         assumptions = tuple(map(_assumption, strict.items(value["assumptions"], "assumptions")))
+        strict.same_version(version, version_of(each.source for each in assumptions), "the certificate")
         valid = strict.truth(value["valid"], "valid")
         failed = [each.name for each in assumptions if not each.holds]
         if valid == bool(failed):

@@ -6,15 +6,13 @@ import jax
 import numpy as np
 
 from jaxunlearn import checks, tree
-from jaxunlearn.certificates.certificate import Assumption, Certificate, Evidence, Mechanism, Source
+from jaxunlearn.certificates.certificate import Assumption, Certificate, Evidence, Mechanism
 from jaxunlearn.certificates.delete_then_noise import DeleteThenNoise
 from jaxunlearn.certificates.evidence import collect
+from jaxunlearn.certificates.statements import ONE_RELEASE, extractor_of, holds, not_adaptive, number, status_ok
 from jaxunlearn.convex.problems import Problem
 from jaxunlearn.convex.rows import ROUNDED
-from jaxunlearn.status import MESSAGES, Status
 from jaxunlearn.types import Data, ForgetRequest, Result
-
-EXTRACTORS = ("none", "public", "trained on other data")
 
 
 def certify(
@@ -79,37 +77,30 @@ def certify(
     """
     mechanism = DeleteThenNoise() if mechanism is None else mechanism
     _require_types(result, data, request, problem, mechanism)
-    epsilon = _number("epsilon", epsilon, np.inf, "positive and finite, such as 1.0")
-    delta = _number("delta", delta, 1.0, "between 0 and 1, both excluded, such as 1e-5")
+    epsilon = number("epsilon", epsilon, np.inf, "positive and finite, such as 1.0")
+    delta = number("delta", delta, 1.0, "between 0 and 1, both excluded, such as 1e-5")
     evidence, subject = collect(result, data, request, problem, _statistics(result, mechanism))
     assessment = mechanism.assess(evidence, epsilon, delta)
     scale = assessment.noise_scale
     assumptions = [
-        _status(result),
+        status_ok(result),
         _float64(result),
         _finite(result, evidence),
-        _holds(
+        holds(
             "rows within norm 1",
             evidence.row_norm <= ROUNDED,  # distances are measured, so that none rests on the difference
             f"the longest row of the retain set has norm {evidence.row_norm!r}",
             "make rows with convex.feature_rows, each by itself, and train again",
         ),
-        _holds(
-            "retained rows", evidence.num_retain >= 1, f"{evidence.num_retain} rows are left", "delete the model altogether"
-        ),
+        holds("retained rows", evidence.num_retain >= 1, f"{evidence.num_retain} rows are left", "delete the model altogether"),
         _requested(evidence),
-        _extractor(extractor),
-        _not_adaptive(adaptive),
+        extractor_of(extractor),
+        not_adaptive(adaptive),
         *assessment.assumptions,
-        _holds(
+        holds(
             "finite noise", 0 <= scale < np.inf, f"noise of deviation {scale:.3g}", "no noise makes up for what failed above"
         ),
-        Assumption(
-            "one observed release",
-            True,
-            "speaks of one release, to somebody who did not see the model before; add further ones with compose",
-            "assumed",
-        ),
+        ONE_RELEASE,
     ]
     return Certificate(
         epsilon=epsilon,
@@ -124,10 +115,6 @@ def certify(
         distance=evidence.distance,
         subject=subject,
     )
-
-
-def _holds(name: str, holds: bool, found: str, remedy: str, source: Source = "checked") -> Assumption:
-    return Assumption(name, bool(holds), found if holds else f"{found}: {remedy}", source)
 
 
 def _require_types(result: Any, data: Any, request: Any, problem: Any, mechanism: Any) -> None:
@@ -151,17 +138,6 @@ def _require_types(result: Any, data: Any, request: Any, problem: Any, mechanism
         )
 
 
-def _number(name: str, value: Any, below: float, expected: str) -> float:
-    if not checks.is_concrete(value):
-        raise TypeError(f"{name} is needed on the host, so it cannot be traced")
-    kind = np.asarray(value)
-    if kind.ndim or kind.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < float(kind) < below:
-        raise ValueError(f"{name} must be {expected}, got {value}")
-    return float(kind)
-
-
 def _statistics(result: Result, mechanism: Mechanism) -> dict[str, float]:
     missing = [name for name in mechanism.stats if name not in result.stats]
     if missing:
@@ -173,15 +149,10 @@ def _statistics(result: Result, mechanism: Mechanism) -> dict[str, float]:
     return {name: float(np.asarray(result.stats[name])) for name in names}
 
 
-def _status(result: Result) -> Assumption:
-    code = Status(int(np.asarray(result.status)))
-    return Assumption("status ok", code == Status.OK, MESSAGES[code] if code == Status.OK else f"{code.name}: {MESSAGES[code]}")
-
-
 def _float64(result: Result) -> Assumption:
     found = sorted({str(np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(result.variables.params)})
     remedy = "train with convex.fit and do not touch its weights outside of jax.enable_x64(True)"
-    return _holds("float64", found == ["float64"], f"params are {' and '.join(found)}", remedy)
+    return holds("float64", found == ["float64"], f"params are {' and '.join(found)}", remedy)
 
 
 def _finite(result: Result, evidence: Evidence) -> Assumption:
@@ -192,7 +163,7 @@ def _finite(result: Result, evidence: Evidence) -> Assumption:
     ]
     broken += [] if np.isfinite(evidence.residual + evidence.rounding) else ["the gradient"]
     found = f"NaN or inf in {', '.join(broken)}" if broken else "params and their gradient are finite"
-    return _holds("finite values", not broken, found, "there is nothing to certify; train again")
+    return holds("finite values", not broken, found, "there is nothing to certify; train again")
 
 
 def _requested(evidence: Evidence) -> Assumption:
@@ -200,17 +171,4 @@ def _requested(evidence: Evidence) -> Assumption:
     if evidence.num_unknown:
         found += f", {evidence.num_unknown} indices name no row of the data"
     remedy = "pass the request that the removal answered, in the numbering of these data"
-    return _holds("rows of the request", evidence.num_forget >= 1 and not evidence.num_unknown, found, remedy)
-
-
-def _extractor(extractor: Any) -> Assumption:
-    known = isinstance(extractor, str) and extractor in EXTRACTORS
-    remedy = f"say one of {', '.join(map(repr, EXTRACTORS))}; features learned from forgotten rows keep them"
-    found = "not declared" if extractor is None else f"declared as {extractor!r}"
-    return _holds("extractor", known, found, remedy, "declared")
-
-
-def _not_adaptive(adaptive: Any) -> Assumption:
-    found = "not declared" if adaptive is None else f"declared adaptive={adaptive!r}"
-    remedy = "adaptive=False says that no request depended on a release; nothing else is covered"
-    return _holds("requests not adaptive", isinstance(adaptive, bool | np.bool_) and not adaptive, found, remedy, "declared")
+    return holds("rows of the request", evidence.num_forget >= 1 and not evidence.num_unknown, found, remedy)

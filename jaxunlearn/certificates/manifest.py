@@ -8,7 +8,7 @@ The manifest is JSON in one canonical form (sorted fields, no spaces, ASCII), so
 nothing that depends on the rows, apart from the noise scale: what was measured stays with the certificate.
 
     format          "jaxunlearn release"
-    version         1
+    version         1, or 2 where an assumption is enforced, estimated or unproved
     number          of the release in its directory, from 1
     file, sha256    name and SHA-256 of the file of weights
     epsilon, delta  of this release
@@ -16,7 +16,8 @@ nothing that depends on the rows, apart from the noise scale: what was measured 
     noise_scale     deviation of the noise; 0 if the model was trained with it
     noise_key       "os", or "caller": the noise is known to somebody
     mechanism       name of the theorem
-    assumptions     name, source (checked by the library, declared by the user, assumed) and, if declared or assumed, in words
+    assumptions     name, source (checked by the library, declared by the user, assumed, enforced by the update, estimated,
+                    unproved) and, unless checked or estimated, in words
     library         version of jaxunlearn
     time            when the release was promised, UTC
     signer          public key in hexadecimal digits; empty if unsigned
@@ -34,13 +35,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxunlearn.certificates import signing, strict
-from jaxunlearn.certificates.certificate import SOURCES, Assumption, Source
+from jaxunlearn.certificates.certificate import SOURCES, Assumption, Source, version_of
 from jaxunlearn.service import journal
 from jaxunlearn.service.errors import ReleaseError
 
-FORMAT, VERSION = "jaxunlearn release", 1
+FORMAT = "jaxunlearn release"
 LARGEST = 2**20  # bytes of a manifest
 SUFFIXES = ("npz", "json", "sig")
+MEASURED = ("checked", "estimated")
 
 
 class Condition(NamedTuple):
@@ -48,7 +50,7 @@ class Condition(NamedTuple):
 
     name: str
     source: Source
-    detail: str  # what was declared or assumed; empty if the library checked it, since what it found depends on the rows
+    detail: str  # in words; empty if it was checked or estimated, since what was found depends on the rows
 
 
 class Manifest(NamedTuple):
@@ -192,18 +194,19 @@ def _status(
 
 def public_conditions(assumptions: tuple[Assumption, ...]) -> tuple[Condition, ...]:
     """Assumptions without what was measured."""
-    return tuple(Condition(x.name, x.source, "" if x.source == "checked" else x.detail) for x in assumptions)
+    return tuple(Condition(x.name, x.source, "" if x.source in MEASURED else x.detail) for x in assumptions)
 
 
 def write(manifest: Manifest) -> bytes:
     """The canonical form of a manifest."""
     body = {**manifest._asdict(), "assumptions": [each._asdict() for each in manifest.assumptions]}
-    return journal.canonical({"format": FORMAT, "version": VERSION, **body})
+    version = version_of(each.source for each in manifest.assumptions)
+    return journal.canonical({"format": FORMAT, "version": version, **body})
 
 
 def read(content: bytes, name: str) -> Manifest:
     """A manifest from its canonical form; ValueError for anything else, saying what it is."""
-    value = strict.versioned(strict.parse(content, name), FORMAT, VERSION, Manifest._fields, name)
+    value, version = strict.versioned(strict.parse(content, name), FORMAT, (1, 2), Manifest._fields, name)
     manifest = Manifest(
         number=strict.count(value["number"], f"number of {name}"),
         file=strict.text(value["file"], f"file of {name}"),
@@ -220,6 +223,7 @@ def read(content: bytes, name: str) -> Manifest:
         time=_time(value["time"], f"time of {name}"),
         signer=strict.digest(value["signer"], f"signer of {name}", empty=True),
     )
+    strict.same_version(version, version_of(each.source for each in manifest.assumptions), name)
     strict.budget(manifest.epsilon, manifest.delta, name)
     if manifest.total_epsilon < manifest.epsilon or not manifest.delta <= manifest.total_delta <= 1:
         raise ValueError(f"{name} has lower totals for all releases together than for this one, or a total_delta above 1")

@@ -42,6 +42,7 @@ import hashlib
 import io
 import json
 import secrets
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,7 +55,7 @@ from jaxtyping import PRNGKeyArray
 from jaxunlearn import checks, status, tree
 from jaxunlearn.certificates import documents, manifest, signing
 from jaxunlearn.certificates.accounting import Privacy, compose
-from jaxunlearn.certificates.certificate import Certificate
+from jaxunlearn.certificates.certificate import TO_ACCEPT, Certificate
 from jaxunlearn.service import intents as promises
 from jaxunlearn.service import journal
 from jaxunlearn.service.errors import BudgetError, ReleaseError
@@ -94,6 +95,7 @@ def publish(
     seal_key: Key | None = None,
     budget: tuple[float, float] | None = None,
     signing_key: str | Path | None = None,
+    accept: Collection[str] = (),
 ) -> Release:
     """Add the certificate's noise and write the weights to `directory/public`; the same bits for the same weights, ever after.
 
@@ -113,14 +115,17 @@ def publish(
         budget: (epsilon, delta) that all releases from the directory may cost together; None for no limit.
         signing_key: PEM file of mode 0600 with an Ed25519 key, not encrypted; signs the manifest, see `verify`. A release that
             was promised with a signature, or without one, stays like that: asked again, publish needs the same key.
+        accept: names of the assumptions that rest on a constant that was estimated or that nobody has proved, all of them and
+            no others; the certificates of convex problems have none.
 
     Returns:
         A `Release`, read back from the file. float64 weights stay float64 although float64 may be off: do not calculate with
         them outside of `jax.enable_x64(True)`, which would round them.
 
     Raises:
-        ValueError: a void certificate (the failed assumptions are named), one of other weights, or one whose values are out of
-            range; several results at once; model state; params that are not float32 or float64; a file without a usable key.
+        ValueError: a void certificate (the failed assumptions are named), one of other weights, one that rests on constants
+            that `accept` does not name, or one whose values are out of range; several results at once; model state; params that
+            are not float32 or float64; a file without a usable key.
         TypeError: inside `jit` or `vmap`.
         UnlearningError: the result's status is not ok.
         BudgetError: the release would cost more than is left of the budget. Nothing was written.
@@ -149,6 +154,7 @@ def publish(
         (1, 1.0, 'os')
     """
     weights = _require_publishable(result, certificate, key)
+    _require_accepted(certificate, accept)
     signer = None if signing_key is None else signing.read_private_key(signing_key)
     signed_by = "" if signer is None else signing.name_of(signer.public_key())
     identity = tree.content_digest([weights, _promise(certificate)])
@@ -285,6 +291,17 @@ def _require_publishable(result: Result, certificate: Certificate, key: PRNGKeyA
     return weights
 
 
+def _require_accepted(certificate: Certificate, accept: Collection[str]) -> None:
+    if isinstance(accept, str):
+        raise TypeError(f"accept takes names in a list or a tuple, got the text {accept!r}")
+    asked = {each.name: each for each in certificate.assumptions if each.source in TO_ACCEPT}
+    open_ = [f"{name!r} ({each.source}: {each.detail})" for name, each in asked.items() if name not in accept]
+    strange = sorted(set(accept) - set(asked))
+    if open_ or strange:
+        told = f"it rests on {'; '.join(open_)}" if open_ else f"accept names {strange}, on which it does not rest"
+        raise ValueError(f"nothing was released: {told}. Pass accept={tuple(asked)!r} if you answer for these constants")
+
+
 def _intend(number: int, identity: str, certificate: Certificate, key: PRNGKeyArray | None, signer: str) -> Intent:
     salt = secrets.token_hex(32)
     return Intent(
@@ -296,7 +313,7 @@ def _intend(number: int, identity: str, certificate: Certificate, key: PRNGKeyAr
         input=_salted(identity, salt),
         certificate=_promise(certificate),
         assumptions=_shown(certificate),
-        noise_key="os" if key is None else "caller",
+        noise_key="os" if key is None and not certificate.has_own_noise else "caller",
         signer=signer,
         seed=secrets.token_hex(32) if key is None else tree.content_digest([key, identity]),
         release="",

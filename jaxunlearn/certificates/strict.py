@@ -57,14 +57,22 @@ def fields(value: Any, names: Collection[str], name: str) -> dict[str, Any]:
     return value
 
 
-def versioned(value: Any, form: str, version: int, names: Collection[str], name: str) -> dict[str, Any]:
-    """An object of a format and version, with these fields besides and no others."""
+def versioned(
+    value: Any, form: str, versions: tuple[int, ...], names: Collection[str], name: str
+) -> tuple[dict[str, Any], int]:
+    """An object of a format and one of some versions, with these fields besides and no others; and its version."""
     found = value if isinstance(value, dict) else {}
     given = (found.get("format"), found.get("version"))
-    if given != (form, version) or isinstance(given[1], bool | float):
+    if given[0] != form or given[1] not in versions or isinstance(given[1], bool | float):
         shown = f"{_shown(given[0])} of version {_shown(given[1])}"
-        raise ValueError(f"{name} has no format {form!r} of version {version}: got {shown}")
-    return fields(found, ("format", "version", *names), name)
+        raise ValueError(f"{name} has no format {form!r} of version {' or '.join(map(str, versions))}: got {shown}")
+    return fields(found, ("format", "version", *names), name), given[1]
+
+
+def same_version(given: int, needed: int, name: str) -> None:
+    """The lowest version that can say it, so that nothing is written in two ways."""
+    if given != needed:
+        raise ValueError(f"{name} is of version {given}, and what it says is said in version {needed}")
 
 
 def number(value: Any, name: str, *, words: bool = False) -> float:

@@ -14,7 +14,9 @@ from jaxunlearn.convex.factorisation import prepare as prepare
 from jaxunlearn.convex.fitting import fit as fit
 from jaxunlearn.convex.fitting import with_perturbation as with_perturbation
 from jaxunlearn.convex.influence_removal import influence_removal as influence_removal
+from jaxunlearn.convex.langevin import langevin as langevin
 from jaxunlearn.convex.newton_removal import newton_removal as newton_removal
+from jaxunlearn.convex.pnsgd import pnsgd as pnsgd
 from jaxunlearn.convex.problems import Problem as Problem
 from jaxunlearn.convex.problems import logistic as logistic
 from jaxunlearn.convex.problems import ridge as ridge

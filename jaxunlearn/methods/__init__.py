@@ -35,6 +35,7 @@ from jaxunlearn.methods.masked_small_gradients import masked_small_gradients as 
 from jaxunlearn.methods.minnorm_og import minnorm_og as minnorm_og
 from jaxunlearn.methods.natmu import natmu as natmu
 from jaxunlearn.methods.newton import newton as newton
+from jaxunlearn.methods.noisy_finetune import noisy_finetune as noisy_finetune
 from jaxunlearn.methods.npo import npo as npo
 from jaxunlearn.methods.ntk_forgetting import ntk_forgetting as ntk_forgetting
 from jaxunlearn.methods.nullspace_projection import nullspace_projection as nullspace_projection
@@ -46,6 +47,7 @@ from jaxunlearn.methods.random_label import random_label as random_label
 from jaxunlearn.methods.regun import regun as regun
 from jaxunlearn.methods.representation_unlearning import representation_unlearning as representation_unlearning
 from jaxunlearn.methods.retrain import retrain as retrain
+from jaxunlearn.methods.rewind_to_delete import rewind_to_delete as rewind_to_delete
 from jaxunlearn.methods.rmu import rmu as rmu
 from jaxunlearn.methods.salun import salun as salun
 from jaxunlearn.methods.scrub import scrub as scrub

@@ -1,18 +1,18 @@
 """Output perturbation: Gaussian noise on the weights (Chaudhuri, Monteleoni, Sarwate: Differentially private empirical risk
 minimization, JMLR 2011, arXiv 0912.0071).
 
-    w <- w + sigma N(0, I)
+    w <- clip(w, C) + sigma N(0, I)
 
-The baseline that reads no row at all. It is private in the sense of its source only where `sigma` comes from the sensitivity of
-the weights to one row, which is bounded for strongly convex problems and not checked here.
+The baseline that reads no row at all. With weights that are clipped to norm C it is certified, however they were trained: no
+two of them are more than 2 C apart (`jaxunlearn.certificates.certify_run` with `OutputPerturbation`). Without, it is private in
+the sense of its source only where `sigma` comes from the sensitivity of the weights to one row, which is not checked here.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray
 
-from jaxunlearn import checks, tree
+from jaxunlearn import checks, noise, tree
 from jaxunlearn.card import Method
 from jaxunlearn.loop.one_shot import one_shot
 from jaxunlearn.loop.preparation import prepared_by
@@ -28,18 +28,21 @@ METHOD = Method(
 )
 
 
-def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
+def output_perturbation(model: Model, *, sigma: Scalar, clip_norm: Scalar | None = None) -> UnlearnFn:
     """Add independent Gaussian noise to every weight.
 
     Args:
         model: any; it is not run.
-        sigma: standard deviation of the noise, in the units of the weights; may be traced. 0 changes nothing.
+        sigma: standard deviation of the noise, in the units of the weights; may be traced. 0 adds none, for weights that
+            `jaxunlearn.certificates.publish` adds it to.
+        clip_norm: norm that all weights together are shortened to before, above 0, may be traced; None leaves them as they are.
 
     Returns:
-        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise.
+        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise, and with a `clip_norm` also that and
+        `sigma`.
 
     Raises:
-        ValueError: a negative `sigma`.
+        ValueError: a negative `sigma` or `clip_norm`.
 
     Example:
         >>> unlearn = jaxunlearn.output_perturbation(model, sigma=0.01)
@@ -47,16 +50,19 @@ def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
     """
     del model
     checks.check_range("sigma", sigma, low=0)
+    if clip_norm is not None:
+        checks.check_range("clip_norm", clip_norm, low=0)
 
     def perturb(variables, data, request, key):
-        leaves, form = jax.tree.flatten(variables.params)
-        keys = jax.random.split(key, len(leaves))
-        normal = form.unflatten([_normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
-        noise = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), normal)
-        params = optax.tree.add(variables.params, noise)
-        return Result(variables._replace(params=params), stats={"noise_norm": tree.norm(noise)})
+        drawn = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), noise.normal_like(key, variables.params))
+        stats = {"noise_norm": tree.norm(drawn)}
+        params = variables.params
+        if clip_norm is not None:
+            params = tree.clipped(params, clip_norm)
+            stats |= {"clip_norm": jnp.asarray(clip_norm, jnp.float32), "sigma": jnp.asarray(sigma, jnp.float32)}
+        return Result(variables._replace(params=optax.tree.add(params, drawn)), stats=stats)
 
-    perturbed = one_shot(perturb)
+    perturbed = one_shot(perturb, may_rest=clip_norm is not None)
     widely = in_float64(perturbed)
 
     def unlearn(variables, data, request, key):
@@ -64,11 +70,3 @@ def output_perturbation(model: Model, *, sigma: Scalar) -> UnlearnFn:
         return (widely if wide else perturbed)(variables, data, request, key)
 
     return prepared_by(unlearn, None)
-
-
-def _normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Standard normal numbers; those of float64 from 32 random bits at a time, as 64 are cut where a session has float32."""
-    if dtype != jnp.float64:
-        return jax.random.normal(key, shape, dtype)
-    high, low = (jax.random.bits(part, shape, jnp.uint32).astype(jnp.float64) for part in jax.random.split(key))
-    return jax.scipy.special.ndtri((high + (low + 0.5) / 2**32) / 2**32)

@@ -89,7 +89,9 @@ def test_what_a_card_searches_may_be_traced(name):
 def test_every_slot_is_read_by_some_method_or_set_by_its_users():
     read = {word for card in ju.METHODS.values() for word in card.reads}
     # users fill `user` and `base`, objective perturbation brings its secret, the others are optional for those who read them
-    assert set(ju.slots.SLOTS) - read <= {"user", "perturbation", "initial_params", "features", "refusals", "base"}
+    assert set(ju.slots.SLOTS) - read <= {
+        *("user", "perturbation", "initial_params", "features", "refusals", "base", "checkpoint")
+    }
     assert set(OPTIONS) <= set(ju.METHODS)
 
 

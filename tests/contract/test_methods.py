@@ -24,7 +24,18 @@ from tests.problems import NUM_CLASSES, NUM_ROWS, UNLEARNING, distance, lane, me
 
 WITHOUT_KEY = {
     *("amnesiac", "descent_to_delete", "influence_removal", "newton_removal", "refit", "woodbury_removal"),
-    *("influence", "newton", "lightweight", "woodfisher", "projective_residual", "ntk_forgetting", "ssd", "lfssd", "assd"),
+    *(
+        "influence",
+        "newton",
+        "lightweight",
+        "woodfisher",
+        "projective_residual",
+        "ntk_forgetting",
+        "rewind_to_delete",
+        "ssd",
+        "lfssd",
+        "assd",
+    ),
     *("affine_representation_unlearning", "concept_erasure", "nullspace_projection", "prototype_erasure"),
 }
 # notices that what was prepared belongs to other weights or rows, and computes afresh what is wrong about it
