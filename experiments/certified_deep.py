@@ -136,8 +136,8 @@ def settings(config: Config, model: ju.Model) -> Iterator[Setting]:
     steps, delta = config.noisy_steps, config.delta
     lost = 2.0 / steps
 
-    def noisy(norm, sigma, decay, project="never", decreasing=False):
-        clip = {} if project == "before noise" else {"gradient_norm": config.pull}
+    def noisy(norm: float, sigma: float, decay: float, project: Any = "never", decreasing: bool = False):
+        clip: dict[str, Any] = {} if project == "before noise" else {"gradient_norm": config.pull}
         rate = norm / (steps * config.pull)
         return ju.noisy_finetune(
             model, adam(config, config.after_steps), sigma=sigma, norm=norm, noisy_steps=steps, noisy_rate=rate,

@@ -101,7 +101,7 @@ def write(receipt: Receipt, directory: Path, key: Any) -> None:
 
 def read(content: bytes, name: str) -> Receipt:
     """A receipt from its canonical form; ValueError for anything else, saying what it is."""
-    value = strict.versioned(strict.parse(content, name), FORMAT, VERSION, Receipt._fields, name)
+    value, _ = strict.versioned(strict.parse(content, name), FORMAT, (VERSION,), Receipt._fields, name)
     texts = {field: strict.text(value[field], f"{field} of {name}", empty=field in ("request", "reason")) for field in _TEXTS}
     hashes = {
         field: strict.digest(value[field], f"{field} of {name}", empty=field not in ("salt", "signer")) for field in _DIGESTS

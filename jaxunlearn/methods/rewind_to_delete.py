@@ -127,9 +127,9 @@ def rewind_to_delete(
         params, _ = jax.lax.scan(forth, params, length=steps)
         after = variables._replace(params=params)
         if CHECKPOINT.find(data) is not None:
-            extra = {CHECKPOINT.name: CHECKPOINT.made(start, at=after, present=data.present)}
+            extra = {CHECKPOINT.name: CHECKPOINT.made(start, at=after, data=data)}
         told = {"step_size": step_size, "descent_steps": steps, "undone_steps": undone, "undo_residual": residual}
         stats = {name: jnp.asarray(value, jnp.float32) for name, value in told.items()}
-        return Result(after, combine(STALE=stale), stats, extra)
+        return Result(after, combine(STALE=jnp.asarray(stale)), stats, extra)
 
     return one_shot(rewind, model=model, on_empty=METHOD.on_empty)

@@ -93,7 +93,7 @@ def certify_run(
         status_ok(result),
         _finite(result),
         _no_state(result),
-        holds("retained rows", retained.any(), f"{int(retained.sum())} rows are left", "delete the model altogether"),
+        holds("retained rows", bool(retained.any()), f"{int(retained.sum())} rows are left", "delete the model altogether"),
         holds(
             "rows of the request", rows.size > 0 and not stray, found, "pass the request that the run answered, with its data"
         ),
