@@ -14,6 +14,7 @@ from jaxunlearn import losses as losses
 from jaxunlearn import methods as methods
 from jaxunlearn import refusals as refusals
 from jaxunlearn import rl as rl
+from jaxunlearn import sisa as sisa
 from jaxunlearn import slots as slots
 from jaxunlearn import summation as summation
 from jaxunlearn import transforms as transforms
@@ -78,6 +79,7 @@ from jaxunlearn.version import __version__ as __version__
 # imported when they are first used: not every program needs them, and import time is counted
 _ON_FIRST_USE = {
     "adapters": "jaxunlearn.adapters",
+    "answering": "jaxunlearn.answering",
     "audit": "jaxunlearn.audit",
     "certificates": "jaxunlearn.certificates",
     "checkpoint": "jaxunlearn.service.checkpoint",
@@ -99,6 +101,7 @@ def __dir__() -> list[str]:
         "losses",
         "refusals",
         "rl",
+        "sisa",
         "slots",
         "summation",
         "transforms",
@@ -109,6 +112,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from jaxunlearn import adapters as adapters
+    from jaxunlearn import answering as answering
     from jaxunlearn import audit as audit
     from jaxunlearn import certificates as certificates
     from jaxunlearn import frozen as frozen

@@ -7,13 +7,13 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
-from jaxunlearn import convex, guards, methods, rl, summation
+from jaxunlearn import convex, guards, methods, rl, sisa, summation
 from jaxunlearn.card import Method
 
 
 def _assembled() -> dict[str, Method]:
     found = {}
-    for folder in (methods, convex, guards, rl, summation):
+    for folder in (methods, convex, guards, rl, sisa, summation):
         for name, factory in vars(folder).items():
             card = getattr(sys.modules.get(f"{folder.__name__}.{name}"), "METHOD", None)
             if isinstance(card, Method):
@@ -23,10 +23,10 @@ def _assembled() -> dict[str, Method]:
 
 METHODS: dict[str, Method] = _assembled()
 # Of methods by what they take; the others stand on top
-NAMESPACES = {"problem": "convex.", "learner": "summation.", "generator": "guards.", "environment": "rl."}
+NAMESPACES = {"problem": "convex.", "learner": "summation.", "trainer": "sisa.", "generator": "guards.", "environment": "rl."}
 TARGETS = {
-    "problem": "of the convex problem", "learner": "of the learner", "generator": "not looked at",
-    "environment": "of the environments",
+    "problem": "of the convex problem", "learner": "of the learner", "trainer": "of the trained model",
+    "generator": "not looked at", "environment": "of the environments",
 }  # fmt: skip
 
 

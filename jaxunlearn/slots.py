@@ -1,9 +1,9 @@
 """The keys of `Data.extra`: what each holds, who makes it, and what it was made from.
 
 What is prepared once for all requests (a curvature, importances, moments) is right for one set of weights only. A slot that is
-`stamped` therefore keeps a digest of them, and of `Data.present` where rows count, beside the value; whoever reads it learns
-whether they are still the ones at hand and reports `Status.STALE` if not. How a value was made is static: another layer or
-another kind is an error.
+`stamped` therefore keeps a digest of them, of a frozen base, and of `Data.present` where rows count, beside the value; whoever
+reads it learns whether they are still the ones at hand and reports `Status.STALE` if not. How a value was made is static:
+another layer or another kind is an error.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,14 @@ from jaxunlearn import tree
 from jaxunlearn.types import Data
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value", "weights", "present"], meta_fields=["how"])
+@partial(jax.tree_util.register_dataclass, data_fields=["value", "weights", "base", "present"], meta_fields=["how"])
 @dataclass(frozen=True)
 class Made:
     """A prepared value and what it was made from."""
 
     value: PyTree
     weights: UInt32[Array, " 2"]  # digest of the variables
+    base: UInt32[Array, " 2"]  # digest of what slot `base` holds; zeros where there is none
     present: UInt32[Array, " 2"]  # digest of `Data.present`; zeros where it does not matter
     how: str  # e.g. "features of layer 'penultimate'"
 
@@ -40,17 +41,17 @@ class Slot(NamedTuple):
     stamped: bool = True
     of_rows: bool = True  # whether a stamped value also depends on which rows are present
 
-    def made(self, value: PyTree, *, at: PyTree, present: Float[Array, " n"], how: str = "") -> Made:
+    def made(self, value: PyTree, *, at: PyTree, data: Data, how: str = "") -> Made:
         """A value with its stamp, for `Result.extra` of a method that carries it on.
 
         Args:
             value: what the slot holds.
             at: the variables it belongs to, or the part of them that matters.
-            present: of the rows it was made from.
+            data: of the rows it was made from, with the base that `at` belongs to, if there is one.
             how: what must agree between maker and reader, in words.
         """
-        rows = _rows(present) if self.of_rows else jnp.zeros(2, jnp.uint32)
-        return Made(value, tree.digest(at), rows, how)
+        rows = _rows(data.present) if self.of_rows else jnp.zeros(2, jnp.uint32)
+        return Made(value, tree.digest(at), _base(data), rows, how)
 
     def put(self, data: Data, value: PyTree, *, at: PyTree = None, how: str = "") -> Data:
         """Data with a value in this slot; `at` and `how` as in `made`, for stamped slots only.
@@ -63,7 +64,7 @@ class Slot(NamedTuple):
         if self.stamped:
             if at is None:
                 raise ValueError(f"slot {self.name!r} is stamped: pass at=variables, the ones that the value was made from")
-            value = self.made(value, at=at, present=data.present, how=how)
+            value = self.made(value, at=at, data=data, how=how)
         return data._replace(extra={**data.extra, self.name: value})
 
     def find(self, data: Data) -> Any:
@@ -88,7 +89,7 @@ class Slot(NamedTuple):
         return held
 
     def read(self, data: Data, *, at: PyTree, how: str | None = None) -> tuple[Any, Bool[Array, ""]]:
-        """A stamped value, and whether it is stale: made at other weights than `at`, or from other rows.
+        """A stamped value, and whether it is stale: made at other weights than `at`, over another base, or from other rows.
 
         Args:
             data: where it lies.
@@ -103,10 +104,14 @@ class Slot(NamedTuple):
             raise ValueError(
                 f"data.extra[{self.name!r}] holds {held.how}, and {how} is needed: prepare it anew with {self.maker}"
             )
-        stale = jnp.any(held.weights != tree.digest(at))
+        stale = jnp.any(held.weights != tree.digest(at)) | jnp.any(held.base != _base(data))
         if self.of_rows:
             stale |= jnp.any(held.present != _rows(data.present))
         return held.value, stale
+
+
+def _base(data: Data) -> UInt32[Array, " 2"]:
+    return tree.digest(data.extra[BASE.name]) if BASE.name in data.extra else jnp.zeros(2, jnp.uint32)
 
 
 def _rows(present: Float[Array, " n"]) -> UInt32[Array, " 2"]:

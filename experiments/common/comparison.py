@@ -77,7 +77,8 @@ def programs(setting: Study, *, network: str, num_steps: int, scale: Scale, mesh
 
     def build(name: str, settings: Mapping[str, Any], held_out: Mapping[str, ju.Examples] | None = None) -> ju.UnlearnFn:
         fixed = {**methods.given(name, computed, network), **(held_out or {}), **settings}
-        return methods.build(name, computed.model, num_steps=num_steps, batch_size=computed.batch_size, **fixed)
+        run = {"num_steps": num_steps, "batch_size": computed.batch_size, "augment": computed.augment}
+        return methods.build(name, computed.model, **run, **fixed)
 
     def method(name: str, streams: bool) -> Run:
         def answered(variables: ju.Variables, data: ju.Data, asked: Any, key: PRNGKeyArray) -> ju.Result:
@@ -101,7 +102,8 @@ def programs(setting: Study, *, network: str, num_steps: int, scale: Scale, mesh
         return outcome(setting.model, variables, data, test, request, unseen, weights, reference)
 
     optimizer = optax.adam(computed.learning_rate)
-    recorded = ju.record(computed.model, optimizer, num_steps=computed.num_steps, batch_size=computed.batch_size)
+    run = {"num_steps": computed.num_steps, "batch_size": computed.batch_size, "augment": computed.augment}
+    recorded = ju.record(computed.model, optimizer, **run)
     on_cpu = jax.default_backend() == "cpu"
     return Bench(
         computed,

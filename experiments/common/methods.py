@@ -13,6 +13,7 @@ import optax
 import jaxunlearn as ju
 from experiments.common.study import Study
 from jaxunlearn.catalogue import method_of
+from jaxunlearn.loop.iterate import Augment
 
 Settings: TypeAlias = dict[str, float]
 LEARNING_RATE = 1e-3  # of methods with steps whose card names none
@@ -44,6 +45,7 @@ def known(name: str) -> str:
         instead = {
             "problem": "a convex problem, see certified_stream.py",
             "learner": "a learner of sums, see benchmarks/summation.py",
+            "trainer": "a trainer of shards, see benchmarks/sisa.py",
             "generator": "a generator, see output_guard.py",
             "environment": "environments, see rl_grid.py",
         }
@@ -87,7 +89,15 @@ def given(name: str, setting: Study, network: str) -> dict[str, Any]:
 
 
 def build(
-    name: str, model: ju.Model, *, num_steps: int, batch_size: int, learning_rate: Any = None, **settings: Any
+    name: str,
+    model: ju.Model,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: Any = None,
+    augment: Augment | None = None,
+    retain_batch_size: int | None = None,
+    **settings: Any,
 ) -> ju.UnlearnFn:
     """A method of the catalogue, with Adam and a cosine schedule if it has steps; hyper-parameters may be traced.
 
@@ -98,6 +108,7 @@ def build(
         model: what it unlearns from.
         num_steps, batch_size: of a method with steps, and of fine-tuning.
         learning_rate: the first one of the schedule.
+        augment, retain_batch_size: see `jaxunlearn.iterate`.
         settings: of its factory.
 
     Raises:
@@ -109,7 +120,8 @@ def build(
     if learning_rate is None:
         return factory(model, **settings)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    run = partial(ju.iterate, num_steps=num_steps, batch_size=batch_size)
+    sizes = {"batch_size": batch_size, "retain_batch_size": retain_batch_size}
+    run = partial(ju.iterate, num_steps=num_steps, **sizes, augment=augment)
     if has_steps(name):
         return run(factory(model, optimizer, **settings))
     return ju.then(factory(model, **settings), run(ju.finetune(model, optimizer)))

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Int
 
 import jaxunlearn as ju
 from experiments.common.data import Dataset, load, subset, with_label_noise
 from experiments.common.models import build
+from jaxunlearn.loop.iterate import ActiveSteps, Augment
 
 MOST_HELD_OUT = 500
 
@@ -26,11 +28,19 @@ class Study(NamedTuple):
     batch_size: int
     learning_rate: float
     held_out: ju.Examples | None = None  # rows that no model sees and no audit reports; None where the data has none left
+    rows: Int[np.ndarray, " n"] | None = None  # of the data set's training split
+    augment: Augment | None = None  # of training, retraining and unlearning alike
 
-    def retrain(self) -> ju.UnlearnFn:
-        """The training procedure, on the retain set; with an empty request it trains on all rows."""
+    def retrain(self, active_steps: ActiveSteps | None = None) -> ju.UnlearnFn:
+        """The training procedure, on the retain set; with an empty request it trains on all rows.
+
+        Args:
+            active_steps: stops it earlier, see `jaxunlearn.iterate`.
+        """
         optimizer = optax.adam(self.learning_rate)
-        return ju.iterate(ju.retrain(self.model, optimizer), num_steps=self.num_steps, batch_size=self.batch_size)
+        training = ju.retrain(self.model, optimizer)
+        sizes = {"num_steps": self.num_steps, "batch_size": self.batch_size}
+        return ju.iterate(training, **sizes, augment=self.augment, active_steps=active_steps)
 
 
 def overfitted(
@@ -73,7 +83,7 @@ def overfitted(
         noisy, _ = with_label_noise(train_rows, label_noise, loaded.num_classes, seed)
     return Study(
         model, ju.training_data(*noisy), jax.tree.map(jnp.asarray, loaded.test), loaded.num_classes, num_steps, batch_size,
-        learning_rate, _held_out(loaded, order[num_rows:], label_noise, seed),
+        learning_rate, _held_out(loaded, order[num_rows:], label_noise, seed), order[:num_rows],
     )  # fmt: skip
 
 

@@ -57,6 +57,9 @@ from jaxunlearn.audit.single.attackers import svc_efficacy as svc_efficacy
 from jaxunlearn.audit.single.comparator import ComparatorScore as ComparatorScore
 from jaxunlearn.audit.single.comparator import comparator_score as comparator_score
 from jaxunlearn.audit.single.confusion import interclass_confusion as interclass_confusion
+from jaxunlearn.audit.single.difficulty import Difficulty as Difficulty
+from jaxunlearn.audit.single.difficulty import difficulty as difficulty
+from jaxunlearn.audit.single.difficulty import from_easiest as from_easiest
 from jaxunlearn.audit.single.divergence import activation_distance as activation_distance
 from jaxunlearn.audit.single.divergence import completeness as completeness
 from jaxunlearn.audit.single.divergence import divergence as divergence
@@ -71,7 +74,12 @@ from jaxunlearn.audit.single.membership import loss_attack as loss_attack
 from jaxunlearn.audit.single.membership import loss_scores as loss_scores
 from jaxunlearn.audit.single.membership import roc_curve as roc_curve
 from jaxunlearn.audit.single.membership import tpr_at_fpr as tpr_at_fpr
+from jaxunlearn.audit.single.mistakes import confusion_matrix as confusion_matrix
+from jaxunlearn.audit.single.mistakes import error_costs as error_costs
+from jaxunlearn.audit.single.mistakes import expected_cost as expected_cost
+from jaxunlearn.audit.single.mistakes import false_negative_rates as false_negative_rates
 from jaxunlearn.audit.single.outcome import Outcome as Outcome
+from jaxunlearn.audit.single.outcome import group_outcomes as group_outcomes
 from jaxunlearn.audit.single.outcome import outcome as outcome
 from jaxunlearn.audit.single.performance import Performance as Performance
 from jaxunlearn.audit.single.performance import Sets as Sets

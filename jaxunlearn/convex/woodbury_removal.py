@@ -131,7 +131,10 @@ def woodbury_removal(problem: Problem, *, steps: int = 2, measure: bool = True, 
             moved_on = carried(problem, made, setting, after, slope, slack)
             left = tree.select(setting.num_forget == 0, unchanged, moved_on)
             extra[FACTORISATION.name] = FACTORISATION.made(
-                left, at=(variables, problem.l2), present=retain_weights(data, request), how=described(problem)
+                left,
+                at=(variables, problem.l2),
+                data=data._replace(present=retain_weights(data, request)),
+                how=described(problem),
             )
         return Result(variables, combine(NOT_CONVERGED=~jnp.isfinite(stats["distance_bound"])), stats, extra)
 

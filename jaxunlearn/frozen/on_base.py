@@ -99,8 +99,8 @@ def on_base(parts: OnBase, make: Callable[[Model], UnlearnFn]) -> UnlearnFn:
     Returns:
         An `UnlearnFn` of the part's variables. It reads the base from slot `base`:
         `jaxunlearn.slots.BASE.put(data, variables)`. `stats` gains `unmoved` Int[], how many leaves of the part are what they
-        were: 0 after a run that trains all of them. Stamps of what is prepared are those of the part: prepare again for
-        another base.
+        were: 0 after a run that trains all of them. What was prepared over another base is
+        `Status.STALE`.
 
     Raises:
         ValueError: when it is called, nothing in slot `base`.

@@ -127,8 +127,8 @@ def affine_representation_unlearning(
         stats = {"loss": loss, "retain_loss": loss - beta * forget, "forget_loss": forget, "sink": sink}
         extra = {}
         if carry:
-            left = retain_weights(data, request)
-            extra[MOMENTS.name] = MOMENTS.made(total - gone, at=body(model, after, layer), present=left, how=f"layer {layer!r}")
+            left = data._replace(present=retain_weights(data, request))
+            extra[MOMENTS.name] = MOMENTS.made(total - gone, at=body(model, after, layer), data=left, how=f"layer {layer!r}")
         return Result(after, combine(STALE=features_stale | moments_stale), stats, extra)
 
     return in_float64(one_shot(remove, model=model, prepare=prepare(model, layer=layer)))

@@ -86,7 +86,7 @@ def record(
     def recorded(variables, data, request, key):
         result = train(variables, data, request, key)
         stats = dict(result.stats)
-        made = UPDATES.made(stats.pop("updates"), at=result.variables.params, present=data.present)
+        made = UPDATES.made(stats.pop("updates"), at=result.variables.params, data=data)
         return result._replace(extra={UPDATES.name: made}, stats=stats)
 
     return recorded

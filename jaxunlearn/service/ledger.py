@@ -178,7 +178,7 @@ class Ledger(Register):
         return self._load(variables, data)
 
     def _load(self, variables: Variables, data: Data) -> tuple[Variables, Data]:
-        data = _without(data, self._removed_rows())
+        data = _without(data, self.rows_of(self.state.removed))
         if not self.state.applications:
             return variables, data
         newest = self.state.applications[-1]
@@ -202,13 +202,15 @@ class Ledger(Register):
         return Result(weights, code, *self._carried(newest, data))
 
     @in_turn
-    def certify(self, certify: Callable[..., Any], variables: Variables, data: Data, **options: Any) -> Any:
+    def certify(
+        self, certify: Callable[..., Any], variables: Variables, data: Data, *, capacity: int | None = None, **options: Any
+    ) -> Any:
         """Certify the newest application and record the certificate, void ones included.
 
         Args:
             certify: `(result, data, request, **options) -> Certificate`, see `jaxunlearn.certificates.certify`; `request` names
                 those of the newest application's rows that are still in the data, which lie removed there.
-            variables, data: as for `load`.
+            variables, data, capacity: as for `apply`.
             options: for `certify`, e.g. `problem=problem, epsilon=1.0, delta=1e-5`.
 
         Returns:
@@ -219,9 +221,9 @@ class Ledger(Register):
         """
         self._check(variables, data)
         result = self.result(variables, data)
-        left = _without(data, self._removed_rows())._replace(extra={**data.extra, **result.extra})
-        gone = sorted({row for name in self._newest().ids for row in self._rows.get(name, [])})
-        request = _request(data._replace(present=jnp.ones(len(data.present))), gone, None)
+        left = _without(data, self.rows_of(self.state.removed))._replace(extra={**data.extra, **result.extra})
+        gone = sorted(self.rows_of(self._newest().ids))
+        request = _request(data._replace(present=jnp.ones(len(data.present))), gone, capacity)
         certificate = certify(result, left, request, **options)
         found = plain_certificate(certificate)
         if self.state.certificate != found:
@@ -351,7 +353,7 @@ class Ledger(Register):
 
     def _check(self, variables: Variables, data: Data) -> dict[int, bytes]:
         """Digests of the rows that are left; LedgerError unless model and rows are the ones that the ledger knows."""
-        gone = self._removed_rows()
+        gone = self.rows_of(self.state.removed)
         digests = {row: each for row, each in row_digests(data, self._names).items() if row not in gone}
         if keyed(self._salt, digest_of_rows(digests)) != self.state.data:
             last = self.state.applications[-1].record if self.state.applications else 0
@@ -361,9 +363,6 @@ class Ledger(Register):
         if not self.state.applications and keyed(self._salt, fingerprint(variables)) != self.state.model:
             raise LedgerError("record 0 belongs to another model than these variables: pass the trained ones")
         return digests
-
-    def _removed_rows(self) -> set[int]:
-        return {row for name in self.state.removed for row in self._rows.get(name, [])}
 
     def _weights(self, like: Variables) -> tuple[Variables, jax.Array]:
         return archive.load_weights(self.directory / "checkpoints", self._newest(), like, self._salt)

@@ -20,6 +20,15 @@ class Application(NamedTuple):
     releases: int  # that were promised before it, from models trained on its rows
 
 
+class Note(NamedTuple):
+    """What a caller wanted to remember, see `Ledger.submit` and `Ledger.note`."""
+
+    record: int  # in the journal
+    time: str  # of the record, UTC
+    hash: str  # of the record
+    value: Any  # JSON
+
+
 class State(NamedTuple):
     """What the records of a journal amount to; see `replay`."""
 
@@ -36,6 +45,7 @@ class State(NamedTuple):
     privacy_budget: tuple[float, float] | None = None  # the epsilon and delta that all releases may cost together
     purging: int = -1  # application whose release allowed the last purge
     purged: int = -1  # the same, once its files are gone
+    notes: tuple[Note, ...] = ()  # oldest first
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -113,7 +123,10 @@ def follow(state: State, record: Record) -> State:
         ids = tuple(body["ids"])
         if set(ids) & (state.removed | set(state.pending)) or len(set(ids)) < len(ids):
             raise LedgerError("it submits an id again")
-        return state._replace(submissions=(*state.submissions, ids))
+        state = state._replace(submissions=(*state.submissions, ids)) if ids else state
+        return _with_note(state, record) if "note" in body else state
+    if record.kind == "noted":
+        return _with_note(state, record)
     if record.kind == "applied":
         data, ids = body.pop("data"), tuple(body.pop("ids"))
         if not set(ids) <= set(state.pending) or not ids:
@@ -149,6 +162,10 @@ def follow(state: State, record: Record) -> State:
     if record.kind == "purged":
         return state._replace(purged=newest)
     raise LedgerError("it is of a kind that is not known")
+
+
+def _with_note(state: State, record: Record) -> State:
+    return state._replace(notes=(*state.notes, Note(record.number, record.time, record.hash, record.body["note"])))
 
 
 def plain_certificate(certificate: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The deletion requests of one model as they come in: who asked for what, in a journal that one writer holds open."""
 
+import json
 import os
 import secrets
 import threading
@@ -111,8 +112,8 @@ class Register:
         directory: str | Path,
         record_ids: Sequence[RecordId],
         *,
-        model_fingerprint: str,
-        data_fingerprint: str,
+        model_fingerprint: str | None,
+        data_fingerprint: str | None,
         salt: bytes | None = None,
         key: Key | None = None,
         head: str | None = None,
@@ -122,7 +123,8 @@ class Register:
 
         Args:
             directory, model_fingerprint, data_fingerprint, salt, key: as given to `create`; both fingerprints are the first
-                ones.
+                ones. None where they are gone: `load` and `apply` still compare the rows that are left, and the model before
+                its first application.
             record_ids: the id of every training row as the data set is now.
             head: `ledger.head` as noted after an earlier session, to find out whether records were cut off since.
             recover: set a last record aside that a crash tore, and write down that this was done. It was never acknowledged.
@@ -148,7 +150,7 @@ class Register:
                 ("model", model_fingerprint, state.model),
                 ("data set", data_fingerprint, state.original),
             ):
-                if keyed(salt, given) != known:
+                if given is not None and keyed(salt, given) != known:
                     raise LedgerError(f"record 0 of {path} belongs to another {what}: open the ledger of this one")
             if head is not None and head not in [record.hash for record in found.records]:
                 raise LedgerError(f"record {len(found.records) - 1} of {path} is the last one, but the noted head is missing")
@@ -187,24 +189,25 @@ class Register:
         """Hash of the last record; note it elsewhere to find out later whether records were cut off."""
         return self._last.hash
 
-    def submit(self, record_ids: Iterable[RecordId]) -> int:
+    def submit(self, record_ids: Iterable[RecordId], *, note: Any = None) -> int:
         """Record a request to forget all rows of some ids, durably. Ids that were submitted before count once.
 
         Once it returns, the request is on disk. Interrupted, it may or may not be: submit it again.
 
         Args:
             record_ids: of the rows, as given to `create`: 1 and "1" are two ids, and so are two spellings of one letter.
+            note: see `note`; it is recorded with the request, both or neither, and then there may be no id.
 
         Returns:
             How many ids are new.
 
         Raises:
-            ValueError: no id, ids that no row has, or that are empty or no valid text. Nothing is recorded then.
+            ValueError: no id and no note, ids that no row has, or that are empty or no valid text. Nothing is recorded then.
             TypeError: ids that are neither strings nor integers.
             LedgerError: the disk is full or read-only, or somebody else wrote to the journal.
         """
         names = names_in(record_ids)
-        if not names:
+        if not names and note is None:
             raise ValueError("a request names at least one record id")
         hashed = {keyed(self._salt, name): name for name in names}
         self._require_owner()
@@ -217,9 +220,29 @@ class Register:
                 other = [name for name in strangers if _other_spelling(name) in self._names]
                 hint = '; 1 and "1" are two ids, pass them as given to create' if other else ""
                 raise ValueError(f"no row has the record ids {', '.join(strangers[:5])}; nothing was submitted{hint}")
-            if new:
+            if note is not None:
+                self._append("submitted", ids=new, note=_plain(note))
+            elif new:
                 self._append("submitted", ids=new)
         return len(new)
+
+    def note(self, value: Any) -> None:
+        """Record what a caller wants to remember about its requests, durably; it is found again in `state.notes`.
+
+        Args:
+            value: what JSON can hold. The journal is no place for names: `hashed` them.
+
+        Raises:
+            ValueError, TypeError: no JSON.
+            LedgerError: the disk is full or read-only, or somebody else wrote to the journal.
+        """
+        self._require_owner()
+        with self._writing:
+            self._append("noted", note=_plain(value))
+
+    def hashed(self, text: str) -> str:
+        """A name as it may stand in the journal: a hash that tells nothing to whoever does not know the ledger's salt."""
+        return keyed(self._salt, text)
 
     def plan(self, mode: Mode = "merge") -> list[tuple[str, ...]]:
         """Hashed ids in the batches in which `apply` would remove them.
@@ -237,6 +260,18 @@ class Register:
             raise ValueError(f"mode must be 'merge' or 'stream', got {mode!r}")
         pending = self.state.pending
         return list(self.state.submissions) if mode == "stream" else [pending] if pending else []
+
+    def settle(self) -> None:
+        """After an exception in the middle of a step, make `state` say what is on disk; every step begins with that.
+
+        Raises:
+            LedgerError: closed, forked, or somebody else wrote to the journal.
+        """
+        self._make_ready()
+
+    def rows_of(self, hashed: Iterable[str]) -> set[int]:
+        """Numbers of the rows of hashed ids, such as `state.pending`, among those whose ids the ledger was opened with."""
+        return {row for name in hashed for row in self._rows.get(name, [])}
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
@@ -296,6 +331,11 @@ class Register:
             archive.clean(self.directory / "checkpoints", kept)
         if self.state.purged != self.state.purging:
             self._append("purged", application=self.state.purging)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is read back."""
+    return json.loads(journal.canonical(value))
 
 
 def _stored_salt(directory: Path) -> bytes:

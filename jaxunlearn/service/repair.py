@@ -127,6 +127,7 @@ def _say_again(state: State, last: Record, record: Record, key: bytes | None) ->
     """The state after a record from beside the chain, that record anew, and why it cannot be said again."""
     body = dict(record.body)
     if record.kind == "submitted":
+        body.pop("note", None)  # what it says may hold in its place only; the ids count anywhere
         known = state.removed | set(state.pending)
         body["ids"] = [name for name in body["ids"] if name not in known]
         if not body["ids"]:

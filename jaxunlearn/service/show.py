@@ -57,6 +57,8 @@ def _summary(record: Record) -> str:
         return f"model {body['model'][:8]}, data {body['data'][:8]}"
     if record.kind == "submitted":
         return f"{len(body['ids'])} ids"
+    if record.kind == "noted":
+        return "a note"
     if record.kind == "applied":
         return f"{len(body['ids'])} ids, spent {body['spent']:.6g}"
     if record.kind == "repaired":

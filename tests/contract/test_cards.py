@@ -25,14 +25,14 @@ def cards(folder):
 def test_every_file_of_methods_is_a_method_and_every_card_is_in_the_catalogue():
     files = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
     assert cards("methods") == files
-    assert set(ju.METHODS) == files | cards("convex") | cards("guards") | cards("rl") | cards("summation")
+    assert set(ju.METHODS) == files | cards("convex") | cards("guards") | cards("rl") | cards("summation") | cards("sisa")
     assert set(methods.__dict__) & set(ju.METHODS) == files
 
 
 @pytest.mark.parametrize("name", ju.METHODS)
 def test_a_file_has_the_name_of_its_factory(name):
     card = ju.METHODS[name]
-    homes = {"problem": ("convex", convex), "learner": ("summation", ju.summation)}
+    homes = {"problem": ("convex", convex), "learner": ("summation", ju.summation), "trainer": ("sisa", ju.sisa)}
     homes |= {"generator": ("guards", guards), "environment": ("rl", ju.rl)}
     folder, home = homes.get(card.takes, ("methods", ju))
     assert isinstance(card, Method)

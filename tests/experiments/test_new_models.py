@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import answers, batch_norm, colour_collapse, funu, minnorm, new_model, summation, tuning
+from experiments.benchmarks import answers, batch_norm, colour_collapse, funu, minnorm, new_model, sisa, summation, tuning
 from experiments.common.scale import Scale
 
 pytestmark = pytest.mark.slow
@@ -64,6 +64,17 @@ def test_removal_from_sums_is_compared_with_fitting_anew(tmp_path):
     for row in found["rows"]:
         assert row["apart"] < 1e-9
         assert row["ratio"] > 0
+
+
+def test_shards_are_compared_with_runs_in_a_loop(tmp_path):
+    found = sisa.main(sisa.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
+    assert found["removals"]["equal"] == 1
+    assert [row["requests"] for row in found["attacks"]] == [1, 2]
+    for row in found["attacks"]:
+        assert row["expected"] <= row["attack"] < row["bound"]
+    assert found["times"][0]["share"] == 1
+    assert [row["what"] for row in found["accuracies"]] == ["votes of shards", "mean of their probabilities", "one model"]
+    assert (tmp_path / "report.html").exists()
 
 
 def test_collapse_onto_colours_is_measured_for_every_method(tmp_path):

@@ -202,6 +202,18 @@ def test_what_a_method_prepares_is_prepared_over_the_base():
     assert int(unlearn(part, ready, asked(data, 1, 2), KEY).status) == ju.Status.OK
 
 
+def test_what_was_prepared_over_another_base_is_stale():
+    model, base, data = headed(), headed().init(KEY), blobs(30)
+    parts = frozen.train_only(model, base, "head")
+    unlearn = frozen.on_base(parts, ju.ssd)
+    part = parts.start(base, KEY)
+    ready = ju.prepare(unlearn)(part, ju.slots.BASE.put(data, base), KEY)
+    swapped = ju.slots.BASE.put(ready, model.init(jax.random.key(1)))
+    call = jax.jit(unlearn)
+    found = [int(call(part, rows, asked(data, 1), KEY).status) for rows in (ready, swapped)]
+    assert found == [int(ju.Status.OK), int(ju.Status.STALE)]
+
+
 def test_requests_side_by_side_equal_single_ones_and_share_one_base():
     wide = 1024
 

@@ -224,7 +224,7 @@ def test_a_certified_stream_from_the_optimum_to_the_release(tmp_path):
 
 def test_what_is_carried_on_keeps_how_it_was_made(book, toy):
     def carrying(variables, data, request, key):
-        made = slots.MOMENTS.made(jnp.ones(2), at=variables, present=data.present, how="features of layer 'first'")
+        made = slots.MOMENTS.made(jnp.ones(2), at=variables, data=data, how="features of layer 'first'")
         return ju.Result(variables, jnp.int32(0), {}, {"moments": made})
 
     def with_moments(layer):
@@ -234,7 +234,7 @@ def test_what_is_carried_on_keeps_how_it_was_made(book, toy):
     book.apply(carrying, toy[0], with_moments("first"), KEY)
     found = slots.MOMENTS.find(book.load(toy[0], with_moments("first"))[1])
     with jax.enable_x64(True):
-        same = slots.MOMENTS.made(jnp.ones(2), at=toy[0], present=toy[1].present, how="features of layer 'first'")
+        same = slots.MOMENTS.made(jnp.ones(2), at=toy[0], data=toy[1], how="features of layer 'first'")
     assert found.how == same.how
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(same), strict=True):
         assert np.array_equal(ours, theirs)

@@ -83,10 +83,10 @@ def remind_features(neighbours: Neighbourhood, *, drop_degenerate: bool = False)
         (2, 15)
     """
     original, variants, distances = (jnp.asarray(x) for x in neighbours)
-    if variants.shape[:-1] != original.shape or distances.shape != variants.shape:
+    if variants.shape[:-1] != original.shape or distances.shape != variants.shape or variants.shape[-1:] == (0,):
         raise ValueError(
-            f"remind_features: expected original [n], variants and distances [n, k], got {original.shape}, {variants.shape}, "
-            f"{distances.shape}"
+            f"remind_features: expected original [n], variants and distances [n, k], k > 0, got {original.shape}, "
+            f"{variants.shape}, {distances.shape}"
         )
     increments = variants - original[..., None]
     slopes = jnp.abs(increments) / distances

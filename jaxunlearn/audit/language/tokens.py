@@ -115,12 +115,14 @@ def mean_log_probability(log_probabilities: Float[Array, "... t"], labels: Int[A
 
 
 def require_fit(name: str, values: Float[Array, "... t"], labels: Int[Array, "... t"]) -> tuple[Array, Bool[Array, "... t"]]:
-    """Values of tokens, and which of them count; ValueError if labels do not fit them."""
+    """Values of tokens in float32 or wider, and which of them count; ValueError if labels do not fit them."""
     values, labels = jnp.asarray(values), jnp.asarray(labels)
     if labels.ndim == 0 or labels.shape[-1:] != values.shape[-1:] or labels.ndim > values.ndim:
         raise ValueError(
             f"{name}: expected values [..., t] and labels [..., t] of the same tokens, got {values.shape}, {labels.shape}"
         )
+    if jnp.issubdtype(values.dtype, jnp.floating):  # a sum of a hundred tokens has one digit left in bfloat16
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     return values, jnp.broadcast_to(labels >= 0, values.shape)
 
 

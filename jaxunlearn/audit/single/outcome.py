@@ -2,9 +2,12 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxunlearn import checks, tree
 from jaxunlearn.audit.single.membership import auc
 from jaxunlearn.audit.single.performance import row_results
 from jaxunlearn.audit.statistics.checks import require_disjoint
@@ -56,16 +59,85 @@ def outcome(
     """
     for unknown in (test, *(() if unseen is None else (unseen,))):
         require_disjoint("outcome", members=data.train, nonmembers=unknown)
-    forgotten = forget_rows(data, request).weights
-    rows = jnp.where(forgotten > 0, row_numbers(request), 0)
     on_train, on_test = (row_results(model, variables, part, chunk=chunk) for part in (data.train, test))
     on_unseen = on_test if unseen is None else row_results(model, variables, unseen, chunk=chunk)
     weights = jnp.ones_like(on_unseen[1]) if unseen_weights is None else unseen_weights
-    every = (on_train, on_test, on_unseen)
+    return _means(data, request, on_train, (on_test, jnp.ones_like(on_test[1])), (on_unseen, weights))
+
+
+def group_outcomes(
+    model: Model,
+    variables: Variables,
+    data: Data,
+    request: ForgetRequest,
+    test: Examples,
+    groups: Int[Array, " n"],
+    test_groups: Int[Array, " m"],
+    *,
+    num_groups: int,
+    chunk: int | None = None,
+) -> Outcome:
+    """`outcome` of every group of people by itself: does unlearning treat them alike? Pure; every row is looked at once.
+
+    The attack on a group tells its rows of the forget set from its test rows: groups differ in how hard they are, so that one
+    attack on all would mix that up with membership. Retrained models differ between groups, too: what unlearning did is the
+    difference of gaps to them, see `jaxunlearn.audit.gap` and `jaxunlearn.audit.judge`.
+
+    Args:
+        model, variables, data, request, test, chunk: as in `outcome`.
+        groups: of the training rows, from 0 to `num_groups - 1`; rows of another number belong to none.
+        test_groups: of the test rows.
+        num_groups: g, static.
+
+    Returns:
+        `Outcome` with a leading axis g on every entry; `unseen` is `test`, of the group's own rows. NaN where a group has no
+        row of a kind.
+
+    Raises:
+        ValueError: groups that are not one integer per row; as `outcome`.
+
+    Example:
+        >>> groups, test_groups = jnp.arange(60) % 2, jnp.arange(20) % 2
+        >>> found = jaxunlearn.audit.group_outcomes(
+        ...     model, variables, data, request, test, groups, test_groups, num_groups=2
+        ... )
+        >>> found.test.shape
+        (2,)
+    """
+    checks.require_count("num_groups", num_groups)
+    for name, numbers, rows in (("groups", groups, data.train), ("test_groups", test_groups, test)):
+        count = tree.leading_axis(rows, name)
+        if np.shape(numbers) != (count,) or not jnp.issubdtype(jnp.result_type(numbers), jnp.integer):
+            got = f"{jnp.result_type(numbers)}{np.shape(numbers)}"
+            raise ValueError(f"expected {name} as one integer for each of {count} rows, got {got}")
+    require_disjoint("group_outcomes", members=data.train, nonmembers=test)
+    on_train, on_test = (row_results(model, variables, part, chunk=chunk) for part in (data.train, test))
+    own, others = jnp.asarray(groups), jnp.asarray(test_groups)
+
+    def of_group(number: Int[Array, ""]) -> Outcome:
+        tested = on_test, (others == number).astype(jnp.float32)
+        return _means(data, request, on_train, tested, tested, own == number)
+
+    return jax.vmap(of_group)(jnp.arange(num_groups))
+
+
+def _means(
+    data: Data,
+    request: ForgetRequest,
+    on_train: tuple,
+    on_test: tuple,
+    on_unseen: tuple,
+    chosen: Bool[Array, " n"] | None = None,
+) -> Outcome:
+    """Means over sets of rows: results of `row_results`, those of test and unseen rows with weights; `chosen` training rows."""
+    forgotten, retained = forget_rows(data, request).weights, retain_weights(data, request)
+    rows = jnp.where(forgotten > 0, row_numbers(request), 0)
+    if chosen is not None:
+        forgotten, retained = jnp.where(chosen[rows], forgotten, 0), jnp.where(chosen, retained, 0)
+    every = (on_train, on_test[0], on_unseen[0])
     classes = all(correct is not None for correct, _ in every)
     train, others, alike = (correct if classes and correct is not None else loss for correct, loss in every)
-    parts = (
-        (train, retain_weights(data, request)), (train[rows], forgotten), (others, jnp.ones_like(others)), (alike, weights),
-    )  # fmt: skip
+    parts = ((train, retained), (train[rows], forgotten), (others, on_test[1]), (alike, on_unseen[1]))
     retain, forget, tested, like = (masked_mean(values, part, empty=jnp.nan) for values, part in parts)
-    return Outcome(retain, forget, tested, like, auc(-on_train[1][rows], forgotten, -on_unseen[1], weights))
+    area = auc(-on_train[1][rows], forgotten, -on_unseen[0][1], on_unseen[1])
+    return Outcome(retain, forget, tested, like, area)

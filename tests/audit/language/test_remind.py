@@ -197,3 +197,5 @@ def test_what_does_not_fit_is_refused():
         language.held_back(kinds, jax.random.key(0), share=1.0)
     with pytest.raises(ValueError, match="same texts and variants"):
         language.remind(told, jax.tree.map(lambda x: x[1:], told), kinds, jax.random.key(0))
+    with pytest.raises(ValueError, match="k > 0"):
+        language.remind_features(told._replace(variants=told.variants[:, :0], distances=told.distances[:, :0]))

@@ -68,6 +68,9 @@ def test_impossible_tokens_and_equal_ones_give_no_nan_and_broken_logits_do():
 def test_half_precision_is_read_in_float32():
     logits, labels = random_rows()
     assert language.token_log_probabilities(jnp.asarray(logits, jnp.bfloat16), labels).dtype == jnp.float32
+    many = jnp.full((1, 1000), -1.0078125, jnp.bfloat16)  # whose sum in bfloat16 is not a thousand of them
+    for score in (language.mean_log_probability, language.min_k):
+        assert float(score(many, jnp.zeros((1, 1000), int))[0]) == pytest.approx(-1.0078125, rel=1e-6)
 
 
 def test_what_does_not_fit_is_refused():
