@@ -92,7 +92,7 @@ def test_no_cycle_runs_between_files():
 
 
 def test_no_cycle_runs_between_folders():
-    """A file on the top level stands for itself, and so do an `__init__`, which shows what its folder holds, and a command line."""
+    """A file on the top level stands for itself; so do an `__init__`, which shows what its folder holds, and a command line."""
 
     def folder(name):
         parts = name.split(".")
