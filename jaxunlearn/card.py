@@ -8,6 +8,7 @@ from jaxunlearn.types import OnEmpty
 
 Family: TypeAlias = Literal["exact", "objective", "closed form", "representation", "generative", "guard"]
 Guarantee: TypeAlias = Literal["exact", "certified", "none"]
+Takes: TypeAlias = Literal["model", "problem", "learner", "trainer", "generator", "environment"]
 
 
 def _unassembled(*arguments: Any, **options: Any) -> Any:
@@ -23,8 +24,7 @@ class Method(NamedTuple):
     reads: frozenset[str]  # "forget", "forget labels", "retain", "init", "head", "layer" (of features), and names of slots
     guarantee: Guarantee = "none"
     on_empty: OnEmpty = "identity"  # what an empty request gets
-    # what the factory is given first
-    takes: Literal["model", "problem", "learner", "trainer", "generator", "environment"] = "model"
+    takes: Takes = "model"  # what the factory is given first
     targets: Literal["any", "classes", "tokens"] = "any"  # what the rows' targets must be; tokens may be classes
     requests: Literal["rows", "classes", "attributes"] = "rows"  # what it can forget
     reconstruction: bool = False  # from an abstract or a summary, not from the paper's own equations

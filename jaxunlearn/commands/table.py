@@ -3,7 +3,7 @@
 from typing import Literal
 
 from jaxunlearn import catalogue
-from jaxunlearn.card import Family, Guarantee
+from jaxunlearn.card import Family, Guarantee, Takes
 
 
 def aligned(rows: list[tuple[str, ...]]) -> str:
@@ -31,7 +31,7 @@ def methods(
     guarantee: tuple[Guarantee, ...] = (),
     family: tuple[Family, ...] = (),
     task: Literal["classes", "tokens", "labels", "values"] | None = None,
-    takes: tuple[Literal["model", "problem", "learner", "generator", "environment"], ...] = (),
+    takes: tuple[Takes, ...] = (),
 ) -> int:
     """Print the methods: what each reads, what it guarantees, and its other names.
 
