@@ -76,7 +76,7 @@ def trainer(
         optimizer: any optax transformation; its state is kept for each slice, too.
         epochs: e, as for one model on all rows; a shard of R slices is trained for about `2 e R / (R + 1)` shorter ones.
         batch_size: rows of a step.
-        chunk: shards that are trained side by side; the others wait. By default 1 on CPUs, where it was never slower (see
+        chunk: shards that are trained side by side; the others wait. By default 1 on CPUs, where all at once took no less CPU time (see
             `experiments/results`), and all at once on accelerators. Bits may depend on it.
         mesh: with one axis, e.g. `jaxunlearn.request_mesh()`; every device trains its share of the shards, and answers
             requests for those. S must be a multiple of its size.
