@@ -128,7 +128,8 @@ def main(config: Config) -> dict[str, Any]:
         f"{config.deletions} single random removals visited {found['share']:.2%} of a training on average (standard error "
         f"{found['standard_error']:.2%}): {found['share'] / cost.share:.2f} times what was expected, "
         f"{found['share'] / formula:.2f} times the formula (target: within 10 %)",
-        f"answers that equal a training without the row, bit for bit: {found['equal']} of {config.checked}",
+        f"removals that visited exactly the rows that were told before: {found['as_told']} of {config.deletions}; answers that "
+        f"equal a training without the row, bit for bit: {found['equal']} of {config.checked}",
         f"shards in one program take {quickest:.2f} times a loop over {config.shards} jitted runs (target: at most 1), "
         f"{least:.2f} times its CPU time",
     ]
@@ -185,17 +186,26 @@ def removals(
     config: Config, setting: Setting, training: int, fit: Callable, unlearn: Callable, fitted: ju.Variables
 ) -> dict[str, Any]:
     """Row visits of single removals, each from the whole ensemble, and whether answers are trainings without the row."""
-    data, shares, equal = setting.data, [], 0
+    data, shares, equal, as_told = setting.data, [], 0, 0
     rows = np.random.default_rng(1).choice(len(data.present), config.deletions, replace=False)
     for place, row in enumerate(rows):
         result = ju.check(unlearn(fitted, data, request_for(data, row), setting.key))
         shares.append(float(result.stats["visits"].sum()) / training)
+        told = sisa.visits_of(setting.trainer, setting.partition, [row])
+        as_told += np.array_equal(told, result.stats["visits"])
         if place < config.checked:
             again = fit(ju.remove(data, request_for(data, row)), setting.partition, setting.key)
             equal += ju.ledger.fingerprint(again) == ju.ledger.fingerprint(result.variables)
     error = float(np.std(shares) / np.sqrt(len(shares)))
     low, high = np.quantile(shares, [0.025, 0.975]).tolist()
-    return {"share": float(np.mean(shares)), "standard_error": error, "low": low, "high": high, "equal": equal}
+    return {
+        "share": float(np.mean(shares)),
+        "standard_error": error,
+        "low": low,
+        "high": high,
+        "equal": equal,
+        "as_told": as_told,
+    }
 
 
 def timed(config: Config, setting: Setting, fit: Callable, unlearn: Callable, fitted: ju.Variables) -> list[dict[str, Any]]:

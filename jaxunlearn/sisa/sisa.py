@@ -11,8 +11,8 @@ by one row at most, and all of their rows decide where to start (theirs passes o
 shard, which are then not unlearned); optimizer state and BatchNorm statistics go back with the parameters, so that it is exact
 for momentum and Adam, too; rows are shuffled in every epoch.
 
-It is exact as long as neither hyper-parameters nor partition depended on who was removed, and as far as copies go that the
-library knows of: a ledger keeps the variables of earlier applications until they are purged.
+It is exact as long as neither hyper-parameters nor partition depended on who was removed. Copies are for the caller to delete:
+the variables from before, and those of earlier applications, which a ledger keeps until they are purged.
 """
 
 import jax.numpy as jnp

@@ -76,8 +76,8 @@ def trainer(
         optimizer: any optax transformation; its state is kept for each slice, too.
         epochs: e, as for one model on all rows; a shard of R slices is trained for about `2 e R / (R + 1)` shorter ones.
         batch_size: rows of a step.
-        chunk: shards that are trained side by side; the others wait. By default 1 on CPUs, where it was never slower (see
-            `experiments/results`), and all at once on accelerators. Bits may depend on it.
+        chunk: shards that are trained side by side; the others wait. By default 1 on CPUs, where all at once took no less CPU
+            time (see `experiments/results`), and all at once on accelerators. Bits may depend on it.
         mesh: with one axis, e.g. `jaxunlearn.request_mesh()`; every device trains its share of the shards, and answers
             requests for those. S must be a multiple of its size.
 
@@ -137,7 +137,8 @@ def fit(trainer: Trainer, data: Data, partition: Partition, key: PRNGKeyArray) -
     shards, slices, _ = partition.rows.shape
     partition, _ = without(partition, jnp.asarray(data.present) > 0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shards))
-    begin: GradientState = jax.vmap(lambda own: trainer.method.init((), data, (), jax.random.fold_in(own, 0))[1])(keys)  # type: ignore[arg-type]
+    unread: Any = ()  # training starts from fresh weights and has no request
+    begin = jax.vmap(lambda own: trainer.method.init(unread, data, unread, jax.random.fold_in(own, 0))[1])(keys)
     form = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), begin.variables)
     checks.check_variables(form)
     checks.check_forward(trainer.model, form, data.train.inputs)

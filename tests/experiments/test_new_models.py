@@ -69,6 +69,7 @@ def test_removal_from_sums_is_compared_with_fitting_anew(tmp_path):
 def test_shards_are_compared_with_runs_in_a_loop(tmp_path):
     found = sisa.main(sisa.Config(smoke=True, scale=ONE_DEVICE, out=tmp_path))
     assert found["removals"]["equal"] == 1
+    assert found["removals"]["as_told"] == 3
     assert [row["requests"] for row in found["attacks"]] == [1, 2]
     for row in found["attacks"]:
         assert row["expected"] <= row["attack"] < row["bound"]
