@@ -321,18 +321,21 @@ class Ledger(Register):
         intents.retract_all(self._releases, self.state.retracted, self._key)
 
     @in_turn
-    def purge(self) -> None:
+    def purge(self, *, exact: bool = False) -> None:
         """Delete all un-noised weights, factorisations and statistics that were computed from removed rows.
 
         The newest weights and the journal stay. What a method carries on has to be prepared anew for the next request. Earlier
         releases stay, too, and were trained on the removed rows: `retract` each of `state.superseded`.
 
+        Args:
+            exact: you say that the newest application was that of an exact method, whose weights need no release.
+
         Raises:
-            LedgerError: the newest application was not published yet.
+            LedgerError: the newest application was not published yet, and is not exact.
         """
         newest = self._newest()
-        if not any(release["application"] == newest.record for release in self.state.releases):
-            raise LedgerError(f"application {newest.record} was not published: publish it, then purge what came before")
+        if not exact and not any(release["application"] == newest.record for release in self.state.releases):
+            raise LedgerError(f"application {newest.record} was not published: publish it, or say `exact=True` of an exact method")
         if self.state.purging != newest.record:
             self._append("purging", application=newest.record)
         self._clean()

@@ -12,7 +12,7 @@ shard, which are then not unlearned); optimizer state and BatchNorm statistics g
 for momentum and Adam, too; rows are shuffled in every epoch.
 
 It is exact as long as neither hyper-parameters nor partition depended on who was removed. Copies are for the caller to delete:
-the variables from before, and those of earlier applications, which a ledger keeps until they are purged.
+the variables from before, and those of earlier applications, which a ledger keeps until `purge(exact=True)`.
 """
 
 import jax.numpy as jnp

@@ -10,6 +10,7 @@ import pytest
 from jaxunlearn import tree
 from jaxunlearn.certificates.publish import publish
 from jaxunlearn.service import journal
+from jaxunlearn.service.errors import LedgerError
 from jaxunlearn.service.fingerprints import names_of, row_digests
 from tests.crashes import IDS, ROWS, TARGETS, certify, unlearn
 from tests.service.books import KEY, everything_on_disk, kernel_of, reopen
@@ -67,3 +68,15 @@ def test_nothing_of_a_removed_person_is_left(book, toy, about, interrupted, monk
     for target in TARGETS[:3]:
         assert np.float64(target).tobytes() not in found
     assert os.listdir(book.directory / "checkpoints")
+
+
+def test_an_exact_answer_needs_no_release_before_a_purge(book, toy):
+    weights = {}
+    for who in ("ada", "bob"):
+        book.submit([who])
+        weights[f"without {who}"] = kernel_of(book.apply(unlearn, *toy, KEY).variables)
+    with pytest.raises(LedgerError, match="exact=True"):
+        book.purge()
+    assert present(weights, book.directory) == ["without ada", "without bob"]
+    book.purge(exact=True)
+    assert present(weights, book.directory) == ["without bob"]
