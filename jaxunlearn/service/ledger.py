@@ -335,7 +335,7 @@ class Ledger(Register):
         """
         newest = self._newest()
         if not exact and not any(release["application"] == newest.record for release in self.state.releases):
-            raise LedgerError(f"application {newest.record} was not published: publish it, or say `exact=True` of an exact method")
+            raise LedgerError(f"application {newest.record} was not published: publish it, or say exact=True if it is exact")
         if self.state.purging != newest.record:
             self._append("purging", application=newest.record)
         self._clean()
