@@ -1,7 +1,11 @@
 """Learners that see their rows through sums alone.
 
-All of them keep one cross product, `total = sum_i left(row_i) right(row_i)'`, from which the parameters follow. To take a row
-out is to take its part out of the sum (Cao, Yang: Towards making systems forget with machine unlearning, IEEE S&P 2015).
+All of them keep cross products, `total[g] = sum_{i in group g} left(row_i) right(row_i)'`, from which the parameters follow;
+groups are the classes, or all rows are one. To take a row out is to take its part out of the sum (Cao, Yang: Towards making
+systems forget with machine unlearning, IEEE S&P 2015).
+
+Inputs whose means are far larger than their spread lose the digits of their variances in any such sum, before and after a
+removal: take a constant off them that does not depend on the rows.
 """
 
 from collections.abc import Callable
@@ -9,12 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxunlearn import checks, losses
 from jaxunlearn.types import ExampleLoss, Examples, Model, Outputs, Scalar, Variables
 
 NEVER = -1e30  # logit of a class that has no rows
+STEADY = 256  # units of rounding by which features of one row may differ from call to call, where they do not say themselves
 
 
 class Learner(NamedTuple):
@@ -23,9 +28,14 @@ class Learner(NamedTuple):
     name: str
     left: Callable[[Examples], Float[Array, "b p"]]
     right: Callable[[Examples], Float[Array, "b q"]]
-    solve: Callable[[Float[Array, "p q"]], PyTree]  # total -> parameters
+    whole: Callable[[Float[Array, "g p q"]], dict[str, Array]]  # total -> parameters
     predict: Callable[[PyTree, PyTree], Array]  # (parameters, inputs) -> logits [b, c], or [b] and [b, m] for real targets
     loss: ExampleLoss
+    num_classes: int | None = None  # of integer targets
+    groups: int = 1  # 1, or the classes, whose sums are kept apart
+    own: Callable[[Float[Array, "p q"]], dict[str, Array]] | None = None  # parameters of a group that follow from its sum alone
+    # by how much left and right of a row may differ from call to call, and the largest of their entries; None for not at all
+    slack: Callable[[Examples], tuple[Float[Array, " b"], Float[Array, " b"]]] | None = None
 
     def model(self) -> Model:
         """The learner's predictions as a `Model`."""
@@ -35,13 +45,35 @@ class Learner(NamedTuple):
 
         return Model(forward, self.loss)
 
+    def solve(self, total: Float[Array, "g p q"]) -> dict[str, Array]:
+        """All parameters."""
+        return self.whole(total) | ({} if self.own is None else jax.vmap(self.own)(total))
+
+    def solve_again(
+        self, params: dict[str, Array], total: Float[Array, "g p q"], changed: Int[Array, " s"]
+    ) -> dict[str, Array]:
+        """All parameters, from those that belong to a total of which some groups have changed since."""
+        if self.own is None:
+            return self.whole(total)
+        own = jax.vmap(self.own)(total[changed])
+        return self.whole(total) | {name: params[name].at[changed].set(values) for name, values in own.items()}
+
+    def group(self, rows: Examples) -> Int[Array, " b"]:
+        """The group of every row."""
+        if self.groups == 1:
+            return jnp.zeros(jnp.shape(jax.tree.leaves(rows)[0])[0], jnp.int32)
+        return _labels(rows, self.groups)[0]
+
 
 def ridge(*, penalty: Scalar = 1.0, features: Callable[[Any], Float[Array, "b d"]] | None = None) -> Learner:
     """Least squares with `penalty` times the squared weights, which the intercept is free of; targets Float[n] or [n, m].
 
     Args:
         penalty: positive, for the sum over rows; may be traced.
-        features: of the inputs, e.g. `random_features`; by default the inputs as vectors.
+        features: of the inputs, e.g. `random_features`; by default the inputs as vectors. Floating-point inputs reach them in
+            float64. Features of a row may differ a little with the rows beside it; where they have no method
+            `slack(inputs) -> Float[b]` that says by how much, 256 roundings of their dtype are allowed for. Those in float32
+            are too coarse to be taken out of a sum again, and every removal sums anew.
 
     Returns:
         A `Learner` with parameters `weights` [d, m] and `intercept` [m]. Integer targets are refused: use `one_hot` targets to
@@ -57,7 +89,7 @@ def ridge(*, penalty: Scalar = 1.0, features: Callable[[Any], Float[Array, "b d"
         (4, 1)
     """
     checks.check_range("penalty", penalty, low=1e-300)
-    mapped = _flat if features is None else lambda inputs: _wide(features(inputs))
+    mapped = _flat if features is None else lambda inputs: _wide(features(jax.tree.map(_wide_inexact, inputs)))
 
     def with_one(examples: Examples) -> jax.Array:
         return _with_one(mapped(examples.inputs))
@@ -67,7 +99,16 @@ def ridge(*, penalty: Scalar = 1.0, features: Callable[[Any], Float[Array, "b d"
         targets = _wide(examples.targets)
         return jnp.concatenate([with_one(examples), targets.reshape(len(targets), -1)], axis=1)
 
+    def slack(examples: Examples) -> tuple[jax.Array, jax.Array]:
+        inputs = jax.tree.map(_wide_inexact, examples.inputs)
+        found = features(inputs)  # type: ignore[misc]
+        entries = jnp.max(jnp.abs(_wide(found)), axis=1, initial=1)
+        own = getattr(features, "slack", None)
+        wrong = STEADY * float(jnp.finfo(found.dtype).eps) / 2 * entries if own is None else _wide(own(inputs))
+        return wrong, jnp.maximum(entries, jnp.max(jnp.abs(right(examples)), axis=1))
+
     def solve(total: jax.Array) -> Any:
+        total = total[0]
         width = total.shape[0]
         shrink = penalty * jnp.eye(width).at[0, 0].set(0)
         found = jax.scipy.linalg.solve(total[:, :width] + shrink, total[:, width:], assume_a="pos")
@@ -77,10 +118,32 @@ def ridge(*, penalty: Scalar = 1.0, features: Callable[[Any], Float[Array, "b d"
         found = mapped(inputs) @ params["weights"] + params["intercept"]
         return found[:, 0] if found.shape[1] == 1 else found
 
-    return Learner("ridge", with_one, right, solve, predict, losses.squared_error)
+    return Learner(
+        "ridge", with_one, right, solve, predict, losses.squared_error, slack=None if features is None else slack
+    )  # fmt: skip
 
 
-def random_features(key: jax.Array, width: int, inputs: int, *, scale: float = 1.0) -> Callable[[Any], Float[Array, "b d"]]:
+class RandomFeatures(NamedTuple):
+    """`sqrt(2 / width) cos(x' direction + shift)`, see `random_features`."""
+
+    directions: Float[Array, "inputs width"]
+    shifts: Float[Array, " width"]
+
+    def __call__(self, inputs: Any) -> Float[Array, "b width"]:
+        """Features of rows."""
+        flat = _flat(inputs)
+        angles = flat @ self.directions.astype(flat.dtype) + self.shifts.astype(flat.dtype)
+        return jnp.sqrt(2.0 / self.shifts.shape[0]) * jnp.cos(angles)
+
+    def slack(self, inputs: Any) -> Float[Array, " b"]:
+        """By how much features of a row may differ from call to call: as much as the sums in their angles."""
+        flat = _flat(inputs)
+        reach = jnp.linalg.norm(flat, axis=1) * jnp.max(jnp.linalg.norm(self.directions.astype(flat.dtype), axis=0))
+        terms = flat.shape[1] + 8
+        return jnp.sqrt(2.0 / self.shifts.shape[0]) * terms * jnp.finfo(flat.dtype).eps * (reach + 2 * jnp.pi)
+
+
+def random_features(key: jax.Array, width: int, inputs: int, *, scale: float = 1.0) -> RandomFeatures:
     """Cosines of random directions, whose products approximate a Gaussian kernel (Rahimi, Recht, 2007), for `ridge`.
 
     Args:
@@ -102,12 +165,7 @@ def random_features(key: jax.Array, width: int, inputs: int, *, scale: float = 1
     angle_key, shift_key = jax.random.split(key)
     directions = jax.random.normal(angle_key, (inputs, width)) / scale
     shifts = jax.random.uniform(shift_key, (width,), maxval=2 * jnp.pi)
-
-    def features(rows: Any) -> jax.Array:
-        flat = _flat(rows)
-        return jnp.sqrt(2.0 / width) * jnp.cos(flat @ directions.astype(flat.dtype) + shifts.astype(flat.dtype))
-
-    return features
+    return RandomFeatures(directions, shifts)
 
 
 def nearest_mean(num_classes: int) -> Learner:
@@ -126,8 +184,8 @@ def nearest_mean(num_classes: int) -> Learner:
     """
 
     def solve(total: jax.Array) -> Any:
-        counts, means = _means(total)
-        return {"means": means, "offset": jnp.where(counts > 0.5, 0.0, NEVER)}
+        counts, means = _means(total[:, 0])
+        return {"means": means, "offset": jnp.where(counts > 0.5, jnp.zeros_like(counts), NEVER)}
 
     def predict(params: Any, inputs: Any) -> jax.Array:
         flat = _flat(inputs)
@@ -156,6 +214,7 @@ def gaussian_naive_bayes(num_classes: int, *, smoothing: float = 1e-9) -> Learne
         return jnp.concatenate([_with_one(flat), flat**2], axis=1)
 
     def solve(total: jax.Array) -> Any:
+        total = total[:, 0]
         width = (total.shape[1] - 1) // 2
         counts, means = _means(total[:, : 1 + width])
         squares = total[:, 1 + width :] / jnp.maximum(counts, 1)[:, None]
@@ -196,9 +255,9 @@ def multinomial_naive_bayes(num_classes: int, *, smoothing: Scalar = 1.0) -> Lea
     checks.check_range("smoothing", smoothing, low=1e-300)
 
     def solve(total: jax.Array) -> Any:
-        sums = total[:, 1:] + smoothing
+        sums = total[:, 0, 1:] + smoothing
         shares = sums / jnp.sum(sums, axis=1, keepdims=True)
-        return {"log_shares": jnp.log(shares), "prior": _log_shares(total[:, 0])}
+        return {"log_shares": jnp.log(shares), "prior": _log_shares(total[:, 0, 0])}
 
     def predict(params: Any, inputs: Any) -> jax.Array:
         return _flat(inputs) @ params["log_shares"].T + params["prior"]
@@ -230,6 +289,7 @@ def linear_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-6) -> Learne
         return jnp.concatenate([_one_hot(examples, num_classes), _flat(examples.inputs)], axis=1)
 
     def solve(total: jax.Array) -> Any:
+        total = total[0]
         counts, means = _means(total[:num_classes])
         within = total[num_classes:, 1:] - (means * counts[:, None]).T @ means
         covariance = _shrunk(within / jnp.maximum(jnp.sum(counts), 1), shrinkage)
@@ -240,12 +300,14 @@ def linear_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-6) -> Learne
         return _flat(inputs) @ params["weights"] + params["intercept"]
 
     return Learner(
-        "linear discriminant", left, lambda rows: _with_one(_flat(rows.inputs)), solve, predict, losses.cross_entropy
-    )
+        "linear discriminant", left, lambda rows: _with_one(_flat(rows.inputs)), solve, predict, losses.cross_entropy,
+        num_classes,
+    )  # fmt: skip
 
 
 def quadratic_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-3) -> Learner:
-    """Normal inputs with a covariance for every class. Parameters: `means` [c, d], `precisions` [c, d, d], `offset` [c].
+    """Normal inputs with a covariance for every class. Parameters: `means` [c, d], `precisions` [c, d, d], `volumes` and
+    `prior` [c], logarithms.
 
     Args:
         num_classes: c.
@@ -264,39 +326,40 @@ def quadratic_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-3) -> Lea
     """
     checks.check_range("shrinkage", shrinkage, low=0, high=1)
 
-    def left(examples: Examples) -> jax.Array:
-        own = _one_hot(examples, num_classes)[:, :, None] * _with_one(_flat(examples.inputs))[:, None]
-        return own.reshape(own.shape[0], -1)
-
-    def solve(total: jax.Array) -> Any:
-        total = total.reshape(num_classes, -1, total.shape[1])
-        counts, means = _means(total[:, 0])
-        apart = total[:, 1:, 1:] / jnp.maximum(counts, 1)[:, None, None] - means[:, :, None] * means[:, None]
-        covariances = jax.vmap(_shrunk, (0, None))(apart, shrinkage)
-        offset = _log_shares(counts) - jnp.linalg.slogdet(covariances)[1] / 2
-        return {"means": means, "precisions": jnp.linalg.inv(covariances), "offset": offset}
+    def own(total: jax.Array) -> Any:
+        count = jnp.maximum(total[0, 0], 1)
+        mean = total[0, 1:] / count
+        factor = jnp.linalg.cholesky(_shrunk(total[1:, 1:] / count - mean[:, None] * mean, shrinkage))
+        precision = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(factor.shape[0]))
+        return {"means": mean, "precisions": precision, "volumes": jnp.sum(jnp.log(jnp.diag(factor)))}
 
     def predict(params: Any, inputs: Any) -> jax.Array:
         apart = _flat(inputs)[:, None] - params["means"]
-        return params["offset"] - jnp.einsum("bci,cij,bcj->bc", apart, params["precisions"], apart) / 2
+        far = jnp.einsum("bci,cij,bcj->bc", apart, params["precisions"], apart) / 2
+        return params["prior"] - params["volumes"] - far
 
-    return Learner(
-        "quadratic discriminant", left, lambda rows: _with_one(_flat(rows.inputs)), solve, predict, losses.cross_entropy
-    )
+    return _classifier(
+        "quadratic discriminant", num_classes, _with_one, lambda total: {"prior": _log_shares(total[:, 0, 0])}, predict,
+        _with_one, own,
+    )  # fmt: skip
 
 
 # What they share
 
 
 def _classifier(
-    name: str, num_classes: int, right: Callable[[jax.Array], jax.Array], solve: Callable, predict: Callable
-) -> Learner:
+    name: str, num_classes: int, right: Callable[[jax.Array], jax.Array], whole: Callable, predict: Callable,
+    left: Callable[[jax.Array], jax.Array] = lambda flat: jnp.ones((flat.shape[0], 1), flat.dtype), own: Callable | None = None,
+) -> Learner:  # fmt: skip
     """A learner of sums over the rows of every class."""
     checks.require_count("num_classes", num_classes, least=2)
+
+    def known(rows: Examples) -> jax.Array:
+        return jnp.where(_labels(rows, num_classes)[1][:, None], left(_flat(rows.inputs)), jnp.nan)
+
     return Learner(
-        name, lambda rows: _one_hot(rows, num_classes), lambda rows: right(_flat(rows.inputs)), solve, predict,
-        losses.cross_entropy,
-    )  # fmt: skip
+        name, known, lambda rows: right(_flat(rows.inputs)), whole, predict, losses.cross_entropy, num_classes, num_classes, own
+    )
 
 
 def _flat(inputs: Any) -> Float[Array, "b d"]:
@@ -313,11 +376,23 @@ def _with_one(flat: Float[Array, "b d"]) -> Float[Array, "b e"]:
     return jnp.concatenate([jnp.ones((flat.shape[0], 1), flat.dtype), flat], axis=1)
 
 
-def _one_hot(examples: Examples, num_classes: int) -> Float[Array, "b c"]:
+def _wide_inexact(values: Any) -> Array:
+    values = jnp.asarray(values)
+    return _wide(values) if jnp.issubdtype(values.dtype, jnp.inexact) else values
+
+
+def _labels(examples: Examples, num_classes: int) -> tuple[Int[Array, " b"], Array]:
+    """Classes, and whether they are any; a row whose label is none makes its sum NaN, which does not go unnoticed."""
     targets = jnp.asarray(examples.targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
         raise ValueError(f"expected one integer class per row, got targets {targets.dtype}{list(targets.shape)}")
-    return _wide(jax.nn.one_hot(targets, num_classes))
+    labels = targets.astype(jnp.int32)
+    return jnp.clip(labels, 0, num_classes - 1), (labels >= 0) & (labels < num_classes)
+
+
+def _one_hot(examples: Examples, num_classes: int) -> Float[Array, "b c"]:
+    labels, known = _labels(examples, num_classes)
+    return jnp.where(known[:, None], _wide(jax.nn.one_hot(labels, num_classes)), jnp.nan)
 
 
 def _means(total: Float[Array, "c e"]) -> tuple[Float[Array, " c"], Float[Array, "c d"]]:
@@ -333,5 +408,8 @@ def _log_shares(counts: Float[Array, " c"]) -> Float[Array, " c"]:
 
 
 def _shrunk(covariance: Float[Array, "d d"], shrinkage: Scalar) -> Float[Array, "d d"]:
+    """With a little of the mean variance in any case, or of 1 where nothing varies."""
     width = covariance.shape[0]
-    return (1 - shrinkage) * covariance + (shrinkage * jnp.trace(covariance) / width + 1e-12) * jnp.eye(width)
+    spread = jnp.trace(covariance) / width
+    floor = 1e-12 * jnp.where(spread > 0, spread, 1)
+    return (1 - shrinkage) * covariance + (shrinkage * spread + floor) * jnp.eye(width)
