@@ -291,8 +291,8 @@ def linear_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-6) -> Learne
     def solve(total: jax.Array) -> Any:
         total = total[0]
         counts, means = _means(total[:num_classes])
-        within = total[num_classes:, 1:] - (means * counts[:, None]).T @ means
-        covariance = _shrunk(within / jnp.maximum(jnp.sum(counts), 1), shrinkage)
+        rows = jnp.maximum(jnp.sum(counts), 1)
+        covariance = _shrunk(total[num_classes:, 1:] / rows, (means * counts[:, None] / rows).T @ means, shrinkage)
         weights = jax.scipy.linalg.solve(covariance, means.T, assume_a="pos")
         return {"weights": weights, "intercept": _log_shares(counts) - jnp.sum(means.T * weights, axis=0) / 2}
 
@@ -329,7 +329,7 @@ def quadratic_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-3) -> Lea
     def own(total: jax.Array) -> Any:
         count = jnp.maximum(total[0, 0], 1)
         mean = total[0, 1:] / count
-        factor = jnp.linalg.cholesky(_shrunk(total[1:, 1:] / count - mean[:, None] * mean, shrinkage))
+        factor = jnp.linalg.cholesky(_shrunk(total[1:, 1:] / count, mean[:, None] * mean, shrinkage))
         precision = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(factor.shape[0]))
         return {"means": mean, "precisions": precision, "volumes": jnp.sum(jnp.log(jnp.diag(factor)))}
 
@@ -407,9 +407,9 @@ def _log_shares(counts: Float[Array, " c"]) -> Float[Array, " c"]:
     return jnp.where(there, jnp.log(jnp.where(there, counts, 1) / jnp.maximum(jnp.sum(counts), 1)), NEVER)
 
 
-def _shrunk(covariance: Float[Array, "d d"], shrinkage: Scalar) -> Float[Array, "d d"]:
-    """With a little of the mean variance in any case, or of 1 where nothing varies."""
-    width = covariance.shape[0]
-    spread = jnp.trace(covariance) / width
-    floor = 1e-12 * jnp.where(spread > 0, spread, 1)
-    return (1 - shrinkage) * covariance + (shrinkage * spread + floor) * jnp.eye(width)
+def _shrunk(moments: Float[Array, "d d"], centre: Float[Array, "d d"], shrinkage: Scalar) -> Float[Array, "d d"]:
+    """The covariance `moments - centre`, shrunk; with a little of the second moments, below which lies nothing but rounding."""
+    width, covariance = moments.shape[0], moments - centre
+    size = jnp.trace(moments) / width
+    floor = 1e-12 * jnp.where(size > 0, size, 1)
+    return (1 - shrinkage) * covariance + (shrinkage * jnp.trace(covariance) / width + floor) * jnp.eye(width)

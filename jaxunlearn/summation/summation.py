@@ -92,7 +92,7 @@ def summation(learner: Learner, *, tolerance: float = 1e-10) -> UnlearnFn:
         few = slots < learner.groups  # then only the groups of the forget set are touched
         groups = learner.group(part.examples) if few else jnp.arange(learner.groups, dtype=jnp.int32)
         totals = without(before, crossed(learner, part.examples, counted, groups, slots), groups if few else None)
-        some, present = jnp.any(counted), jnp.sum(data.present > 0)
+        some, present = jnp.any(counted), jnp.sum(data.present > 0, dtype=jnp.int32)  # as `finish` counts them
         trusted = (totals.relative <= tolerance) & (totals.rows == present - jnp.sum(counted))  # False for NaN
         worse = some & ~trusted
         totals = anew(worse, totals, data._replace(extra={}), request)

@@ -12,6 +12,10 @@ from tests.problems import blobs, lane, network
 PROBLEM = convex.softmax(1e-2, 2)
 
 
+def fit(data):
+    return convex.fit(PROBLEM, data, row_norm=None)
+
+
 def two_classes(seed=0):
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.array([0, 1], np.int32), 30)
@@ -22,7 +26,7 @@ def two_classes(seed=0):
 
 def test_deleting_the_camouflage_switches_the_poison_on():
     clean, model = two_classes(), PROBLEM.model
-    trained = jax.tree.map(jnp.float32, convex.fit(PROBLEM, ju.training_data(*clean)))
+    trained = jax.tree.map(jnp.float32, fit(ju.training_data(*clean)))
     target = ju.Examples(np.array([[0.15, 0.5, -0.4, 0.5]], np.float32), np.array([0], np.int32))
     part = lambda label: ju.Examples(clean.inputs[clean.targets == label][:15], clean.targets[clean.targets == label][:15])
     made = audit.camouflaged_poison(model, trained, target, 1, part(1), part(0), radius=0.45, num_steps=40)
@@ -38,9 +42,9 @@ def test_deleting_the_camouflage_switches_the_poison_on():
     def named(variables):
         return int(np.argmax(model.forward(jax.tree.map(jnp.float32, variables), target.inputs).logits[0]))
 
-    before = convex.fit(PROBLEM, data)
+    before = fit(data)
     result = ju.check(jax.jit(convex.newton_removal(PROBLEM, steps=4))(before, data, camouflage, jax.random.key(0)))
-    retrained = convex.fit(PROBLEM, ju.remove(data, camouflage))
+    retrained = fit(ju.remove(data, camouflage))
     distance = np.abs(np.asarray(result.variables.params["kernel"]) - np.asarray(retrained.params["kernel"])).max()
     assert distance < 1e-6  # unlearning does as it should
     assert (named(trained), named(before)) == (0, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn import audit, certificates
+from jaxunlearn import audit, certificates, convex
 from tests.certificates.toys import PROBLEM, certified, toy
 from tests.problems import lane, linear_regression, network, regression_data
 
@@ -122,7 +122,7 @@ RELEASES = 50_000
 
 def released(kernel, noise_scale, seed):
     rng = np.random.default_rng(seed)
-    return np.asarray(kernel, np.float64)[:, 0] + noise_scale * rng.normal(size=(RELEASES, 2))
+    return np.asarray(kernel, np.float64)[:, 0] + noise_scale * rng.normal(size=(RELEASES, len(kernel)))
 
 
 def advantage(first, second):
@@ -160,13 +160,13 @@ def test_after_publish_the_attack_is_within_epsilon_and_delta(tmp_path):
 def test_a_certificate_hides_no_row_from_whoever_saw_the_model_before():
     data, original, request, result = toy()
     request = lane(ju.from_indices(data, [[3]]), 0)
-    result = jax.jit(ju.convex.newton_removal(PROBLEM))(original, data, request, jax.random.key(0))
+    result = jax.jit(convex.newton_removal(PROBLEM))(original, data, request, jax.random.key(0))
     certificate = certified(result=result, request=request)
     assert certificate.valid
     before = np.asarray(original.params["kernel"], np.float64)[:, 0]
     rows = np.asarray(data.train.inputs, np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    unseen = np.random.default_rng(5).normal(size=(RELEASES, 2))
+    unseen = np.asarray(convex.feature_rows(np.random.default_rng(5).normal(size=(RELEASES, 2))), np.float64)
     unseen /= np.linalg.norm(unseen, axis=1, keepdims=True)
 
     def area(noise_scale):
