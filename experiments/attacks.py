@@ -171,20 +171,20 @@ TEXTS = {
 def of_width(config: Config, width: int) -> dict[str, Any]:
     """The difference attack on exact pairs, beside theory."""
     rng = np.random.default_rng(width)
-    areas, exact = [], []
+    areas, rows, hessians = [], [], []
     for _ in range(config.draws):
         x, y = rng.normal(size=(config.linear_rows, width)), rng.normal(size=config.linear_rows)
         hessian = x.T @ x + np.eye(width)
-        change = np.linalg.solve(hessian, x[0])  # times the residual, which scales all scores alike
+        retrained = np.linalg.solve(hessian - np.outer(x[0], x[0]), x[1:].T @ y[1:])
+        difference = np.linalg.solve(hessian, x.T @ y) - retrained
         unseen = rng.normal(size=(200, width))
-        after = np.linalg.solve(hessian - np.outer(x[0], x[0]), x[1:].T @ y[1:])
-        difference = np.linalg.solve(hessian, x.T @ y) - after
-        assert np.allclose(difference, change * (y[0] - x[0] @ after))
         areas.append(np.mean(np.abs(unseen @ difference) < np.abs(x[0] @ difference)))
-        exact.append(float(audit.row_update_auc(x[0], hessian, np.eye(width))))
+        rows.append(x[0])
+        hessians.append(hessian)
+    exact = np.asarray(jax.jit(jax.vmap(audit.row_update_auc, (0, 0, None)))(np.stack(rows), np.stack(hessians), np.eye(width)))
     return {
         "width": width, "area": audit.t_interval(jnp.array(areas)), "exact": float(np.mean(exact)),
-        "limit": audit.linear_update_auc(width), "error": float(np.std(np.subtract(areas, exact)) / config.draws**0.5),
+        "limit": audit.linear_update_auc(width), "error": float(np.std(areas - exact) / config.draws**0.5),
     }  # fmt: skip
 
 
@@ -201,6 +201,7 @@ def reconstructed(config: Config) -> list[dict[str, Any]]:
     pairs = ju.from_indices(data, [[row, row + count] for row in range(count)])
     keys = jax.random.split(jax.random.key(0), count)
     before = np.vstack([fitted.params["intercept"][None], fitted.params["weights"]])
+    read_all = jax.jit(jax.vmap(partial(audit.reconstruct_linear, intercept=0), (None, 0, None)))
 
     def second_moments(rows: np.ndarray) -> np.ndarray:
         rows = np.hstack([np.ones((len(rows), 1)), np.float64(rows)])
@@ -208,9 +209,10 @@ def reconstructed(config: Config) -> list[dict[str, Any]]:
 
     def read(asked: ju.ForgetRequest, hessian: np.ndarray, what: str) -> dict[str, Any]:
         params = unlearn(fitted, data, asked, keys).variables.params
-        after = np.concatenate([params["intercept"][:, None], params["weights"]], axis=1)
-        found = [audit.reconstruct_linear(before, one, hessian, intercept=0) for one in after]
-        return compared(what, np.array([x.row[1:] for x in found]), inputs[:count], [float(x.agreement) for x in found])
+        after = np.concatenate([np.asarray(params["intercept"])[:, None], np.asarray(params["weights"])], axis=1)
+        with jax.enable_x64(True):
+            found = read_all(before, after, hessian)
+        return compared(what, np.asarray(found.row)[:, 1:], inputs[:count], found.agreement)
 
     rows = [
         read(requests, second_moments(inputs[:half]), "ridge, Hessian known"),
@@ -221,40 +223,39 @@ def reconstructed(config: Config) -> list[dict[str, Any]]:
     assert model.init is not None
     variables = model.init(jax.random.key(0))
 
-    @partial(jax.jit, static_argnames="steps")
-    def change(row: jax.Array, steps: int) -> Any:
-        """What plain gradient descent does to the first layer, less what it does without a row."""
-        train = ju.Examples(jnp.asarray(inputs[:half]), jnp.asarray(labels[:half]))
+    train = ju.Examples(jnp.asarray(inputs[:half]), jnp.asarray(labels[:half]))
+
+    @jax.jit
+    def change(row: jax.Array, steps: jax.Array) -> Any:
+        """What plain gradient descent on a sum over rows does to the first layer, less what it does without a row."""
 
         def after(weights: jax.Array) -> Any:
             def total(params: Any) -> jax.Array:
                 return jnp.sum(weights * model.loss(model.forward(ju.Variables(params), train.inputs), train))
 
-            params = variables.params
-            for _ in range(steps):
-                params = jax.tree.map(lambda w, g: w - 1e-2 / half * 10 * g, params, jax.grad(total)(params))
-            return params
+            def step(_: Any, params: Any) -> Any:
+                return jax.tree.map(lambda w, g: w - 0.1 / half * g, params, jax.grad(total)(params))
 
-        return jax.tree.map(jnp.subtract, after(jnp.ones(half)), after(jnp.ones(half).at[row].set(0)))
+            return jax.lax.fori_loop(0, steps, step, variables.params)["Dense_0"]
 
-    for steps in (1, 20):
-        found = []
-        for row in range(min(count, 10)):
-            layer = change(row, steps)["Dense_0"]
-            found.append(audit.reconstruct_first_layer(layer["kernel"], layer["bias"]))
+        layer = jax.tree.map(jnp.subtract, after(jnp.ones(half)), after(jnp.ones(half).at[row].set(0)))
+        return audit.reconstruct_first_layer(layer["kernel"], layer["bias"])
+
+    for steps in (1, 50):
+        found = [change(row, steps) for row in range(min(count, 10))]
         name = f"network, {steps} step{'s' * (steps > 1)} with and without the row"
-        rows.append(compared(name, np.array([x.row for x in found]), inputs[: len(found)], [float(x.agreement) for x in found]))
+        rows.append(compared(name, np.array([x.row for x in found]), inputs[: len(found)], [x.agreement for x in found]))
     return rows
 
 
-def compared(what: str, found: np.ndarray, rows: np.ndarray, agreement: list[float]) -> dict[str, Any]:
+def compared(what: str, found: np.ndarray, rows: np.ndarray, agreement: Any) -> dict[str, Any]:
     """Found rows beside the removed ones."""
     norms = np.linalg.norm(rows, axis=1)
     likeness = np.sum(found * rows, axis=1) / np.linalg.norm(found, axis=1) / norms
     error = np.linalg.norm(found - rows, axis=1) / norms
     return {
         "what": what, "likeness": float(np.median(likeness)), "error": float(np.median(error)),
-        "agreement": float(np.median(agreement)),
+        "agreement": float(np.median(np.asarray(agreement))),
     }  # fmt: skip
 
 
@@ -377,43 +378,46 @@ class Kind(NamedTuple):
 def attacked(config: Config, mesh: Mesh | None) -> list[dict[str, Any]]:
     """All attacks on networks, for every method, beside retrained models."""
     setting = config.setting()
-    data, model = setting.data, setting.model
+    data, model, seeds = setting.data, setting.model, config.seeds
     assert model.init is not None
-    rng = np.random.default_rng(config.request_seed)
-    labels = np.asarray(data.train.targets)
-    rows = rng.choice(config.rows, config.size, replace=False)
-    requests = [
-        jax.tree.map(lambda x: x[0], ju.from_indices(data, [x])) for x in (rows, np.flatnonzero(labels == config.forgotten))
-    ]
-    like = model.init(jax.random.key(0))
+    some = np.random.default_rng(config.request_seed).choice(config.rows, config.size, replace=False)
+    whole = np.flatnonzero(np.asarray(data.train.targets) == config.forgotten)
+    requests = jax.tree.map(np.asarray, ju.from_indices(data, [some, whole]))
+    nothing = requests._replace(weights=0 * requests.weights)
     look = {"test": jax.tree.map(lambda x: x[:1], setting.test)}
     make = partial(audit.ensemble, model, data=data, rows=look, chunk=config.scale.chunk, mesh=mesh)
 
-    def keys(number: int) -> jax.Array:
-        return jax.random.split(jax.random.fold_in(jax.random.key(config.training_seed), number), config.seeds)
+    def repeated(*parts: ju.ForgetRequest) -> ju.ForgetRequest:
+        return jax.tree.map(lambda *x: np.repeat(np.concatenate(x), seeds, axis=0), *parts)
 
-    train = setting.retrain()
-    originals = make(train, like, requests=ju.empty_request(), keys=keys(0)).variables
+    def keys(number: int, count: int) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(jax.random.key(config.training_seed), number), count * seeds)
+
+    def kinds_of(variables: ju.Variables, count: int) -> list[ju.Variables]:
+        return [jax.tree.map(lambda x, k=k: x[k * seeds : (k + 1) * seeds], variables) for k in range(count)]
+
+    asked = repeated(jax.tree.map(lambda x: x[:1], nothing), requests)
+    made = make(setting.retrain(), model.init(jax.random.key(0)), requests=asked, keys=keys(0, 3), in_axes=(None, None, 0, 0))
+    originals, *retrained = kinds_of(made.variables, 3)
     kinds = {NOTHING: Kind(originals, originals)}
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), originals)
     for number, name in enumerate(config.methods):
         options = {"alpha": 0.97} if name == "gradient_difference" else {}
         rate = {"finetune": 1e-2, "gradient_difference": 8e-3}.get(name, 2e-3)
         unlearn = methods.build(
             name, model, num_steps=config.unlearning_steps, batch_size=setting.batch_size, learning_rate=rate, **options
         )
-        kinds[name] = Kind(*(
-            make(unlearn, originals, requests=request, keys=keys(2 + number), in_axes=(0, None, None, 0)).variables
-            for request in requests
-        ))  # fmt: skip
-    kinds[RETRAINED] = Kind(*(make(train, like, requests=request, keys=keys(1)).variables for request in requests))
-    measured = {name: measures(config, setting, originals, kind, requests) for name, kind in kinds.items()}
+        done = make(unlearn, twice, requests=repeated(requests), keys=keys(1 + number, 2), in_axes=(0, None, 0, 0))
+        kinds[name] = Kind(*kinds_of(done.variables, 2))
+    kinds[RETRAINED] = Kind(*retrained)
+    single = [jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), requests) for k in range(2)]
+    measure = measures(config, setting, single)
+    measured = {name: measure(originals, kind) for name, kind in kinds.items()}
     return [row_of(name, own, measured, config) for name, own in measured.items()]
 
 
-def measures(
-    config: Config, setting: Study, originals: ju.Variables, kind: Kind, requests: list[ju.ForgetRequest]
-) -> dict[str, np.ndarray]:
-    """Values of every attack for every seed."""
+def measures(config: Config, setting: Study, requests: list[ju.ForgetRequest]) -> Any:
+    """A function of originals and models of a kind: the values of every attack for every seed."""
     data, model, test = setting.data, setting.model, setting.held_out
     assert test is not None
     optimizer = optax.sgd(1.0)
@@ -427,7 +431,6 @@ def measures(
     def flat(rows: ju.Examples) -> jax.Array:
         return jnp.asarray(rows.inputs).reshape(len(rows.targets), -1)
 
-    @jax.jit
     def one(before: ju.Variables, after: ju.Variables, whole: ju.Variables) -> dict[str, jax.Array]:
         first, second = jax.tree.map(lambda v: audit.predict(model, v, test), (before, after), is_leaf=_is_variables)
         own = [audit.predict(model, v, member) for v in (before, after)]
@@ -448,12 +451,17 @@ def measures(
             "outside": audit.update_features(first, second, "sorted concatenation"),
         }  # fmt: skip
 
-    found = jax.device_get(jax.lax.map(lambda x: one(*x), (originals, kind.rows, kind.whole)))
-    inside, outside, half = found.pop("inside"), found.pop("outside"), config.seeds // 2
-    width = inside.shape[-1]
-    shadows = [x[:half].reshape(-1, width) for x in (inside, outside)]
-    trained = [audit.difference_attack(*shadows, inside[s], outside[s]).estimate for s in range(half, config.seeds)]
-    return {**found, "trained": np.asarray(trained)}
+    program = jax.jit(lambda *kinds: jax.lax.map(lambda x: one(*x), kinds))
+
+    def every(originals: ju.Variables, kind: Kind) -> dict[str, np.ndarray]:
+        found = jax.device_get(program(originals, kind.rows, kind.whole))
+        inside, outside, half = found.pop("inside"), found.pop("outside"), config.seeds // 2
+        width = inside.shape[-1]
+        shadows = [x[:half].reshape(-1, width) for x in (inside, outside)]
+        trained = [audit.difference_attack(*shadows, inside[s], outside[s]).estimate for s in range(half, config.seeds)]
+        return {**found, "trained": np.asarray(trained)}
+
+    return every
 
 
 def _is_variables(x: Any) -> bool:

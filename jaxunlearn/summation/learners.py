@@ -219,7 +219,9 @@ def gaussian_naive_bayes(num_classes: int, *, smoothing: float = 1e-9) -> Learne
         counts, means = _means(total[:, : 1 + width])
         squares = total[:, 1 + width :] / jnp.maximum(counts, 1)[:, None]
         whole = jnp.sum(total, axis=0) / jnp.maximum(jnp.sum(counts), 1)
-        largest = jnp.max(whole[1 + width :] - whole[1 : 1 + width] ** 2)
+        size = whole[1 + width :]
+        largest = jnp.max(jnp.maximum(size - whole[1 : 1 + width] ** 2, 1e-12 * size))  # below that lies rounding
+        largest = jnp.where(largest > 0, largest, 1)
         return {
             "means": means,
             "variances": jnp.maximum(squares - means**2, 0) + smoothing * largest,

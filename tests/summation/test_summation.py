@@ -197,13 +197,13 @@ def test_few_rows_touch_only_their_own_classes():
     agree(missed.variables.params, removal(learner, left, 3)[2].params)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", ["ridge", "Gaussian naive Bayes", "linear discriminant", "quadratic discriminant"])
 def test_one_row_left(name):
     data = rows_for(name, rows=12)
     _, found, again = removal(LEARNERS[name], data, *range(11))
     params = ju.check(found).variables.params
     if not name.endswith("discriminant"):
-        agree(params, again.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), params, again.params)
     elif name.startswith("quadratic"):  # one row has no covariance but rounding
         agree(params["means"], again.params["means"])
     logits = LEARNERS[name].model().forward(found.variables, data.train.inputs[11:]).logits
