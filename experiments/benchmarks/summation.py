@@ -113,7 +113,7 @@ def of_learner(learner: summation.Learner, data: ju.Data, config: Config) -> dic
     """One learner."""
     generator = np.random.default_rng(1)
     requests = ju.from_indices(
-        data, [generator.choice(config.rows, config.size, replace=False) for _ in range(config.requests)]
+        data, [generator.choice(config.rows, config.size, replace=False) for _ in range(config.requests)], capacity=config.size
     )
     keys = jax.random.split(jax.random.key(0), config.requests)
     fit = jax.jit(lambda data: summation.fit(learner, data))
@@ -122,7 +122,7 @@ def of_learner(learner: summation.Learner, data: ju.Data, config: Config) -> dic
     many = jax.jit(ju.batched(summation.summation(learner), chunk=config.chunk))
     frame = jax.jit(ju.batched(ju.one_shot(lambda variables, *_: ju.Result(variables)), chunk=config.chunk))
     first = jax.tree.map(lambda x: x[0], requests)
-    groups = jnp.zeros(config.size, jnp.int32)
+    changed = jnp.arange(learner.groups) < config.size
 
     @jax.jit
     @in_float64
@@ -131,8 +131,7 @@ def of_learner(learner: summation.Learner, data: ju.Data, config: Config) -> dic
         total = variables.state.value
 
         def answer(scale: jax.Array) -> Any:
-            few = learner.own is not None and config.size < learner.groups
-            return learner.solve_again(variables.params, total * scale, groups) if few else learner.solve(total * scale)
+            return learner.solve_again(variables.params, total * scale, changed)
 
         return jax.lax.map(answer, scales)
 

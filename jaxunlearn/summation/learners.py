@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxunlearn import checks, losses
 from jaxunlearn.types import ExampleLoss, Examples, Model, Outputs, Scalar, Variables
@@ -50,13 +50,19 @@ class Learner(NamedTuple):
         return self.whole(total) | ({} if self.own is None else jax.vmap(self.own)(total))
 
     def solve_again(
-        self, params: dict[str, Array], total: Float[Array, "g p q"], changed: Int[Array, " s"]
+        self, params: dict[str, Array], total: Float[Array, "g p q"], changed: Bool[Array, " g"]
     ) -> dict[str, Array]:
-        """All parameters, from those that belong to a total of which some groups have changed since."""
-        if self.own is None:
+        """All parameters, from those that belong to a total of which some groups have changed since; others cost nothing."""
+        own = self.own
+        if own is None:
             return self.whole(total)
-        own = jax.vmap(self.own)(total[changed])
-        return self.whole(total) | {name: params[name].at[changed].set(values) for name, values in own.items()}
+
+        def one(group: tuple) -> dict[str, Array]:
+            sums, known, is_new = group
+            return jax.lax.cond(is_new, own, lambda _: {name: known[name] for name in form}, sums)
+
+        form = jax.eval_shape(own, total[0])
+        return self.whole(total) | jax.lax.map(one, (total, {name: params[name] for name in form}, changed))
 
     def group(self, rows: Examples) -> Int[Array, " b"]:
         """The group of every row."""

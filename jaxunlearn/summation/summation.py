@@ -72,9 +72,9 @@ def summation(learner: Learner, *, tolerance: float = 1e-10) -> UnlearnFn:
         return jax.lax.cond(condition, again, lambda: totals)
 
     @sequential_vmap
-    def afresh(condition, params, total, groups):
-        """Parameters of all groups, or of those that changed."""
-        return jax.lax.cond(condition, lambda: learner.solve(total), lambda: learner.solve_again(params, total, groups))
+    def afresh(params, total, changed):
+        """Parameters of the groups that changed."""
+        return learner.solve_again(params, total, changed)
 
     @in_float64
     def update(variables, data, request, key):
@@ -89,17 +89,16 @@ def summation(learner: Learner, *, tolerance: float = 1e-10) -> UnlearnFn:
         part = sampling.forget_rows(data, request)
         counted = part.weights > 0
         slots = counted.shape[0]
-        few = slots < learner.groups  # then only the groups of the forget set are touched
-        groups = learner.group(part.examples) if few else jnp.arange(learner.groups, dtype=jnp.int32)
+        few = slots < learner.groups  # then only the sums of the forget set's groups are touched
+        own, every = learner.group(part.examples), jnp.arange(learner.groups, dtype=jnp.int32)
+        groups = own if few else every
         totals = without(before, crossed(learner, part.examples, counted, groups, slots), groups if few else None)
         some, present = jnp.any(counted), jnp.sum(data.present > 0, dtype=jnp.int32)  # as `finish` counts them
         trusted = (totals.relative <= tolerance) & (totals.rows == present - jnp.sum(counted))  # False for NaN
         worse = some & ~trusted
         totals = anew(worse, totals, data._replace(extra={}), request)
-        if few and learner.own is not None:
-            params = afresh(worse, variables.params, totals.value, groups)
-        else:
-            params = learner.solve(totals.value)
+        changed = jnp.any((own[:, None] == every) & counted[:, None], axis=0) | worse
+        params = afresh(variables.params, totals.value, changed) if learner.own else learner.solve(totals.value)
         params = jax.tree.map(lambda new, old: jnp.where(some, new, old).astype(old.dtype), params, variables.params)
         return Result(Variables(params, totals), stats={"rounding": totals.relative, "summed_anew": worse})
 
