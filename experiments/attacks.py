@@ -121,7 +121,8 @@ def main(config: Config) -> dict[str, Any]:
         advance("networks", done=1)
         networks = attacked(config, mesh)
     seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-    off = max(abs(row["area"].estimate - row["exact"]) / max(row["error"], 1e-9) for row in linear)
+    # below 1e-4 the shares of 200 unseen rows and float32 say nothing
+    off = max(abs(row["area"].estimate - row["exact"]) / max(row["error"], 1e-4) for row in linear)
     within = all(row["advantage"] <= row["allowed"] + row["error"] for row in releases)
     notes = [
         f"AUC on exactly retrained pairs within {off:.1f} standard errors of theory, target 4: {said(off <= 4)}",
