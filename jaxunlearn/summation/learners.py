@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxunlearn import checks, losses
+from jaxunlearn.summation.features import flat_rows, wide
 from jaxunlearn.types import ExampleLoss, Examples, Model, Outputs, Scalar, Variables
 
 NEVER = -1e30  # logit of a class that has no rows
@@ -41,7 +42,7 @@ class Learner(NamedTuple):
         """The learner's predictions as a `Model`."""
 
         def forward(variables: Variables, inputs: PyTree, *, train: bool = False, key: Any = None) -> Outputs:
-            return Outputs(self.predict(jax.tree.map(_wide, variables.params), inputs), {}, variables.state)
+            return Outputs(self.predict(jax.tree.map(wide, variables.params), inputs), {}, variables.state)
 
         return Model(forward, self.loss)
 
@@ -95,22 +96,22 @@ def ridge(*, penalty: Scalar = 1.0, features: Callable[[Any], Float[Array, "b d"
         (4, 1)
     """
     checks.check_range("penalty", penalty, low=1e-300)
-    mapped = _flat if features is None else lambda inputs: _wide(features(jax.tree.map(_wide_inexact, inputs)))
+    mapped = flat_rows if features is None else lambda inputs: wide(features(jax.tree.map(_wide_inexact, inputs)))
 
     def with_one(examples: Examples) -> jax.Array:
         return _with_one(mapped(examples.inputs))
 
     def right(examples: Examples) -> jax.Array:
         checks.require_floating(examples.targets, "ridge fits real targets")
-        targets = _wide(examples.targets)
+        targets = wide(examples.targets)
         return jnp.concatenate([with_one(examples), targets.reshape(len(targets), -1)], axis=1)
 
     def slack(examples: Examples) -> tuple[jax.Array, jax.Array]:
         inputs = jax.tree.map(_wide_inexact, examples.inputs)
         found = features(inputs)  # type: ignore[misc]
-        entries = jnp.max(jnp.abs(_wide(found)), axis=1, initial=1)
+        entries = jnp.max(jnp.abs(wide(found)), axis=1, initial=1)
         own = getattr(features, "slack", None)
-        wrong = STEADY * float(jnp.finfo(found.dtype).eps) / 2 * entries if own is None else _wide(own(inputs))
+        wrong = STEADY * float(jnp.finfo(found.dtype).eps) / 2 * entries if own is None else wide(own(inputs))
         return wrong, jnp.maximum(entries, jnp.max(jnp.abs(right(examples)), axis=1))
 
     def solve(total: jax.Array) -> Any:
@@ -127,51 +128,6 @@ def ridge(*, penalty: Scalar = 1.0, features: Callable[[Any], Float[Array, "b d"
     return Learner(
         "ridge", with_one, right, solve, predict, losses.squared_error, slack=None if features is None else slack
     )  # fmt: skip
-
-
-class RandomFeatures(NamedTuple):
-    """`sqrt(2 / width) cos(x' direction + shift)`, see `random_features`."""
-
-    directions: Float[Array, "inputs width"]
-    shifts: Float[Array, " width"]
-
-    def __call__(self, inputs: Any) -> Float[Array, "b width"]:
-        """Features of rows."""
-        flat = _flat(inputs)
-        angles = flat @ self.directions.astype(flat.dtype) + self.shifts.astype(flat.dtype)
-        return jnp.sqrt(2.0 / self.shifts.shape[0]) * jnp.cos(angles)
-
-    def slack(self, inputs: Any) -> Float[Array, " b"]:
-        """By how much features of a row may differ from call to call: as much as the sums in their angles."""
-        flat = _flat(inputs)
-        reach = jnp.linalg.norm(flat, axis=1) * jnp.max(jnp.linalg.norm(self.directions.astype(flat.dtype), axis=0))
-        terms = flat.shape[1] + 8
-        return jnp.sqrt(2.0 / self.shifts.shape[0]) * terms * jnp.finfo(flat.dtype).eps * (reach + 2 * jnp.pi)
-
-
-def random_features(key: jax.Array, width: int, inputs: int, *, scale: float = 1.0) -> RandomFeatures:
-    """Cosines of random directions, whose products approximate a Gaussian kernel (Rahimi, Recht, 2007), for `ridge`.
-
-    Args:
-        key: of the directions.
-        width: how many there are.
-        inputs: entries of one row's inputs.
-        scale: of the kernel, the distance at which rows stop to resemble each other.
-
-    Returns:
-        A function of inputs [b, ...].
-
-    Example:
-        >>> learner = jaxunlearn.summation.ridge(features=jaxunlearn.summation.random_features(key, 16, 4))
-        >>> rows = jaxunlearn.training_data(x, x[:, 0])
-        >>> jaxunlearn.summation.fit(learner, rows).params["weights"].shape
-        (16, 1)
-    """
-    checks.require_count("width", width)
-    angle_key, shift_key = jax.random.split(key)
-    directions = jax.random.normal(angle_key, (inputs, width)) / scale
-    shifts = jax.random.uniform(shift_key, (width,), maxval=2 * jnp.pi)
-    return RandomFeatures(directions, shifts)
 
 
 def nearest_mean(num_classes: int) -> Learner:
@@ -194,7 +150,7 @@ def nearest_mean(num_classes: int) -> Learner:
         return {"means": means, "offset": jnp.where(counts > 0.5, jnp.zeros_like(counts), NEVER)}
 
     def predict(params: Any, inputs: Any) -> jax.Array:
-        flat = _flat(inputs)
+        flat = flat_rows(inputs)
         return -jnp.sum((flat[:, None] - params["means"]) ** 2, axis=2) / 2 + params["offset"]
 
     return _classifier("nearest mean", num_classes, _with_one, solve, predict)
@@ -235,7 +191,7 @@ def gaussian_naive_bayes(num_classes: int, *, smoothing: float = 1e-9) -> Learne
         }
 
     def predict(params: Any, inputs: Any) -> jax.Array:
-        flat = _flat(inputs)
+        flat = flat_rows(inputs)
         apart = (flat[:, None] - params["means"]) ** 2 / params["variances"]
         return params["prior"] - jnp.sum(apart + jnp.log(2 * jnp.pi * params["variances"]), axis=2) / 2
 
@@ -268,7 +224,7 @@ def multinomial_naive_bayes(num_classes: int, *, smoothing: Scalar = 1.0) -> Lea
         return {"log_shares": jnp.log(shares), "prior": _log_shares(total[:, 0, 0])}
 
     def predict(params: Any, inputs: Any) -> jax.Array:
-        return _flat(inputs) @ params["log_shares"].T + params["prior"]
+        return flat_rows(inputs) @ params["log_shares"].T + params["prior"]
 
     return _classifier("multinomial naive Bayes", num_classes, _with_one, solve, predict)
 
@@ -294,7 +250,7 @@ def linear_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-6) -> Learne
     checks.check_range("shrinkage", shrinkage, low=0, high=1)
 
     def left(examples: Examples) -> jax.Array:
-        return jnp.concatenate([_one_hot(examples, num_classes), _flat(examples.inputs)], axis=1)
+        return jnp.concatenate([_one_hot(examples, num_classes), flat_rows(examples.inputs)], axis=1)
 
     def solve(total: jax.Array) -> Any:
         total = total[0]
@@ -305,10 +261,10 @@ def linear_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-6) -> Learne
         return {"weights": weights, "intercept": _log_shares(counts) - jnp.sum(means.T * weights, axis=0) / 2}
 
     def predict(params: Any, inputs: Any) -> jax.Array:
-        return _flat(inputs) @ params["weights"] + params["intercept"]
+        return flat_rows(inputs) @ params["weights"] + params["intercept"]
 
     return Learner(
-        "linear discriminant", left, lambda rows: _with_one(_flat(rows.inputs)), solve, predict, losses.cross_entropy,
+        "linear discriminant", left, lambda rows: _with_one(flat_rows(rows.inputs)), solve, predict, losses.cross_entropy,
         num_classes,
     )  # fmt: skip
 
@@ -342,7 +298,7 @@ def quadratic_discriminant(num_classes: int, *, shrinkage: Scalar = 1e-3) -> Lea
         return {"means": mean, "precisions": precision, "volumes": jnp.sum(jnp.log(jnp.diag(factor)))}
 
     def predict(params: Any, inputs: Any) -> jax.Array:
-        apart = _flat(inputs)[:, None] - params["means"]
+        apart = flat_rows(inputs)[:, None] - params["means"]
         far = jnp.einsum("bci,cij,bcj->bc", apart, params["precisions"], apart) / 2
         return params["prior"] - params["volumes"] - far
 
@@ -363,21 +319,19 @@ def _classifier(
     checks.require_count("num_classes", num_classes, least=2)
 
     def known(rows: Examples) -> jax.Array:
-        return jnp.where(_labels(rows, num_classes)[1][:, None], left(_flat(rows.inputs)), jnp.nan)
+        return jnp.where(_labels(rows, num_classes)[1][:, None], left(flat_rows(rows.inputs)), jnp.nan)
 
     return Learner(
-        name, known, lambda rows: right(_flat(rows.inputs)), whole, predict, losses.cross_entropy, num_classes, num_classes, own
+        name,
+        known,
+        lambda rows: right(flat_rows(rows.inputs)),
+        whole,
+        predict,
+        losses.cross_entropy,
+        num_classes,
+        num_classes,
+        own,
     )
-
-
-def _flat(inputs: Any) -> Float[Array, "b d"]:
-    inputs = jnp.asarray(inputs)
-    return _wide(inputs.reshape(inputs.shape[0], -1))
-
-
-def _wide(values: Any) -> Array:
-    """In float64 where that is on, as in fits and removals; predictions elsewhere are in float32."""
-    return jnp.asarray(values, jax.dtypes.canonicalize_dtype(jnp.float64))
 
 
 def _with_one(flat: Float[Array, "b d"]) -> Float[Array, "b e"]:
@@ -386,7 +340,7 @@ def _with_one(flat: Float[Array, "b d"]) -> Float[Array, "b e"]:
 
 def _wide_inexact(values: Any) -> Array:
     values = jnp.asarray(values)
-    return _wide(values) if jnp.issubdtype(values.dtype, jnp.inexact) else values
+    return wide(values) if jnp.issubdtype(values.dtype, jnp.inexact) else values
 
 
 def _labels(examples: Examples, num_classes: int) -> tuple[Int[Array, " b"], Array]:
@@ -400,7 +354,7 @@ def _labels(examples: Examples, num_classes: int) -> tuple[Int[Array, " b"], Arr
 
 def _one_hot(examples: Examples, num_classes: int) -> Float[Array, "b c"]:
     labels, known = _labels(examples, num_classes)
-    return jnp.where(known[:, None], _wide(jax.nn.one_hot(labels, num_classes)), jnp.nan)
+    return jnp.where(known[:, None], wide(jax.nn.one_hot(labels, num_classes)), jnp.nan)
 
 
 def _means(total: Float[Array, "c e"]) -> tuple[Float[Array, " c"], Float[Array, "c d"]]:
