@@ -3,8 +3,9 @@
     total <- total - sum_{forget} left(row) right(row)',    parameters <- solve(total)
 
 The result is the fit without the rows, whatever was removed before; only rounding stands between them. It is kept small by
-adding without loss (Knuth's two-sum) and bounded entry by entry. Where the bound grows above a tolerance, as it does when
-almost everything was removed, the rows that are left are summed anew. Nothing of the paper's system of models is taken over;
+adding without loss (Knuth's two-sum) and bounded column by column. Where the bound grows above a tolerance, as it does when
+almost everything was removed from a column, the rows that are left are summed anew; so are they where a sum is not finite, and
+where the rows that are present are not as many as were summed. Nothing of the paper's system of models is taken over;
 the learners are those of `jaxunlearn.summation.learners`.
 """
 
@@ -36,16 +37,18 @@ def summation(learner: Learner, *, tolerance: float = 1e-10) -> UnlearnFn:
 
     Args:
         learner: the one that `jaxunlearn.summation.fit` was given.
-        tolerance: relative to the largest entry of the sum, in (0, 1); where rounding may be worse, the retain set is read and
-            summed anew. It must be above what one fit has, about 1e-13 for a thousand rows and more.
+        tolerance: of `rounding` below, in (0, 1); where rounding may be worse, the retain set is read and summed anew. It must
+            be above what one fit has, about 1e-13 for a thousand rows and more.
 
     Returns:
-        An `UnlearnFn` of the variables that `fit` returned. `stats`: `rounding` Float64[], the bound on the relative error of
-        the sum, and `summed_anew` Bool[]. All rows may go: what is left then is the learner's answer to no rows, which for most
-        is not finite, and the status says so.
+        An `UnlearnFn` of the variables that `fit` returned. `stats`: `rounding` Float64[], the largest error that an entry of
+        the sums may have, relative to the root of the product of its columns' sums of squares, and `summed_anew` Bool[]. All
+        rows may go: what is left then is the learner's answer to no rows, which for most is not finite, and the status says so.
+        Rows that were exchanged since the fit, as many as before, are not noticed.
 
     Raises:
-        ValueError: a tolerance outside (0, 1); at trace time, variables that are not of this learner.
+        ValueError: a tolerance outside (0, 1); at trace time, variables that are not of this learner, or that are no longer in
+            float64.
 
     Example:
         >>> learner = jaxunlearn.summation.ridge(penalty=0.1)
@@ -68,22 +71,36 @@ def summation(learner: Learner, *, tolerance: float = 1e-10) -> UnlearnFn:
         again = lambda: summed(learner, data.train, sampling.retain_weights(data, request))  # noqa: E731
         return jax.lax.cond(condition, again, lambda: totals)
 
+    @sequential_vmap
+    def afresh(params, total, changed):
+        """Parameters of the groups that changed."""
+        return learner.solve_again(params, total, changed)
+
     @in_float64
     def update(variables, data, request, key):
         if not isinstance(variables.state, Totals):
             raise ValueError("summation works on what jaxunlearn.summation.fit returned: Variables(params, Totals)")
+        if any(x.dtype != jnp.float64 for x in jax.tree.leaves(variables)):
+            raise ValueError(
+                "the sums were rounded since they were made: keep what summation.fit returned in float64, and calculate with "
+                "it inside jax.enable_x64(True) only"
+            )
+        before: Totals = variables.state
         part = sampling.forget_rows(data, request)
-        gone, size = crossed(learner, part.examples, (part.weights > 0).astype(jnp.float64))
-        totals = without(variables.state, gone, size, part.weights.shape[0])
-        worse = _relative(totals) > tolerance
+        counted = part.weights > 0
+        slots = counted.shape[0]
+        few = slots < learner.groups  # then only the sums of the forget set's groups are touched
+        own, every = learner.group(part.examples), jnp.arange(learner.groups, dtype=jnp.int32)
+        groups = own if few else every
+        totals = without(before, crossed(learner, part.examples, counted, groups, slots), groups if few else None)
+        some, present = jnp.any(counted), jnp.sum(data.present > 0, dtype=jnp.int32)  # as `finish` counts them
+        trusted = (totals.relative <= tolerance) & (totals.rows == present - jnp.sum(counted))  # False for NaN
+        worse = some & ~trusted
         totals = anew(worse, totals, data._replace(extra={}), request)
-        params = learner.solve(totals.value)
-        params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, variables.params)
-        return Result(Variables(params, totals), stats={"rounding": _relative(totals), "summed_anew": worse})
+        changed = jnp.any((own[:, None] == every) & counted[:, None], axis=0) | worse
+        params = afresh(variables.params, totals.value, changed) if learner.own else learner.solve(totals.value)
+        params = jax.tree.map(lambda new, old: jnp.where(some, new, old).astype(old.dtype), params, variables.params)
+        return Result(Variables(params, totals), stats={"rounding": totals.relative, "summed_anew": worse})
 
-    return one_shot(update, on_empty=METHOD.on_empty)
-
-
-def _relative(totals: Totals) -> jax.Array:
-    largest = jnp.max(jnp.abs(totals.value))
-    return jnp.where(largest > 0, jnp.max(totals.error) / jnp.where(largest > 0, largest, 1), jnp.inf)
+    # a sum less nothing is the same sum: so empty requests get what they came with, and large sums are not copied once more
+    return one_shot(update, on_empty="finetune")
