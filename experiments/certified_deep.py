@@ -254,7 +254,8 @@ def measuring(model: ju.Model, data: ju.Data, test: ju.Examples, requests: ju.Fo
 
     def measure(variables):
         found = program(variables)
-        return {name: ju.audit.t_interval(jnp.asarray(x)) for name, x in zip(("test", "retain", "forget"), found, strict=True)}
+        limits = (ju.audit.Interval(*map(float, ju.audit.t_interval(x))) for x in found)
+        return dict(zip(("test", "retain", "forget"), limits, strict=True))
 
     return measure
 
