@@ -134,7 +134,7 @@ class Setting(NamedTuple):
 def settings(config: Config, model: ju.Model) -> Iterator[Setting]:
     """All that is compared; the rate follows the norm, so that noisy steps may cross the ball once."""
     steps, delta = config.noisy_steps, config.delta
-    lost = 2.0 / steps
+    lost = min(0.5, 2.0 / steps)
 
     def noisy(norm, sigma, decay, project="never", decreasing=False):
         clip = {} if project == "before noise" else {"gradient_norm": config.pull}
