@@ -134,7 +134,7 @@ class Setting(NamedTuple):
 def settings(config: Config, model: ju.Model) -> Iterator[Setting]:
     """All that is compared; the rate follows the norm, so that noisy steps may cross the ball once."""
     steps, delta = config.noisy_steps, config.delta
-    lost = 2.0 / steps
+    lost = min(0.5, 2.0 / steps)
 
     def noisy(norm: float, sigma: float, decay: float, project: Any = "never", decreasing: bool = False):
         clip: dict[str, Any] = {} if project == "before noise" else {"gradient_norm": config.pull}
@@ -254,7 +254,8 @@ def measuring(model: ju.Model, data: ju.Data, test: ju.Examples, requests: ju.Fo
 
     def measure(variables):
         found = program(variables)
-        return {name: ju.audit.t_interval(jnp.asarray(x)) for name, x in zip(("test", "retain", "forget"), found, strict=True)}
+        limits = (ju.audit.Interval(*map(float, ju.audit.t_interval(x))) for x in found)
+        return dict(zip(("test", "retain", "forget"), limits, strict=True))
 
     return measure
 
