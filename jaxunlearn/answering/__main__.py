@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import answering
 from jaxunlearn.answering import preview
+from jaxunlearn.answering.receipts import verify
+from jaxunlearn.answering.service import Answered, Service, serve
 from jaxunlearn.answering.setup import load
 from jaxunlearn.service.errors import CheckpointError, LedgerError, ReleaseError
 from jaxunlearn.status import UnlearningError
@@ -36,9 +37,9 @@ class Where:
     restart: bool = False
     """Read the inbox from its beginning: it is another file than before."""
 
-    def open(self) -> answering.Service:
+    def open(self) -> Service:
         """Open it."""
-        return answering.Service.open(
+        return Service.open(
             self.directory, load(self.setup), inbox=self.inbox, signing_key=self.signing_key, seal_key=self.seal_key,
             restart=self.restart,
         )  # fmt: skip
@@ -92,7 +93,7 @@ class Serve(Where):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: told.append(received))
         with self.open() as service:
-            answering.serve(
+            serve(
                 service,
                 most=self.most,
                 every=self.every,
@@ -114,12 +115,12 @@ class Verify:
 
     def run(self) -> None:
         """Print what it says."""
-        found = answering.verify(self.receipt, self.public_key, weights=self.weights)
+        found = verify(self.receipt, self.public_key, weights=self.weights)
         print(f"valid: request {found.request!r} was {found.outcome} in window {found.window}, {found.time}")
         print(f"release {found.release or 'none'}, guarantee {found.guarantee}{found.reason and f': {found.reason}'}")
 
 
-def said(answered: answering.Answered) -> str:
+def said(answered: Answered) -> str:
     """One line of progress."""
     first, last = answered.entries
     shown = f"window {answered.window}: entries {first} to {last}, {answered.requests} requests for {answered.records} ids"

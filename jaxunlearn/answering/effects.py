@@ -71,7 +71,8 @@ def effects(
             seconds = (time.perf_counter() - begun) / len(places)
             for lane, place in enumerate(places):
                 losses, stats = jax.tree.map(lambda x, lane=lane: float(x[lane]), values)
-                found[place] = Effect(seconds, *(losses or (None, None)), stats)
+                before, after = losses or (None, None)
+                found[place] = Effect(seconds, before, after, stats)
     return [found[place] for place in range(len(rows))]
 
 

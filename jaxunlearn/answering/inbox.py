@@ -13,7 +13,7 @@ so that a file that was truncated, rotated or rewritten is found out.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ class Line(NamedTuple):
     after: Place  # how far the inbox is read with it
 
 
-def lines(path: str | Path, place: Place | None, seal: Seal) -> Iterator[Line]:
+def lines(path: str | Path, place: Place | None, seal: Seal) -> Generator[Line]:
     """Whole lines of an inbox behind a place, one by one.
 
     Args:
@@ -79,7 +79,7 @@ def lines(path: str | Path, place: Place | None, seal: Seal) -> Iterator[Line]:
     return _rows_of_table(path, place) if is_database else _lines_of_file(path, place, seal)
 
 
-def _lines_of_file(path: Path, place: Place | None, seal: Seal) -> Iterator[Line]:
+def _lines_of_file(path: Path, place: Place | None, seal: Seal) -> Generator[Line]:
     offset, number = (place["offset"], place["number"]) if place else (0, 0)
     with path.open("rb") as file:
         if place:
@@ -105,7 +105,7 @@ def _lines_of_file(path: Path, place: Place | None, seal: Seal) -> Iterator[Line
             yield Line(f"line {number}", b"" if too_long else content.rstrip(b"\r\n"), fault, after)
 
 
-def _rows_of_table(path: Path, place: Place | None) -> Iterator[Line]:
+def _rows_of_table(path: Path, place: Place | None) -> Generator[Line]:
     number, count = (place["number"], place["count"]) if place else (0, 0)
     try:
         with closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=PATIENCE)) as base:

@@ -25,17 +25,18 @@ def current(book: Ledger, setup: Setup) -> tuple[Variables, Data]:
     """The weights as they are, and the data as the next removal meets them, prepared."""
     given = setup.data
     newest = book.state.applications[-1] if book.state.applications else None
+    carried = [] if newest is None else sorted(newest.carried)
     purged = newest is not None and newest.record == book.state.purging
     if setup.prepare is None:
-        if purged and newest.carried:
+        if purged and carried:
             raise ValueError(
-                f"this method carries {sorted(newest.carried)} from window to window, and a purge deleted them: give the setup "
+                f"this method carries {carried} from window to window, and a purge deleted them: give the setup "
                 "prepare=, which makes them anew, or purge=False"
             )
         return book.load(setup.variables, given)
     form = jax.eval_shape(setup.prepare, setup.variables, given, setup.key).extra
     variables, data = book.load(setup.variables, given._replace(extra={**form, **given.extra}))
-    if newest is not None and newest.carried and not purged:
+    if carried and not purged:
         return variables, data
     kept = {name: value for name, value in data.extra.items() if name in given.extra}
     return variables, setup.prepare(variables, data._replace(extra=kept), setup.key)
@@ -103,8 +104,9 @@ def release(book: Ledger, setup: Setup, window: int, models: Path, signing_key: 
     if setup.purge:
         book.purge()
     if setup.retract:
-        for number in book.state.superseded:
-            book.retract(number, f"superseded in window {window}")
+        reasons = dict.fromkeys(book.state.superseded, f"superseded in window {window}")
+        for number, reason in (reasons or dict(book.state.retractions[-1:])).items():  # one again finishes them all
+            book.retract(number, reason)
     manifest = book.directory / "releases" / "public" / name_of(found["number"], "json")
     return {
         "outcome": "forgotten",

@@ -350,5 +350,5 @@ def _book(path: Path, setup: Setup, key: Key | None) -> Ledger:
     if (path / "journal.jsonl").exists():
         return Ledger.open(path, setup.record_ids, model_fingerprint=None, data_fingerprint=None, key=key, recover=True)
     rows = data_fingerprint(setup.data, setup.record_ids)
-    about = {"model_fingerprint": fingerprint(setup.variables), "data_fingerprint": rows}
-    return Ledger.create(path, setup.record_ids, key=key, **about)
+    weights = fingerprint(setup.variables)
+    return Ledger.create(path, setup.record_ids, model_fingerprint=weights, data_fingerprint=rows, key=key)

@@ -82,7 +82,8 @@ def load(source: str) -> Setup:
     make = getattr(module, name, None)
     if not callable(make):
         raise ValueError(f"{path} has no function {name!r}")
-    return checked(make())
+    made: Any = make()
+    return checked(made)
 
 
 def checked(setup: Setup) -> Setup:

@@ -91,4 +91,4 @@ def test_a_dry_run_tells_what_answering_each_id_alone_would_do(tmp_path):
                 for x in (setup.variables, after.variables)
             ]
         assert np.allclose([each.effect.loss_before, each.effect.loss_after], losses, rtol=1e-6)
-        assert np.isclose(each.effect.stats["step_norm"], float(after.stats["step_norm"]), rtol=1e-6)
+        assert np.isclose(each.effect.stats["worst_case_bound"], float(after.stats["worst_case_bound"]), rtol=1e-6)
