@@ -67,13 +67,13 @@ class Config(script.OnNetworks):
 class Known(NamedTuple):
     """What models know; leading axis of models."""
 
-    retain: Float[np.ndarray, " n"]  # accuracies
-    forgotten: Float[np.ndarray, " n"]  # on the rows of all requests so far; NaN before the first
-    test: Float[np.ndarray, " n"]
-    held_out: Float[np.ndarray, " n"]
-    held_out_loss: Float[np.ndarray, " n"]
-    train_margins: Float[np.ndarray, "n e"]
-    test_margins: Float[np.ndarray, "n e"]
+    retain: Any  # [n], accuracies
+    forgotten: Any  # [n], on the rows of all requests so far; NaN before the first
+    test: Any  # [n]
+    held_out: Any  # [n]
+    held_out_loss: Any  # [n]
+    train_margins: Any  # [n, e]
+    test_margins: Any  # [n, e]
 
 
 class World(NamedTuple):
@@ -219,7 +219,7 @@ def retrained(one: World, count: int, keys: PRNGKeyArray) -> ju.Variables:
     most = bucket(one.rows.size)
     rows = one.rows[:count].reshape(-1)
     request = ju.ForgetRequest(
-        np.pad(rows, (0, most - len(rows))).astype(np.int32), (np.arange(most) < len(rows)).astype(np.float32)
+        jnp.asarray(np.pad(rows, (0, most - len(rows))), jnp.int32), jnp.asarray(np.arange(most) < len(rows), jnp.float32)
     )
     return trained(one.bench, one.setting, request, keys).result.variables
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 import jaxunlearn as ju
 
+ROUNDING = 1e-6  # of a mean gap that is zero
 REPRODUCED, NOT, UNTESTABLE = "reproduced", "not reproduced", "not testable here"
 Gaps = Float[np.ndarray, " s"]  # signed, unlearned minus retrained; one per seed
 Answer = bool | None  # None: not decided
@@ -51,7 +52,7 @@ def is_below(gaps: Gaps, tolerance: float, comparisons: int = 1) -> Answer:
     _, low, high = map(float, interval(gaps, comparisons))
     if math.isnan(low):
         return None
-    return True if high < 0 else False if low > -tolerance else None
+    return True if high < -ROUNDING else False if low > -tolerance else None
 
 
 def every(answers: Sequence[Answer]) -> Answer:

@@ -46,15 +46,15 @@ class Asked(NamedTuple):
 class Figures(NamedTuple):
     """What is measured of every model; leading axes [seeds, requests]."""
 
-    retain: Float[np.ndarray, "s r"]  # accuracies
-    forget: Float[np.ndarray, "s r"]
-    test: Float[np.ndarray, "s r"]
-    auc: Float[np.ndarray, "s r"]  # of the loss attack, forget set against test rows
-    group_forget: Float[np.ndarray, "s r g"]  # NaN where a request has no row of the group
-    group_test: Float[np.ndarray, "s r g"]
-    group_auc: Float[np.ndarray, "s r g"]
-    missed: Float[np.ndarray, "s r c"]  # false-negative rates on test rows
-    cost: Float[np.ndarray, "s r"]  # of the answers on test rows
+    retain: Any  # [s, r], accuracies
+    forget: Any  # [s, r]
+    test: Any  # [s, r]
+    auc: Any  # [s, r], of the loss attack, forget set against test rows
+    group_forget: Any  # [s, r, g], NaN where a request has no row of the group
+    group_test: Any  # [s, r, g]
+    group_auc: Any  # [s, r, g]
+    missed: Any  # [s, r, c], false-negative rates on test rows
+    cost: Any  # [s, r], of the answers on test rows
 
 
 def share_kind(share: float) -> str:

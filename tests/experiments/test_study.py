@@ -255,7 +255,7 @@ def test_a_concept_is_looked_at_on_rows_that_nobody_listed(tmp_path):
         ({"dataset": "diabetes"}, "compares classes"),
         ({"positive": 10}, "classes 0 to 9"),
         ({"seeds": 1}, "at least 2"),
-        ({"methods": ("concept_erasure",)}, "forgets attributes"),
+        ({"methods": ("attribute_unlearning",)}, "forgets attributes"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path, changes, message):
