@@ -158,9 +158,10 @@ def world(config: Config, request_seed: int) -> World:
 
     def answer(name: str) -> Callable[..., Any]:
         chosen = settings.load(settings.CONFIGS, name, "sequential", config.study_key)[0]
+        given: dict[str, Any] = {**methods.given(name, setting, config.network), **chosen}
         unlearn = methods.build(
             name, bench.setting.model, num_steps=config.unlearning_steps, batch_size=config.request_rows,
-            retain_batch_size=setting.batch_size, **methods.given(name, setting, config.network), **chosen,
+            retain_batch_size=setting.batch_size, **given,
         )  # fmt: skip
         return jax.jit(ju.batched(ju.streamed(unlearn), in_axes=(0, None, None, 0), chunk=config.scale.chunk))
 
