@@ -17,6 +17,7 @@ from experiments.common import decoder, text, weights
 
 SIZE = 3  # digits of a secret
 ALTERNATIVES = 16  # what may be learnt in place of a row
+MATCH = 6  # tokens that two texts have in common where one goes on like the other, at most
 
 
 class World(NamedTuple):
@@ -127,21 +128,27 @@ def build(
     config = replace(config, features=((config.layers - 1) // 2,))
     unseen = text.windows([tokenizer.encode(story) for story in stories[documents:]], length)
     return World(
-        decoder.model(config), config, data, _asked(data, places, digits, random), requests, planted, forgotten,
+        decoder.model(config), config, data, _asked(data, owners, places, digits, random), requests, planted, forgotten,
         jax.tree.map(lambda x: x[spread], plain.examples), jax.tree.map(lambda x: x[:looks], unseen.examples),
         np.array([text.padded(x, width, left=True) for x in prefixes], np.int32), secrets, np.array(digits, np.int32),
         "llama" if start is None else start.form, None if start is None else start.variables,
     )  # fmt: skip
 
 
-def _asked(data: ju.Data, places: Int[np.ndarray, " c"], digits: Sequence[int], random: np.random.Generator) -> ju.Data:
+def _asked(
+    data: ju.Data,
+    owners: Int[np.ndarray, " n"],
+    places: Int[np.ndarray, " c"],
+    digits: Sequence[int],
+    random: np.random.Generator,
+) -> ju.Data:
     """The data of requests: canaries, which come last, count where their secrets stand.
 
-    In place of a secret other ones may be learnt, and in place of a row of a document one that begins like it and goes on like
-    a row of some other.
+    In place of a secret other ones may be learnt, and in place of a row of a document one that begins like it and goes on as
+    some other document does behind the same tokens, because a text that breaks off teaches that texts break off.
     """
     inputs, targets = (np.array(x) for x in data.train)
-    count, length = targets.shape
+    count = len(targets)
     first = count - len(places)
     own = places[:, None] + np.arange(SIZE)
     codes = np.asarray(digits, np.int32)[random.integers(0, 10, (len(places), ALTERNATIVES, SIZE))]
@@ -149,14 +156,35 @@ def _asked(data: ju.Data, places: Int[np.ndarray, " c"], digits: Sequence[int], 
     copy, version = np.arange(first, count)[:, None, None], np.arange(ALTERNATIVES)[:, None]
     said[copy, version, own[:, None]] = codes
     other[copy, version, own[:, None, 1:]] = codes[..., :-1]
-    sizes = np.sum(targets[:first] >= 0, axis=1)
-    long = np.flatnonzero(sizes >= sizes.mean())
-    begun = np.minimum(sizes[long].min(), sizes) // 4  # tokens of a row that stay
-    partner = long[random.integers(0, len(long), (first, ALTERNATIVES))]
-    behind = np.arange(length) >= begun[:, None, None]
-    said[:first] = np.where(behind, targets[partner], text.PADDING)
-    other[:first] = np.where(np.arange(length) > begun[:, None, None], inputs[partner], other[:first])
+    other[:first], said[:first] = _spliced(inputs[:first], targets[:first], owners[:first], random)
     counted = np.full_like(targets, text.PADDING)
     counted[:first] = targets[:first]
     counted[np.arange(first, count)[:, None], own] = targets[np.arange(first, count)[:, None], own]
     return ju.slots.REFUSALS.put(data._replace(train=ju.Examples(inputs, counted)), ju.Examples(other, said))
+
+
+def _spliced(
+    inputs: Int[np.ndarray, "d t"], targets: Int[np.ndarray, "d t"], owners: Int[np.ndarray, " d"], random: np.random.Generator
+) -> tuple[Int[np.ndarray, "d m t"], Int[np.ndarray, "d m t"]]:
+    """Rows that begin as these do, and go on like rows of other documents; inputs, and targets from there on."""
+    count, length = inputs.shape
+    other = np.repeat(inputs[:, None], ALTERNATIVES, axis=1)
+    said = np.full_like(other, text.PADDING)
+    behind: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # where tokens stand, up to the last of them
+    for row, place in np.argwhere(targets >= 0).tolist():
+        for size in range(MATCH + 1):
+            if size <= place + 1:
+                behind.setdefault(tuple(inputs[row, place + 1 - size : place + 1].tolist()), []).append((row, place))
+    for row in range(count):
+        begun = int(np.sum(targets[row] >= 0)) // 4  # the first position that may predict another token
+        found: list[tuple[int, int]] = []
+        for size in range(min(MATCH, begun + 1), -1, -1):
+            own = tuple(inputs[row, begun + 1 - size : begun + 1].tolist())
+            found = found or [x for x in behind.get(own, []) if owners[x[0]] != owners[row]]
+        for version, pick in enumerate(random.integers(0, max(len(found), 1), ALTERNATIVES) if found else ()):
+            partner, place = found[pick]
+            rest = targets[partner, place : place + length - begun]
+            said[row, version, begun : begun + len(rest)] = rest
+            other[row, version, begun + 1 :] = text.PADDING
+            other[row, version, begun + 1 : begun + len(rest)] = inputs[partner, place + 1 : place + len(rest)]
+    return other, said
