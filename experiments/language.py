@@ -21,7 +21,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a script and as a module
 
@@ -84,8 +84,8 @@ class Config(script.Base):
     """Steps of every method."""
     rank: int = 4
     """Of adapters."""
-    methods: tuple[str, ...] = ()
-    """Which ones, by default all in adapters; with `_all_weights` behind the name, in all weights."""
+    methods: Annotated[tuple[str, ...], script.unless_given("all, in adapters")] = ()
+    """Which ones; with `_all_weights` behind the name in all weights, else in adapters."""
     seeds: int = 3
     """Original models."""
     controls: int = 4
