@@ -100,7 +100,7 @@ class Config(script.Base):
     tune: bool = False
     """Choose settings instead, and write them to --configs."""
     tune_draw: int = 1
-    """Seed of the people, codes and models that settings are chosen on."""
+    """Seed of the people, codes and models that settings are chosen on; texts of your own stay the same."""
     configs: Path = settings.CONFIGS
     """Folder of settings."""
     out: Path = Path("out/language")
@@ -121,6 +121,8 @@ def main(config: Config) -> dict[str, Any]:
         raise SystemExit(f"--methods knows {', '.join(token_methods.NAMES)}, not {', '.join(sorted(strange))}")
     if config.tune and config.draw == config.tune_draw:
         raise SystemExit(f"settings must not be chosen on what is reported: --tune-draw must not be --draw={config.draw}")
+    if config.controls < 1 or config.seeds < 1 or config.each < 1:
+        raise SystemExit("--controls, --seeds and --each must be at least 1: floors are those of retrained models")
     if sum(path is not None for path in (config.text, config.tofu, config.muse)) > 1:
         raise SystemExit("--text, --tofu and --muse exclude each other")
     mesh, console = script.begin(config)
