@@ -56,7 +56,7 @@ class Config(script.Base):
     """Rows of the forget set in a step of unlearning."""
     retain_batch_size: int = 16
     """Retained rows in a step of unlearning."""
-    rank: int = 4
+    rank: int = 32
     """Of adapters."""
     methods: tuple[str, ...] = ("npo", "undial", "idk", "gradient_difference")
     """Which ones, with the settings that `language.py` takes."""
