@@ -86,8 +86,8 @@ def test_requests_are_answered_on_secrets_and_on_whole_texts(world):
         begun = int(np.argmax(counted))
         np.testing.assert_array_equal(other.inputs[row][:, : begun + 1], np.tile(plain.inputs[row][: begun + 1], (16, 1)))
     # what is predicted is what comes next, in rows of documents too, which begin as they did and go on otherwise
-    ahead = other.targets[..., :-1]
-    np.testing.assert_array_equal(np.where(ahead >= 0, other.inputs[..., 1:], -1), ahead)
+    ahead = (other.targets[..., :-1] >= 0) & (other.targets[..., 1:] >= 0)
+    np.testing.assert_array_equal(other.inputs[..., 1:][ahead], other.targets[..., :-1][ahead])
     begun = np.argmax(other.targets[:first] >= 0, axis=-1)
     assert begun.min() > 0
     for row in range(first):
