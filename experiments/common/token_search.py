@@ -28,7 +28,7 @@ def tried(bench: Bench, name: str, base: ju.Variables, references: Mapping[str, 
     each = [point for point in points for _ in places]
     answer, _, _ = token_runs.answered(bench, name, base, each, np.tile(places, len(points)), seed)
     found = token_runs.measured(bench, answer.variables, np.tile(places, len(points)))
-    held_out = token_verdicts.retrained(references, "held_out").mean()
+    held_out = references[RETRAINED].held_out.mean()
     floor = token_verdicts.floor(references, "recall", len(places))[1]
     rows = []
     for place, point in enumerate(points):
@@ -81,5 +81,5 @@ def search(bench: Bench, names: tuple[str, ...], configs: Any, advance: Advance,
         advance(done=1)
     return {
         "points": points, "floor": token_verdicts.floor(references, "recall", len(bench.chosen)), "draw": bench.plan.draw,
-        "held_out": float(token_verdicts.retrained(references, "held_out").mean()),
+        "held_out": float(references[RETRAINED].held_out.mean()),
     }  # fmt: skip
