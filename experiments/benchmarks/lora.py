@@ -96,6 +96,7 @@ def memory(form: decoder.Config, rank: int, config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"base": base, "adapter": part, "yardstick": least}
     for name, chunk in (("one after the other", 1), ("side by side", config.requests)):
         used = jax.jit(ju.batched(method, chunk=chunk)).lower(*shapes).compile().memory_analysis()
+        assert used is not None  # every backend in use has one
         held = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
         whole = held + used.temp_size_in_bytes
         found[name] = {
