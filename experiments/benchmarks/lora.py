@@ -73,7 +73,7 @@ def arguments(form: decoder.Config, parts: frozen.OnBase, requests: int) -> tupl
     base = decoder.init(form, key)
     tokens = jax.random.randint(key, (128, 65), 0, form.vocabulary)
     data = ju.slots.BASE.put(ju.training_data(tokens[:, :-1], tokens[:, 1:]), base)
-    rows = ju.from_indices(data, [[4 * place, 4 * place + 1] for place in range(requests)])
+    rows = ju.ForgetRequest(4 * jnp.arange(requests)[:, None] + jnp.arange(2), jnp.ones((requests, 2)))
     return parts.start(base, key), data, rows, jax.random.split(key, requests)
 
 
