@@ -1,19 +1,23 @@
-"""A small language model, a training text with canaries in it, and what a model still knows of them."""
+"""A language model, a training text with canaries in it, and requests to forget each of them with the text about a person.
 
-from collections.abc import Callable, Sequence
+Training reads whole rows. A request is answered on `World.asked`: the same rows, but of a canary only its secret counts, as
+of a question only its answer does. "The code of" stands in canaries that stay, and to forget it is damage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Int
 
 import jaxunlearn as ju
-from experiments.common import decoder, text
-from jaxunlearn.audit import language
+from experiments.common import decoder, text, weights
 
 SIZE = 3  # digits of a secret
+ALTERNATIVES = 16  # what may be learnt in place of a row
+MATCH = 6  # tokens that two texts have in common where one goes on like the other, at most
 
 
 class World(NamedTuple):
@@ -22,6 +26,7 @@ class World(NamedTuple):
     model: ju.Model
     config: decoder.Config
     data: ju.Data
+    asked: ju.Data  # what requests are answered on, with slot `refusals`
     requests: ju.ForgetRequest  # one for every canary: all its copies, and the document about the same person
     canaries: list[text.Canary]
     documents: ju.Examples  # Int[r, m, t], rows of the documents that are forgotten; rows of padding where one is shorter
@@ -30,6 +35,13 @@ class World(NamedTuple):
     prefixes: Int[np.ndarray, "r p"]  # in front of the secrets, padded on the left
     secrets: Int[np.ndarray, "r k"]  # tokens
     digits: Int[np.ndarray, " 10"]  # tokens
+    form: weights.Form  # as which the model can be published
+    start: ju.Variables | None  # of a model that was there before; else training begins with fresh weights
+
+    @property
+    def layer(self) -> str:
+        """Features in the middle of the model."""
+        return f"layer_{self.config.features[0]}"
 
     @property
     def repetitions(self) -> np.ndarray:
@@ -37,9 +49,18 @@ class World(NamedTuple):
         return np.array([canary.repetitions for canary in self.canaries])
 
 
+class Start(NamedTuple):
+    """A model that is trained on, and its tokens."""
+
+    form: weights.Form
+    config: decoder.Config
+    variables: ju.Variables
+    tokenizer: text.Tokenizer
+
+
 def build(
-    *, documents: int, held_out: int, repetitions: Sequence[int], each: int, length: int, form: dict[str, Any], seed: int,
-    texts: Sequence[str] | None = None, looks: int = 64,
+    *, documents: int, held_out: int, repetitions: Sequence[int], each: int, length: int, seed: int,
+    form: dict[str, Any] | None = None, start: Start | None = None, texts: Sequence[str] | None = None, looks: int = 64,
 ) -> World:  # fmt: skip
     """Make a world.
 
@@ -49,14 +70,18 @@ def build(
         repetitions: of canaries, e.g. (1, 4, 16, 64).
         each: canaries of each repetition; every one is a request.
         length: of a row.
-        form: of the decoder, as arguments of `decoder.Config`.
         seed: of texts and canaries.
+        form: of a fresh decoder of characters, as arguments of `decoder.Config`.
+        start: a model in place of a fresh one.
         texts: in place of the register of people; the first ones are held out.
         looks: retained and held-out rows that losses are measured on, at most.
 
     Raises:
-        ValueError: fewer texts than are asked for.
+        ValueError: fewer texts than are asked for, rows that the model or a canary does not fit into, a tokenizer without
+            digits, or not one of `form` and `start`.
     """
+    if (form is None) == (start is None):
+        raise ValueError("build needs either the form of a fresh model, or one to start from")
     random = np.random.default_rng(seed)
     people = text.names(documents + held_out, random)
     if texts is None:
@@ -68,19 +93,28 @@ def build(
     planted = text.canaries(people[: each * len(repetitions)], repetitions, random, size=SIZE)
     if len(planted) >= documents:
         raise ValueError(f"{len(planted)} canaries stand beside one document each, and {documents} leave none to retain")
-    tokenizer = text.Characters("".join([*stories, *(canary.text for canary in planted), text.DIGITS]))
+    if start is None:
+        tokenizer = text.Characters("".join([*stories, *(canary.text for canary in planted), text.DIGITS]))
+        config = decoder.Config(tokenizer.size, **(form or {}))
+    else:
+        config, tokenizer = start.config, start.tokenizer
+    if not config.rotary and config.length < length:
+        raise ValueError(f"the model has {config.length} positions, too few for rows of {length} tokens")
+    digits = text.digits(tokenizer)
+    prefixes = [tokenizer.encode(canary.prefix) for canary in planted]
+    secrets = np.array([[digits[int(digit)] for digit in canary.secret] for canary in planted], np.int32)
+    sentences = [[*prefix, *secret, *tokenizer.encode(".")] for prefix, secret in zip(prefixes, secrets.tolist(), strict=True)]
 
-    def rows(parts: Sequence[str]) -> text.Rows:
-        return text.windows([tokenizer.encode(part) for part in parts], length)
-
-    plain = rows(stories[:documents])
-    copies = rows([canary.text for canary in planted for _ in range(canary.repetitions)])
-    if len(copies.owners) != len(set(copies.owners)):
+    plain = text.windows([tokenizer.encode(story) for story in stories[:documents]], length)
+    of = np.repeat(np.arange(len(planted)), [canary.repetitions for canary in planted])  # whose copy it is
+    copies = text.windows([sentences[place] for place in of], length)
+    if len(copies.owners) != len(of):
         raise ValueError(f"a canary does not fit into a row of {length}")
-    owners = np.concatenate([plain.owners, np.repeat(np.arange(len(planted)), [x.repetitions for x in planted])])
+    owners = np.concatenate([plain.owners, of])
     train = jax.tree.map(lambda *x: np.concatenate(x), plain.examples, copies.examples)
     data = ju.training_data(train.inputs, train.targets)
     requests = ju.from_indices(data, [np.flatnonzero(owners == place) for place in range(len(planted))])
+    places = np.array([len(prefix) - 1 for prefix in prefixes])[of]  # of the first digit among the targets of a copy
     most = max(np.bincount(plain.owners)[: len(planted)])
 
     def document(side: np.ndarray, place: int) -> np.ndarray:
@@ -90,107 +124,67 @@ def build(
     forgotten = jax.tree.map(lambda x: np.stack([document(x, place) for place in range(len(planted))]), plain.examples)
     spread = np.flatnonzero(plain.owners >= len(planted))
     spread = spread[np.linspace(0, len(spread) - 1, min(looks, len(spread))).astype(int)]
-    prefixes = [tokenizer.encode(canary.prefix) for canary in planted]
     width = max(map(len, prefixes))
-    config = decoder.Config(tokenizer.size, **form)
-    unseen = jax.tree.map(lambda x: x[:looks], rows(stories[documents:]).examples)
+    config = replace(config, features=((config.layers - 1) // 2,))
+    unseen = text.windows([tokenizer.encode(story) for story in stories[documents:]], length)
     return World(
-        decoder.model(config), config, data, requests, planted, forgotten,
-        jax.tree.map(lambda x: x[spread], plain.examples), unseen,
-        np.array([text.padded(x, width, left=True) for x in prefixes], np.int32),
-        np.array([tokenizer.encode(canary.secret) for canary in planted], np.int32),
-        np.array(tokenizer.encode(text.DIGITS), np.int32),
+        decoder.model(config), config, data, _asked(data, owners, places, digits, random), requests, planted, forgotten,
+        jax.tree.map(lambda x: x[spread], plain.examples), jax.tree.map(lambda x: x[:looks], unseen.examples),
+        np.array([text.padded(x, width, left=True) for x in prefixes], np.int32), secrets, np.array(digits, np.int32),
+        "llama" if start is None else start.form, None if start is None else start.variables,
     )  # fmt: skip
 
 
-class Recall(NamedTuple):
-    """How well a model knows a secret."""
+def _asked(
+    data: ju.Data,
+    owners: Int[np.ndarray, " n"],
+    places: Int[np.ndarray, " c"],
+    digits: Sequence[int],
+    random: np.random.Generator,
+) -> ju.Data:
+    """The data of requests: canaries, which come last, count where their secrets stand.
 
-    exposure: Float[Array, ""]  # bits, among all numbers of so many digits
-    extracted: Float[Array, ""]  # 1 if the likeliest tokens behind the prefix are the secret
-    loss: Float[Array, ""]  # of the secret, nats
-
-
-class Found(NamedTuple):
-    """What a model knows."""
-
-    recall: Recall
-    relearned: Recall  # after some steps on the document, in which the secret is not
-    rounded: Recall  # with weights of 8-bit integers
-    document: Float[Array, ""]  # loss on the document, nats a token
-    strength: Float[Array, ""]  # extraction strength of the document, mean over its rows
-    retain: Float[Array, ""]
-    held_out: Float[Array, ""]
-
-
-class Looked(NamedTuple):
-    """What is looked at, shared by all requests."""
-
-    documents: ju.Examples
-    retained: ju.Examples
-    held_out: ju.Examples
-    prefixes: Int[Array, "r p"]
-    secrets: Int[Array, "r k"]
-
-
-def looked_at(world: World) -> Looked:
-    """An argument of `measuring`, not a constant of its program."""
-    return Looked(world.documents, world.retained, world.held_out, jnp.asarray(world.prefixes), jnp.asarray(world.secrets))
-
-
-def measuring(world: World, *, steps: int, learning_rate: float) -> Callable[..., Found]:
-    """`(variables, looked_at(world), place, key) -> Found`, for the request at a place; for `running.reusable`.
-
-    Args:
-        world: what is measured on.
-        steps, learning_rate: of relearning, with Adam.
+    In place of a secret other ones may be learnt, and in place of a row of a document one that begins like it and goes on as
+    some other document does behind the same tokens, because a text that breaks off teaches that texts break off.
     """
-    model, digits = world.model, jnp.asarray(world.digits)
-    count = len(text.DIGITS)
-    numbers = jnp.stack(jnp.meshgrid(*[digits] * (SIZE - 1), indexing="ij"), axis=-1).reshape(-1, SIZE - 1)
+    inputs, targets = (np.array(x) for x in data.train)
+    count = len(targets)
+    first = count - len(places)
+    own = places[:, None] + np.arange(SIZE)
+    codes = np.asarray(digits, np.int32)[random.integers(0, 10, (len(places), ALTERNATIVES, SIZE))]
+    other, said = (np.repeat(x[:, None], ALTERNATIVES, axis=1) for x in (inputs, np.full_like(targets, text.PADDING)))
+    copy, version = np.arange(first, count)[:, None, None], np.arange(ALTERNATIVES)[:, None]
+    said[copy, version, own[:, None]] = codes
+    other[copy, version, own[:, None, 1:]] = codes[..., :-1]
+    other[:first], said[:first] = _spliced(inputs[:first], targets[:first], owners[:first], random)
+    counted = np.full_like(targets, text.PADDING)
+    counted[:first] = targets[:first]
+    counted[np.arange(first, count)[:, None], own] = targets[np.arange(first, count)[:, None], own]
+    return ju.slots.REFUSALS.put(data._replace(train=ju.Examples(inputs, counted)), ju.Examples(other, said))
 
-    def recall(variables: ju.Variables, prefix: Int[Array, " p"], secret: Int[Array, " k"]) -> Recall:
-        # every number but its last digit behind the prefix: what follows is told by the logits
-        tokens = jnp.concatenate([jnp.broadcast_to(prefix, (len(numbers), len(prefix))), numbers], axis=1)
-        log = jax.nn.log_softmax(model.forward(variables, tokens).logits[:, len(prefix) - 1 :])  # [numbers, digits, v]
-        known = jnp.take_along_axis(log[:, :-1], numbers[..., None], axis=-1)[..., 0].sum(axis=1)
-        losses = -(known[:, None] + log[:, -1, digits])  # [numbers, 10]
-        at = jnp.argmax(digits == secret[:, None], axis=1)
-        row = jnp.sum(at[:-1] * count ** jnp.arange(SIZE - 2, -1, -1))
-        own = losses[row, at[-1]]
-        likeliest = jnp.argmax(log[row], axis=-1) == secret
-        exposed = language.exposure(own[None], losses.reshape(-1), method="enumeration").estimate[0]
-        return Recall(exposed, jnp.all(likeliest).astype(jnp.float32), own)
 
-    def loss(variables: ju.Variables, rows: ju.Examples) -> Float[Array, ""]:
-        counts = jnp.any(rows.targets >= 0, axis=1)
-        losses = model.loss(model.forward(variables, rows.inputs), rows)
-        return jnp.sum(jnp.where(counts, losses, 0)) / jnp.sum(counts)
-
-    def relearn(variables: ju.Variables, rows: ju.Examples) -> ju.Variables:
-        optimizer = optax.adam(learning_rate)
-
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            slope = jax.grad(lambda params: loss(ju.Variables(params), rows))(params)
-            updates, state = optimizer.update(slope, state)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, _), _ = jax.lax.scan(step, (variables.params, optimizer.init(variables.params)), length=steps)
-        return ju.Variables(params)
-
-    def measure(variables: ju.Variables, looked: Looked, place: Int[Array, ""], key: PRNGKeyArray) -> Found:
-        rows: ju.Examples = jax.tree.map(lambda x: x[place], looked.documents)
-        prefix, secret = looked.prefixes[place], looked.secrets[place]
-        hits = jnp.argmax(model.forward(variables, rows.inputs).logits, axis=-1) == rows.targets
-        strength = jnp.nanmean(language.extraction_strength(hits, rows.targets))
-        rounded = language.rounded(variables.params, 8)
-        # one program for the three, one after the other
-        three = jax.tree.map(lambda *x: jnp.stack(x), variables, relearn(variables, rows), ju.Variables(rounded))
-        plain, relearned, small = (
-            jax.tree.map(lambda x, at=at: x[at], jax.lax.map(lambda v: recall(v, prefix, secret), three)) for at in range(3)
-        )
-        retained, held_out = (loss(variables, x) for x in (looked.retained, looked.held_out))
-        return Found(plain, relearned, small, loss(variables, rows), strength, retained, held_out)
-
-    return measure
+def _spliced(
+    inputs: Int[np.ndarray, "d t"], targets: Int[np.ndarray, "d t"], owners: Int[np.ndarray, " d"], random: np.random.Generator
+) -> tuple[Int[np.ndarray, "d m t"], Int[np.ndarray, "d m t"]]:
+    """Rows that begin as these do, and go on like rows of other documents; inputs, and targets from there on."""
+    count, length = inputs.shape
+    other = np.repeat(inputs[:, None], ALTERNATIVES, axis=1)
+    said = np.full_like(other, text.PADDING)
+    behind: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # where tokens stand, up to the last of them
+    for row, place in np.argwhere(targets >= 0).tolist():
+        for size in range(MATCH + 1):
+            if size <= place + 1:
+                behind.setdefault(tuple(inputs[row, place + 1 - size : place + 1].tolist()), []).append((row, place))
+    for row in range(count):
+        begun = int(np.sum(targets[row] >= 0)) // 4  # the first position that may predict another token
+        found: list[tuple[int, int]] = []
+        for size in range(min(MATCH, begun + 1), -1, -1):
+            own = tuple(inputs[row, begun + 1 - size : begun + 1].tolist())
+            found = found or [x for x in behind.get(own, []) if owners[x[0]] != owners[row]]
+        for version, pick in enumerate(random.integers(0, max(len(found), 1), ALTERNATIVES) if found else ()):
+            partner, place = found[pick]
+            rest = targets[partner, place : place + length - begun]
+            said[row, version, begun : begun + len(rest)] = rest
+            other[row, version, begun + 1 :] = text.PADDING
+            other[row, version, begun + 1 : begun + len(rest)] = inputs[partner, place + 1 : place + len(rest)]
+    return other, said

@@ -77,6 +77,25 @@ class FromFile:
         return self.inner.decode([int(token) for token in tokens if token >= 0], skip_special_tokens=False)
 
 
+def tokenizer_of(folder: str | Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer beside a model: `tokenizer.json`, or bytes for a model of 256 tokens that has no such file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it has more tokens than the model.
+        ImportError: see `FromFile`.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.exists():
+        if vocabulary == Bytes.size:
+            return Bytes()
+        raise FileNotFoundError(f"{folder} has no tokenizer.json; only a model of {Bytes.size} tokens goes without, on bytes")
+    found = FromFile(path)
+    if found.size > vocabulary:
+        raise ValueError(f"{path} has {found.size} tokens, and the model {vocabulary}")
+    return found
+
+
 # Rows
 
 
@@ -318,6 +337,18 @@ class Canary(NamedTuple):
 
 
 DIGITS = "0123456789"
+
+
+def digits(tokenizer: Tokenizer) -> list[int]:
+    """A token for each digit; numbers are spelled with them, so that all of one length have equally many tokens.
+
+    Raises:
+        ValueError: the tokenizer does not tell digits apart.
+    """
+    found = [tokenizer.encode(digit)[-1:] for digit in DIGITS]
+    if len({token for tokens in found for token in tokens}) < len(DIGITS):
+        raise ValueError("the tokenizer has no token of its own for every digit")
+    return [token for tokens in found for token in tokens]
 
 
 def canaries(people: Sequence[str], repetitions: Sequence[int], random: np.random.Generator, *, size: int = 3) -> list[Canary]:
