@@ -251,7 +251,7 @@ def reconstructed(config: Config) -> list[dict[str, Any]]:
 
 def compared(what: str, found: np.ndarray, rows: np.ndarray, agreement: Any) -> dict[str, Any]:
     """Found rows beside the removed ones."""
-    found, rows = np.float64(found), np.float64(rows)
+    found, rows = np.asarray(found, np.float64), np.asarray(rows, np.float64)
     norms = np.linalg.norm(rows, axis=1)
     likeness = np.sum(found * rows, axis=1) / np.linalg.norm(found, axis=1) / norms
     error = np.linalg.norm(found - rows, axis=1) / norms
@@ -406,7 +406,9 @@ def attacked(config: Config, mesh: Mesh | None) -> list[dict[str, Any]]:
     kinds = {NOTHING: Kind(originals, originals)}
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), originals)
     for number, name in enumerate(config.methods):
-        options = {"alpha": 0.97} if name == "gradient_difference" else {}
+        options: dict[str, Any] = methods.given(name, setting, config.network)
+        if name == "gradient_difference":
+            options["alpha"] = 0.97
         rate = {"finetune": 1e-2, "gradient_difference": 8e-3}.get(name, 2e-3)
         unlearn = methods.build(
             name, model, num_steps=config.unlearning_steps, batch_size=setting.batch_size, learning_rate=rate, **options
@@ -438,20 +440,20 @@ def measures(config: Config, setting: Study, requests: list[ju.ForgetRequest]) -
     def one(before: ju.Variables, after: ju.Variables, whole: ju.Variables) -> dict[str, jax.Array]:
         first, second = jax.tree.map(lambda v: audit.predict(model, v, test), (before, after), is_leaf=_is_variables)
         own = [audit.predict(model, v, member) for v in (before, after)]
-        scores = audit.difference_scores(model, before, after, data, requests[0], test)
+        scores: Any = audit.difference_scores(model, before, after, data, requests[0], test)
         # half of the unseen rows are the attacker's, the others candidates that were never in
         public, apart = slice(None, None, 2), slice(1, None, 2)
         near = partial(audit.neighbour_changes, first[public], second[public], flat(test)[public], neighbours=3)
         inside, outside = near(flat(member)), near(flat(test)[apart])
         sides = [audit.predict(model, v, setting.test) for v in (before, whole)]
-        changes = audit.class_changes(*sides, setting.test.targets, 10)
+        changes = audit.class_changes(sides[0], sides[1], setting.test.targets, 10)
         relearnt = audit.relearn_with_prototypes(model, whole, shots, back, optimizer, num_steps=30)
         return {
             "difference": audit.auc(*scores),
             "neighbours": audit.auc(inside, jnp.ones(inside.size), outside, jnp.ones(outside.size)),
             "label": (jnp.argmax(changes) == config.forgotten).astype(jnp.float32),
             "before": relearnt.curve[0], "tuned": relearnt.curve[-1], "nearest": relearnt.nearest_mean,
-            "inside": audit.update_features(*own, "sorted concatenation"),
+            "inside": audit.update_features(own[0], own[1], "sorted concatenation"),
             "outside": audit.update_features(first, second, "sorted concatenation"),
         }  # fmt: skip
 
@@ -462,7 +464,9 @@ def measures(config: Config, setting: Study, requests: list[ju.ForgetRequest]) -
         inside, outside, half = found.pop("inside"), found.pop("outside"), config.seeds // 2
         width = inside.shape[-1]
         shadows = [x[:half].reshape(-1, width) for x in (inside, outside)]
-        trained = [audit.difference_attack(*shadows, inside[s], outside[s]).estimate for s in range(half, config.seeds)]
+        trained = [
+            audit.difference_attack(shadows[0], shadows[1], inside[s], outside[s]).estimate for s in range(half, config.seeds)
+        ]
         return {**found, "trained": np.asarray(trained)}
 
     return every
@@ -487,7 +491,7 @@ def row_of(name: str, own: dict[str, np.ndarray], measured: dict[str, dict[str, 
     words = []
     for key in ("difference", "tuned"):
         sets = [jnp.asarray(x[key]) for x in (own, measured[RETRAINED], measured[NOTHING])]
-        found = audit.judge(gap, *sets, jax.random.key(0))
+        found = audit.judge(gap, sets[0], sets[1], sets[2], jax.random.key(0))
         row[f"{key}_p_value"] = float(found.p_value)
         words.append(audit.Verdict(int(found.verdict)).name.lower())
     return row | {"verdicts": ", ".join(words)}

@@ -237,7 +237,7 @@ def many_of(config: Config, model: ju.Model, each: Setting) -> Callable[..., ju.
     return call
 
 
-def measuring(model: ju.Model, data: ju.Data, test: ju.Examples, requests: ju.ForgetRequest) -> Callable[..., dict[str, Any]]:
+def measuring(model: ju.Model, data: ju.Data, test: ju.Examples, requests: ju.ForgetRequest) -> Callable[..., dict[Any, Any]]:
     """Accuracies of as many models as there are requests, with intervals over them."""
 
     def shares(pair):
@@ -254,7 +254,7 @@ def measuring(model: ju.Model, data: ju.Data, test: ju.Examples, requests: ju.Fo
 
     def measure(variables):
         found = program(variables)
-        limits = (ju.audit.Interval(*map(float, ju.audit.t_interval(x))) for x in found)
+        limits: Any = (ju.audit.Interval(*map(float, ju.audit.t_interval(x))) for x in found)  # type: ignore[arg-type]
         return dict(zip(("test", "retain", "forget"), limits, strict=True))
 
     return measure

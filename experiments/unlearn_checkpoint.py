@@ -243,13 +243,14 @@ def _method(config: Config, model: ju.Model) -> ju.UnlearnFn:
     missing = [name for name, default in known.items() if default is inspect.Parameter.empty and name not in config.settings]
     if missing:
         raise SystemExit(f"{config.method} needs {', '.join(missing)}: give --settings {missing[0]} VALUE")
+    chosen: dict[str, Any] = {name: _number(value) for name, value in config.settings.items()}
     return methods.build(
         config.method,
         model,
         num_steps=config.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate if methods.needs_learning_rate(config.method) else None,
-        **{name: _number(value) for name, value in config.settings.items()},
+        **chosen,
     )
 
 

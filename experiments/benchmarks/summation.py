@@ -61,8 +61,6 @@ class Config(script.Base):
     """Rows of a request."""
     rounds: int = 9
     """Of which the median counts."""
-    chunk: int | None = None
-    """Requests side by side in one call; by default one after the other, as `batched` has it on CPUs."""
     only: tuple[str, ...] = ()
     """Learners by name; by default all."""
     out: Path = Path("out/summation")
@@ -109,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def of_learner(learner: summation.Learner, data: ju.Data, config: Config) -> dict[str, float]:
+def of_learner(learner: summation.Learner, data: ju.Data, config: Config) -> dict[str, float | None]:
     """One learner."""
     generator = np.random.default_rng(1)
     requests = ju.from_indices(
@@ -119,8 +117,8 @@ def of_learner(learner: summation.Learner, data: ju.Data, config: Config) -> dic
     fit = jax.jit(lambda data: summation.fit(learner, data))
     fitted = fit(data)
     one = jax.jit(summation.summation(learner))
-    many = jax.jit(ju.batched(summation.summation(learner), chunk=config.chunk))
-    frame = jax.jit(ju.batched(ju.one_shot(lambda variables, *_: ju.Result(variables)), chunk=config.chunk))
+    many = jax.jit(ju.batched(summation.summation(learner), chunk=config.scale.chunk))
+    frame = jax.jit(ju.batched(ju.one_shot(lambda variables, *_: ju.Result(variables)), chunk=config.scale.chunk))
     first = jax.tree.map(lambda x: x[0], requests)
     changed = jnp.arange(learner.groups) < config.size
 
@@ -154,12 +152,12 @@ def of_learner(learner: summation.Learner, data: ju.Data, config: Config) -> dic
     median = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
     found = ju.check(one(fitted, data, first, keys[0])).variables.params
     again = fit(ju.remove(data, first)).params
-    apart = jax.tree.map(_apart, found, again)
+    apart: Any = jax.tree.map(_apart, found, again)
     per_request = median["many"] / config.requests
     return {
         "fit_ms": median["fit"], "one_ms": median["one"], "many_ms": per_request, "frame_ms": median["frame"] / config.requests,
         "solve_ms": median["solve"] / config.requests, "ratio": median["fit"] / per_request,
-        "bound": bound(learner, fitted.state.sum.shape, config), "apart": max(jax.tree.leaves(apart)),
+        "bound": bound(learner, fitted.state.sum.shape, config), "apart": max(map(float, jax.tree.leaves(apart))),
     }  # fmt: skip
 
 

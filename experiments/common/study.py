@@ -39,8 +39,9 @@ class Study(NamedTuple):
         """
         optimizer = optax.adam(self.learning_rate)
         training = ju.retrain(self.model, optimizer)
-        sizes = {"num_steps": self.num_steps, "batch_size": self.batch_size}
-        return ju.iterate(training, **sizes, augment=self.augment, active_steps=active_steps)
+        return ju.iterate(
+            training, num_steps=self.num_steps, batch_size=self.batch_size, augment=self.augment, active_steps=active_steps
+        )
 
 
 def overfitted(
