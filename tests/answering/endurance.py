@@ -27,7 +27,6 @@ from tests.answering.toys import keys
 
 FEATURES, CLASSES = 8, 3
 PROMISED = {"epsilon": 1e-3, "delta": 1e-9, "extractor": "none", "adaptive": False, "sensitivity": 1e-3}
-REFIT = 1e-9  # largest distance of the last weights to a head that never saw the rows
 
 
 def setup(requests, capacity):
