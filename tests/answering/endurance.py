@@ -27,7 +27,6 @@ from tests.answering.toys import keys
 
 FEATURES, CLASSES = 8, 3
 PROMISED = {"epsilon": 1e-3, "delta": 1e-9, "extractor": "none", "adaptive": False, "sensitivity": 1e-3}
-REFIT = 1e-9  # largest distance of the last weights to a head that never saw the rows
 
 
 def setup(requests, capacity):
@@ -94,25 +93,21 @@ def run(directory, requests, kills, most):
     draws, begun, last, killed = random.Random(1), time.monotonic(), [], []
     command = [sys.executable, "-m", "tests.answering.endurance", str(directory), "--serve"]
     command += ["--requests", str(requests), "--most", str(most)]
-    pace = None
+    pace = 1.0
     for left in reversed(range(kills + 1)):
         windows = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            ready = until = None
+            first, until = draws.randrange(2), None  # killed in its first window or in its second one
             while left and (until is None or time.monotonic() < until):
                 if not select.select([process.stdout], [], [], 0.02)[0]:
                     continue
                 if not (line := process.stdout.readline()):
                     break
                 windows.append(json.loads(line))
-                now = time.monotonic()
-                if ready is None:
-                    ready = now
-                elif pace is None or len(windows) == 2:
-                    pace = now - ready  # a whole window, receipts included
-                if pace is not None and until is None:
-                    until = ready + draws.uniform(0, 2.2) * pace
+                pace = windows[-1].get("seconds", pace)
+                if len(windows) > first and until is None:
+                    until = time.monotonic() + draws.uniform(0, 1.5) * pace
             if left:
                 process.send_signal(signal.SIGKILL)
             windows += [json.loads(line) for line in process.stdout]

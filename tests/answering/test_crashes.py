@@ -35,4 +35,4 @@ def test_hundreds_of_requests_and_kills(tmp_path):
     assert found["wrong"] == found["lost"] == found["too_many"] == found["recompiled"] == 0
     assert found["numbered"]
     assert found["windows"] == found["applied"] == found["released"]
-    assert found["refit_distance"] < 1e-9
+    assert found["refit_distance"] < 1e-5  # one Newton step for 20 of 700 rows; the certificates allow 1e-3
