@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-LONG, CHEAPEST = 1.0, 1.5  # seconds of CPU time: of a test, and of the cheapest of several cases
+LONG, CHEAPEST = 0.6, 1.0  # seconds of CPU time: of a test, and of the cheapest of several cases
 LIST = Path(__file__).with_name("slow.txt")
 MEASURED = Path(__file__).with_name(".tiers")
 DOCSTRINGS = "tests/test_package.py::test_examples_in_docstrings_run"

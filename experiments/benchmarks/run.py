@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs as a script and as a module
 
@@ -227,8 +227,8 @@ BENCHMARKS = {  # name of the file in experiments/results -> benchmark
 class Config(script.Base):
     """Command line."""
 
-    only: tuple[str, ...] = ()
-    """Names of benchmarks; all by default."""
+    only: Annotated[tuple[str, ...], script.unless_given("all")] = ()
+    """Names of benchmarks."""
     stored: bool = False
     """Run nothing: show the figures of experiments/results."""
     data_dir: str | None = None

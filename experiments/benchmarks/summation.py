@@ -1,6 +1,6 @@
 """Removal from learners of sums beside fitting them anew.
 
-    python experiments/benchmarks/summation.py
+    OPENBLAS_NUM_THREADS=1 python experiments/benchmarks/summation.py    # whose threads wait for each other in small solves
     python experiments/benchmarks/summation.py --smoke
 
 Rows are normal, with a mean for every class. A fit and the answer to a request are timed in turns, compile time apart; the
@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs as a script and as a module
 
@@ -61,8 +61,8 @@ class Config(script.Base):
     """Rows of a request."""
     rounds: int = 9
     """Of which the median counts."""
-    only: tuple[str, ...] = ()
-    """Learners by name; by default all."""
+    only: Annotated[tuple[str, ...], script.unless_given("all")] = ()
+    """Learners by name."""
     out: Path = Path("out/summation")
 
 
