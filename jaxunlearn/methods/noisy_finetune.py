@@ -119,7 +119,8 @@ def noisy_finetune(
         wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), variables.params)
         wide = tree.clipped(wide, norm)
         narrow = jax.tree.map(lambda x: jnp.zeros((), x.dtype), variables.params)
-        return narrow, State(variables._replace(params=wide), optimizer.init(wide))
+        # many optimizers keep the weights that they began with: these must not be the ones without noise
+        return narrow, State(variables._replace(params=wide), optimizer.init(jax.tree.map(jnp.zeros_like, wide)))
 
     def finalize(state, context):
         params = jax.tree.map(lambda x, like: x.astype(like.dtype), state.variables.params, context)
@@ -163,7 +164,8 @@ def noisy_finetune(
 
         def plain():
             narrow_at = lambda params: loss_at(jax.tree.map(lambda x, y: x.astype(y.dtype), params, context))[0]  # noqa: E731
-            updates, carried = optimizer.update(gradient, state.optimizer, wide, value=loss, grad=gradient, value_fn=narrow_at)
+            held = tree.select(number == noisy_steps, optimizer.init(wide), state.optimizer)
+            updates, carried = optimizer.update(gradient, held, wide, value=loss, grad=gradient, value_fn=narrow_at)
             return optax.apply_updates(wide, updates), carried
 
         # the same for all requests, so that it stays a branch under vmap
