@@ -76,7 +76,8 @@ class NoisyFinetune(NamedTuple):
     @property
     def stats(self) -> tuple[str, ...]:
         """What `jaxunlearn.noisy_finetune` reports."""
-        return ("norm", "contraction", "drift", "noise", "ratio", "noisy_steps", "steps", "peek")
+        names = ("norm", "contraction", "drift", "noise", "ratio", "noisy_steps")
+        return (*names, "steps", "peek", "chosen_on_request", "first_look")
 
     @property
     def compared_with(self) -> str:
@@ -92,7 +93,7 @@ class NoisyFinetune(NamedTuple):
         """Epsilon from the settings of every noisy step."""
         stats = {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in run.stats.items()}
         made = int(min(stats["steps"][0], stats.get("best_step", stats["steps"])[0]))
-        planned = int(stats["noisy_steps"][0]) if stats["noisy_steps"].size else 0
+        planned, first_look = int(stats["noisy_steps"][0]) if stats["noisy_steps"].size else 0, int(stats["first_look"][0])
         whole = 1 <= planned <= made
         norm, contraction, drift, noise, ratio = (
             stats[name][:planned] for name in ("norm", "contraction", "drift", "noise", "ratio")
@@ -119,7 +120,18 @@ class NoisyFinetune(NamedTuple):
                     f"{made} steps count, {planned} noisy ones were planned",
                     "run at least as many, and choose no earlier one by keep_best or stop",
                 ),
-                holds("nothing looked at the forget set", not stats["peek"].any(), "stop and keep_best", "leave out peek"),
+                holds(
+                    "nothing looked at the forget set",
+                    not (stats["peek"].any() or stats["chosen_on_request"].any()),
+                    "stop, keep_best, active_steps",
+                    "leave out peek, until_unseen and an active_steps that reads rows",
+                ),
+                holds(
+                    "no look at noisy steps",
+                    first_look == 0 or first_look >= planned,
+                    f"first look behind step {first_look}" if first_look else "no stop, no keep_best",
+                    "stop and keep_best choose whether there is a release: let look_every be at least the noisy steps",
+                ),
                 _within(spent, epsilon, delta),
             ),
         )

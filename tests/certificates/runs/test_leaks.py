@@ -8,7 +8,7 @@ import optax
 import jaxunlearn as ju
 from jaxunlearn import certificates as c
 from jaxunlearn import tree
-from tests.problems import blobs, distance, lane, network
+from tests.problems import blobs, distance, held_out, lane, network
 
 DATA, MODEL, KEY = blobs(), network(), jax.random.key(0)
 VARIABLES = MODEL.init(jax.random.key(1))
@@ -45,3 +45,15 @@ def test_an_optimizer_that_keeps_its_first_weights_keeps_noisy_ones():
     assert certified(found).valid
     assert distance(found.variables.params, run().variables.params) < 1e-6
     assert distance(found.variables.params, tree.clipped(VARIABLES.params, NORM)) > 0.1
+
+
+def test_an_end_that_the_forget_set_chose_is_not_certified():
+    chosen = {"stop": ju.until_unseen(MODEL, held_out()), "look_every": STEPS}
+    assert failed(certified(run(**chosen))) == ["nothing looked at the forget set"]
+    assert failed(certified(run(active_steps=lambda data, request: 3))) == ["nothing looked at the forget set"]
+
+
+def test_a_look_at_steps_whose_noise_is_not_all_there_is_not_certified():
+    best = {"keep_best": lambda variables, seen: jnp.sum(variables.params["bias"]), "validation": held_out()}
+    assert "no look at noisy steps" in failed(certified(run(**best)))
+    assert failed(certified(run(**best, look_every=STEPS))) == []
