@@ -116,9 +116,9 @@ def digest(tree: PyTree) -> UInt32[Array, " 2"]:
         words = _words(leaf).ravel()
         place = jax.lax.iota(jnp.uint32, words.size)
         name = jnp.uint32(zlib.crc32(f"{path_of(path)} {jnp.shape(leaf)} {jnp.result_type(leaf)}".encode()))
-        found = _mixed(words ^ (place * jnp.uint32(0x9E3779B9) + name))
+        found = mixed(words ^ (place * jnp.uint32(0x9E3779B9) + name))
         sums = jnp.stack([jnp.sum(found, dtype=jnp.uint32), jnp.sum(found * (2 * place + 1), dtype=jnp.uint32)])
-        total += _mixed(sums + name)
+        total += mixed(sums + name)
     return total
 
 
@@ -130,7 +130,7 @@ def _canonical(leaf: Any) -> jax.Array:
         return jnp.asarray(leaf)
 
 
-def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """The finalizer of MurmurHash3: every bit of the input moves half of those of the output."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

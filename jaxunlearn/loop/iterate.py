@@ -102,9 +102,9 @@ def iterate(
         an early end, entries from `steps` on are of steps that changed nothing), `steps` Int[] (how many were made), `visited`
         Float[] (share of the forget set that was drawn), `moved` Float[] (share of the numbers in the variables that changed),
         `retain_loss_before` and `retain_loss_after` Float[] (of up to 64 retained rows in evaluation mode, for methods that
-        may read those), `peek` Bool[], `chosen_on_request` Bool[] (whether `stop`, `keep_best` or `active_steps` could read rows
-        of the request, `until_unseen` included), `first_look` Int[] (step of their first look, 0 without) and, with `keep_best`,
-        `best_step` Int[] and `best_score` Float[].
+        may read those), `peek` Bool[], `chosen_on_request` Bool[] (whether `stop`, `keep_best` or `active_steps` could read
+        the request, as `until_unseen` does), `first_look` Int[] (step of their first look, 0 without) and, with
+        `keep_best`, `best_step` Int[] and `best_score` Float[].
 
     Raises:
         ValueError: at construction, neither or both of `num_steps` and `epochs`, or `epochs` of a training; one of them (both

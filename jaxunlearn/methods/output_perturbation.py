@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import checks, noise, tree
+from jaxunlearn import checks, noise, sampling, tree
 from jaxunlearn.card import Method
 from jaxunlearn.loop.one_shot import one_shot
 from jaxunlearn.loop.preparation import prepared_by
@@ -38,8 +38,8 @@ def output_perturbation(model: Model, *, sigma: Scalar, clip_norm: Scalar | None
         clip_norm: norm that all weights together are shortened to before, above 0, may be traced; None leaves them as they are.
 
     Returns:
-        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise, and with a `clip_norm` also that and
-        `sigma`.
+        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise, and with a `clip_norm` also that,
+        `sigma` and `asked` UInt32[4], which rows the request names.
 
     Raises:
         ValueError: a negative `sigma` or `clip_norm`.
@@ -60,6 +60,7 @@ def output_perturbation(model: Model, *, sigma: Scalar, clip_norm: Scalar | None
         if clip_norm is not None:
             params = tree.clipped(params, clip_norm)
             stats |= {"clip_norm": jnp.asarray(clip_norm, jnp.float32), "sigma": jnp.asarray(sigma, jnp.float32)}
+            stats["asked"] = sampling.asked(data, request)
         return Result(variables._replace(params=optax.tree.add(params, drawn)), stats=stats)
 
     perturbed = one_shot(perturb, may_rest=clip_norm is not None)

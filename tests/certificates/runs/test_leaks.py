@@ -57,3 +57,13 @@ def test_a_look_at_steps_whose_noise_is_not_all_there_is_not_certified():
     best = {"keep_best": lambda variables, seen: jnp.sum(variables.params["bias"]), "validation": held_out()}
     assert "no look at noisy steps" in failed(certified(run(**best)))
     assert failed(certified(run(**best, look_every=STEPS))) == []
+
+
+def test_a_run_does_not_answer_the_request_of_another_run():
+    found, alone = run(), ju.output_perturbation(MODEL, sigma=0.0, clip_norm=NORM)(VARIABLES, DATA, REQUEST, KEY)
+    longer = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x), x[::-1]]), REQUEST)
+    fewer = DATA._replace(present=jnp.asarray(DATA.present).at[50].set(0))
+    for result, mechanism in ((found, None), (alone, c.OutputPerturbation())):
+        assert failed(certified(result, mechanism)) == failed(certified(result, mechanism, request=longer)) == []
+        assert failed(certified(result, mechanism, request=OTHER)) == ["rows of the request"]
+        assert failed(certified(result, mechanism, data=fewer)) == ["rows of the request"]
