@@ -54,14 +54,16 @@ def output_perturbation(model: Model, *, sigma: Scalar, clip_norm: Scalar | None
         checks.check_range("clip_norm", clip_norm, low=0)
 
     def perturb(variables, data, request, key):
-        drawn = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), noise.normal_like(key, variables.params))
+        # rounded to half precision at the very end: its grid near 0 would tell weights apart, and it rounds norms up
+        params = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), variables.params)
+        drawn = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), noise.normal_like(key, params))
         stats = {"noise_norm": tree.norm(drawn)}
-        params = variables.params
         if clip_norm is not None:
             params = tree.clipped(params, clip_norm)
             stats |= {"clip_norm": jnp.asarray(clip_norm, jnp.float32), "sigma": jnp.asarray(sigma, jnp.float32)}
             stats["asked"] = sampling.asked(data, request)
-        return Result(variables._replace(params=optax.tree.add(params, drawn)), stats=stats)
+        params = jax.tree.map(lambda x, like: x.astype(like.dtype), optax.tree.add(params, drawn), variables.params)
+        return Result(variables._replace(params=params), stats=stats)
 
     perturbed = one_shot(perturb, may_rest=clip_norm is not None)
     widely = in_float64(perturbed)
