@@ -1,8 +1,10 @@
 """From a run with noise, clipping or a rewound descent to a certificate."""
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import checks, sampling, tree
@@ -15,6 +17,7 @@ HIDDEN = Assumption(
     "hidden trajectory", True, "nobody saw weights, gradients or losses of the run, only the last weights", "assumed"
 )
 SETTINGS = Assumption("settings", True, "norms, rates and numbers of steps were chosen without the forget set", "assumed")
+EXACT = Assumption("exact arithmetic", True, "what rounding inside of steps and noise tells is not counted", "assumed")
 
 
 def certify_run(
@@ -86,7 +89,11 @@ def certify_run(
     num_rows = int(retained.sum())
     retained[rows] = False
     stats = {name: np.asarray(value) for name, value in result.stats.items()}
-    assessment = mechanism.assess(Run(stats, num_rows, rows.size), epsilon, delta)
+    leaves = jax.tree.leaves(result.variables.params)
+    rounding = max(float(jnp.finfo(x.dtype).eps) for x in leaves) * math.hypot(
+        *(np.linalg.norm(np.asarray(x, np.float64)) for x in leaves)
+    )
+    assessment = mechanism.assess(Run(stats, num_rows, rows.size, rounding), epsilon, delta)
     scale = float(assessment.noise_scale)
     stray = int(used.sum()) - rows.size
     same = np.array_equal(np.reshape(stats["asked"], (-1, 4))[:1], np.asarray(sampling.asked(data, request))[None])
@@ -113,6 +120,7 @@ def certify_run(
         Assumption("compared with", True, mechanism.compared_with, "assumed"),
         HIDDEN,
         SETTINGS,
+        EXACT,
         ONE_RELEASE,
     )
     return Certificate(
