@@ -122,14 +122,14 @@ def test_nobody_is_named_who_did_not_check_a_constant(source):
 
 def test_batches_in_turn_hide_a_row_after_an_epoch_and_not_before():
     """Steps of other batches may forget all (h L = 1) or little (c): the worst order stays below the bound from an epoch on."""
-    batches, lost, rng = 12, 0.01, np.random.default_rng(0)
+    batches, lost, rng = 24, 0.01, np.random.default_rng(0)
     contraction = 1 - lost
     start = c.langevin_mu(1, batches, 0.5, lost, 1.0, 0.5**0.5, num_batches=batches, smallest_batch=1)  # drift and noise 1
 
     def worst(after):
         """No step has a weaker contraction than c; those in front of the last drift may forget everything."""
         found = 0.0
-        for weak in (np.ones, lambda n: rng.random(n) < 0.9, lambda n: np.arange(n) != n - 2 - after * batches):
+        for weak in (np.ones, lambda n: rng.random(n) < 0.9, lambda n: np.arange(n) != n - 1 - after * batches):
             keep = np.asarray(weak((40 + after) * batches), bool)
             drift = np.arange(keep.size) % batches == batches - 1
             drift[40 * batches :] = False
