@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
+from jaxunlearn import tree
 from jaxunlearn.types import Batch, BatchSizes, Data, Examples, ForgetRequest, Split, Weighted
 
 COUNTED = 256  # numbers up to which comparing with each of them is quicker, and compiles quicker, than a binary search
@@ -114,6 +115,22 @@ def retain_weights(data: Data, request: ForgetRequest) -> Float[Array, " n"]:
     """1 on the retain set, 0 elsewhere. Size n per request: for audits and full-batch sums, not for training loops."""
     rows = jnp.where(usable_slots(data, request), row_numbers(request), data.present.shape[0])
     return jnp.asarray(data.present).at[rows].set(0, mode="drop")
+
+
+def asked(data: Data, request: ForgetRequest) -> UInt32[Array, " 4"]:
+    """128 bits that tell apart which rows a run was asked for and which were present, by their numbers; not what they hold.
+
+    Padding, repeated slots and the order of slots do not count. Good against mistakes, not against an adversary.
+    """
+
+    def sums(rows, counts):
+        words = tree.mixed(rows.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(1))
+        both = jnp.stack([words, tree.mixed(words ^ jnp.uint32(0x5BD1E995))])
+        return tree.mixed(jnp.sum(jnp.where(counts, both, 0), axis=1, dtype=jnp.uint32))
+
+    there = jnp.asarray(data.present) > 0
+    number = jnp.arange(there.shape[0], dtype=jnp.int32)
+    return jnp.concatenate([sums(row_numbers(request), usable_slots(data, request)), sums(number, there)])
 
 
 def split(data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Split:

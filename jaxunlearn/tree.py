@@ -90,9 +90,16 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def clipped(tree: PyTree, radius: Any) -> PyTree:
-    """The tree shortened to a norm of at most `radius`, the rounding of the norm included; NaN stays NaN."""
-    length = norm(tree)
-    scale = jnp.where(length > radius, radius * (1 - 1e-5) / jnp.where(length > 0, length, 1), 1)
+    """The tree shortened to a norm of at most `radius`, the rounding of the norm included; NaN stays NaN.
+
+    A projection, on a ball that is smaller by 1e-5: no distance grows. Squares of float32 that are 0 or inf do not matter.
+    """
+    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    largest = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(wide)]
+    unit = jnp.max(jnp.stack(largest)) if largest else jnp.float32(1)
+    unit = jnp.where((unit > 0) & (unit < jnp.inf), unit, 1)
+    length, inner = unit * norm(jax.tree.map(lambda x: x / unit, wide)), radius * (1 - 1e-5)
+    scale = jnp.where(length > inner, inner / jnp.where(length > 0, length, 1), 1)
     scale = jnp.where(jnp.isnan(length), jnp.nan, scale)
     return jax.tree.map(lambda x: (scale * x).astype(x.dtype), tree)
 
@@ -116,9 +123,9 @@ def digest(tree: PyTree) -> UInt32[Array, " 2"]:
         words = _words(leaf).ravel()
         place = jax.lax.iota(jnp.uint32, words.size)
         name = jnp.uint32(zlib.crc32(f"{path_of(path)} {jnp.shape(leaf)} {jnp.result_type(leaf)}".encode()))
-        found = _mixed(words ^ (place * jnp.uint32(0x9E3779B9) + name))
+        found = mixed(words ^ (place * jnp.uint32(0x9E3779B9) + name))
         sums = jnp.stack([jnp.sum(found, dtype=jnp.uint32), jnp.sum(found * (2 * place + 1), dtype=jnp.uint32)])
-        total += _mixed(sums + name)
+        total += mixed(sums + name)
     return total
 
 
@@ -130,7 +137,7 @@ def _canonical(leaf: Any) -> jax.Array:
         return jnp.asarray(leaf)
 
 
-def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """The finalizer of MurmurHash3: every bit of the input moves half of those of the output."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -39,7 +39,8 @@ def langevin(
 
     Returns:
         An `UnlearnFn`; `stats` Float[]: `row_norm` (measured), `promised_norm`, `gradient_bound`, `convexity`, `smoothness`,
-        `learning_rate`, `sigma`, `descent_steps`, `num_batches` (1), `smallest_batch` (rows before the request).
+        `learning_rate`, `sigma`, `descent_steps`, `num_batches` (1), `smallest_batch` (rows before the request);
+        `asked` UInt32[4], which rows the run read.
 
     Raises:
         ValueError: a ridge problem, params or data that do not belong to the problem, a value out of range.

@@ -10,7 +10,7 @@ from jaxunlearn.convex.problems import Problem
 from jaxunlearn.convex.rows import kernel_of
 from jaxunlearn.loop.one_shot import one_shot
 from jaxunlearn.precision import in_float64
-from jaxunlearn.sampling import retain_weights
+from jaxunlearn.sampling import asked, retain_weights
 from jaxunlearn.types import OnEmpty, Result, Scalar, UnlearnFn
 
 
@@ -91,6 +91,7 @@ def noisy_descent(
             "smallest_batch": jnp.min(jnp.where(sizes > 0, sizes, num_rows)),
         }
         after = removal.stored(kernel, variables)[1]
-        return Result(after, stats={name: jnp.asarray(value, jnp.float64) for name, value in stats.items()})
+        stats = {name: jnp.asarray(value, jnp.float64) for name, value in stats.items()}
+        return Result(after, stats={**stats, "asked": asked(data, request)})
 
     return in_float64(one_shot(descend, model=problem.model, on_empty=on_empty))

@@ -102,7 +102,9 @@ def iterate(
         an early end, entries from `steps` on are of steps that changed nothing), `steps` Int[] (how many were made), `visited`
         Float[] (share of the forget set that was drawn), `moved` Float[] (share of the numbers in the variables that changed),
         `retain_loss_before` and `retain_loss_after` Float[] (of up to 64 retained rows in evaluation mode, for methods that
-        may read those), `peek` Bool[] and, with `keep_best`, `best_step` Int[] and `best_score` Float[].
+        may read those), `peek` Bool[], `chosen_on_request` Bool[] (whether `stop`, `keep_best` or `active_steps` could read
+        the request, as `until_unseen` does), `first_look` Int[] (step of their first look, 0 without) and, with
+        `keep_best`, `best_step` Int[] and `best_score` Float[].
 
     Raises:
         ValueError: at construction, neither or both of `num_steps` and `epochs`, or `epochs` of a training; one of them (both
@@ -147,6 +149,8 @@ def iterate(
     if active_steps is not None and not callable(active_steps):
         checks.check_range("active_steps", active_steps, low=0, high=num_steps or 0)
     may_freeze = stop is not None or active_steps is not None or epochs is not None
+    reads = any(getattr(look, "reads_forget_set", False) for look in (stop, keep_best))
+    chosen = callable(active_steps) or (looks and (peek or reads))
     passes: Any = epochs
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
@@ -199,6 +203,7 @@ def iterate(
         progress, stats = jax.lax.scan(body, progress, jnp.arange(total, dtype=jnp.int32))
         made = jnp.sum(stats.pop("ran"), dtype=jnp.int32)
         stats = {**stats, "steps": made, "peek": jnp.array(peek and looks)}
+        stats |= {"chosen_on_request": jnp.array(chosen), "first_look": jnp.int32(look_every if looks else 0)}
         final = unlearner.finalize(progress.state, context)
         if keep_best is not None:
             score, stats["best_step"], kept = progress.best

@@ -81,7 +81,7 @@ def noisy_finetune(
     Returns:
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss` Float[], and what was enforced in the step, for
         `certify_run`: `norm`, `contraction` (1 - g l), `drift` (2 g G, or inf), `noise` (deviation), `ratio` (of a projection,
-        or inf), `noisy_steps`, Float[].
+        or inf), `noisy_steps`, Float[]; `asked` UInt32[4], see `sampling.asked`.
 
     Raises:
         ValueError: a value out of range, or settings that no accountant covers.
@@ -119,10 +119,12 @@ def noisy_finetune(
         wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), variables.params)
         wide = tree.clipped(wide, norm)
         narrow = jax.tree.map(lambda x: jnp.zeros((), x.dtype), variables.params)
-        return narrow, State(variables._replace(params=wide), optimizer.init(wide))
+        # many optimizers keep the weights that they began with: these must not be the ones without noise
+        context = narrow, sampling.asked(data, request)
+        return context, State(variables._replace(params=wide), optimizer.init(jax.tree.map(jnp.zeros_like, wide)))
 
     def finalize(state, context):
-        params = jax.tree.map(lambda x, like: x.astype(like.dtype), state.variables.params, context)
+        params = jax.tree.map(lambda x, like: x.astype(like.dtype), state.variables.params, context[0])
         return state.variables._replace(params=params)
 
     def deviation(step):
@@ -162,8 +164,9 @@ def noisy_finetune(
         number, wide = jnp.asarray(batch.step), state.variables.params
 
         def plain():
-            narrow_at = lambda params: loss_at(jax.tree.map(lambda x, y: x.astype(y.dtype), params, context))[0]  # noqa: E731
-            updates, carried = optimizer.update(gradient, state.optimizer, wide, value=loss, grad=gradient, value_fn=narrow_at)
+            narrow_at = lambda params: loss_at(jax.tree.map(lambda x, y: x.astype(y.dtype), params, context[0]))[0]  # noqa: E731
+            held = tree.select(number == noisy_steps, optimizer.init(wide), state.optimizer)
+            updates, carried = optimizer.update(gradient, held, wide, value=loss, grad=gradient, value_fn=narrow_at)
             return optax.apply_updates(wide, updates), carried
 
         # the same for all requests, so that it stays a branch under vmap
@@ -182,6 +185,6 @@ def noisy_finetune(
             "noisy_steps": noisy_steps,
         }
         stats = {name: jnp.asarray(value, jnp.float32) for name, value in enforced.items()}
-        return State(Variables(params, kept), carried), {"loss": loss, **stats}
+        return State(Variables(params, kept), carried), {"loss": loss, "asked": context[1], **stats}
 
     return Unlearner(init, step, finalize, sampling.uniform, METHOD.on_empty, judged=model, model=model)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import checks, noise, tree
+from jaxunlearn import checks, noise, sampling, tree
 from jaxunlearn.card import Method
 from jaxunlearn.loop.one_shot import one_shot
 from jaxunlearn.loop.preparation import prepared_by
@@ -38,8 +38,8 @@ def output_perturbation(model: Model, *, sigma: Scalar, clip_norm: Scalar | None
         clip_norm: norm that all weights together are shortened to before, above 0, may be traced; None leaves them as they are.
 
     Returns:
-        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise, and with a `clip_norm` also that and
-        `sigma`.
+        An `UnlearnFn`; `stats`: `noise_norm` Float[], Euclidean norm of the noise, and with a `clip_norm` also that,
+        `sigma` and `asked` UInt32[4], which rows the request names.
 
     Raises:
         ValueError: a negative `sigma` or `clip_norm`.
@@ -54,13 +54,16 @@ def output_perturbation(model: Model, *, sigma: Scalar, clip_norm: Scalar | None
         checks.check_range("clip_norm", clip_norm, low=0)
 
     def perturb(variables, data, request, key):
-        drawn = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), noise.normal_like(key, variables.params))
+        # rounded to half precision at the very end: its grid near 0 would tell weights apart, and it rounds norms up
+        params = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), variables.params)
+        drawn = jax.tree.map(lambda z: (sigma * z).astype(z.dtype), noise.normal_like(key, params))
         stats = {"noise_norm": tree.norm(drawn)}
-        params = variables.params
         if clip_norm is not None:
             params = tree.clipped(params, clip_norm)
             stats |= {"clip_norm": jnp.asarray(clip_norm, jnp.float32), "sigma": jnp.asarray(sigma, jnp.float32)}
-        return Result(variables._replace(params=optax.tree.add(params, drawn)), stats=stats)
+            stats["asked"] = sampling.asked(data, request)
+        params = jax.tree.map(lambda x, like: x.astype(like.dtype), optax.tree.add(params, drawn), variables.params)
+        return Result(variables._replace(params=params), stats=stats)
 
     perturbed = one_shot(perturb, may_rest=clip_norm is not None)
     widely = in_float64(perturbed)

@@ -19,7 +19,7 @@ from jaxunlearn import checks, passes, tree
 from jaxunlearn.card import Method
 from jaxunlearn.evaluation import evaluate, sum_rows
 from jaxunlearn.loop.one_shot import one_shot
-from jaxunlearn.sampling import retain_weights
+from jaxunlearn.sampling import asked, retain_weights
 from jaxunlearn.slots import CHECKPOINT
 from jaxunlearn.status import combine
 from jaxunlearn.types import Model, Result, Scalar, UnlearnFn, Variables
@@ -60,7 +60,8 @@ def rewind_to_delete(
 
     Returns:
         An `UnlearnFn`; `stats` Float[]: `step_size`, `descent_steps` (K), `undone_steps` (K where steps were undone, else
-        0) and `undo_residual` (largest norm of `x - w - h grad F(x)` over the undone steps).
+        0) and `undo_residual` (largest norm of `x - w - h grad F(x)` over the undone steps); `asked`
+        UInt32[4], which rows the run read.
 
     Raises:
         ValueError: a step that is not positive, counts that are none.
@@ -130,6 +131,7 @@ def rewind_to_delete(
             extra = {CHECKPOINT.name: CHECKPOINT.made(start, at=after, data=data)}
         told = {"step_size": step_size, "descent_steps": steps, "undone_steps": undone, "undo_residual": residual}
         stats = {name: jnp.asarray(value, jnp.float32) for name, value in told.items()}
+        stats["asked"] = asked(data, request)
         return Result(after, combine(STALE=jnp.asarray(stale)), stats, extra)
 
     return one_shot(rewind, model=model, on_empty=METHOD.on_empty)

@@ -1,8 +1,10 @@
 """From a run with noise, clipping or a rewound descent to a certificate."""
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import checks, sampling, tree
@@ -15,6 +17,7 @@ HIDDEN = Assumption(
     "hidden trajectory", True, "nobody saw weights, gradients or losses of the run, only the last weights", "assumed"
 )
 SETTINGS = Assumption("settings", True, "norms, rates and numbers of steps were chosen without the forget set", "assumed")
+EXACT = Assumption("exact arithmetic", True, "what rounding inside of steps and noise tells is not counted", "assumed")
 
 
 def certify_run(
@@ -32,9 +35,10 @@ def certify_run(
     """An (epsilon, delta) certificate for a run of any model, or the reasons why there is none.
 
     The theorems need no optimum, so that nothing is measured at the weights: what counts is what the run enforced, which it
-    reports in its statistics, from the numbers that it computed with. Somebody who changes those can write any certificate;
-    whoever has the key can run it again. Every assumption says who answers for it, and what the released model is compared
-    with, which differs between methods. Nothing is raised for what was found or declared: a void certificate has `valid=False`.
+    reports in its statistics, from the numbers that it computed with, and which request it answered. Somebody who changes those
+    can write any certificate; whoever has the key can run it again. Every assumption says who answers for it, and what the
+    released model is compared with, which differs between methods. Nothing is raised for what was found or declared: a void
+    certificate has `valid=False`.
 
     Args:
         result: of one request, by `jaxunlearn.noisy_finetune`, `output_perturbation` with a `clip_norm`, `rewind_to_delete`,
@@ -72,7 +76,7 @@ def certify_run(
     _require_types(result, data, request, mechanism)
     epsilon = number("epsilon", epsilon, np.inf, "positive and finite, such as 1.0")
     delta = number("delta", delta, 1.0, "between 0 and 1, both excluded, such as 1e-5")
-    missing = [name for name in mechanism.stats if name not in result.stats]
+    missing = [name for name in (*mechanism.stats, "asked") if name not in result.stats]
     if missing:
         raise ValueError(
             f"{type(mechanism).__name__} needs stats {missing}, which this result does not have: pass the mechanism of the "
@@ -85,17 +89,26 @@ def certify_run(
     num_rows = int(retained.sum())
     retained[rows] = False
     stats = {name: np.asarray(value) for name, value in result.stats.items()}
-    assessment = mechanism.assess(Run(stats, num_rows, rows.size), epsilon, delta)
+    leaves = jax.tree.leaves(result.variables.params)
+    rounding = max(float(jnp.finfo(x.dtype).eps) for x in leaves) * math.hypot(
+        *(np.linalg.norm(np.asarray(x, np.float64)) for x in leaves)
+    )
+    assessment = mechanism.assess(Run(stats, num_rows, rows.size, rounding), epsilon, delta)
     scale = float(assessment.noise_scale)
     stray = int(used.sum()) - rows.size
+    same = np.array_equal(np.reshape(stats["asked"], (-1, 4))[:1], np.asarray(sampling.asked(data, request))[None])
     found = f"{rows.size} rows were to go" + (f", {stray} slots name none" if stray else "")
+    found += "" if same else ", and the run answered another request, or rows that were present are others"
     assumptions = (
         status_ok(result),
         _finite(result),
         _no_state(result),
         holds("retained rows", bool(retained.any()), f"{int(retained.sum())} rows are left", "delete the model altogether"),
         holds(
-            "rows of the request", rows.size > 0 and not stray, found, "pass the request that the run answered, with its data"
+            "rows of the request",
+            rows.size > 0 and not stray and same,
+            found,
+            "pass the request that the run answered, with its data",
         ),
         extractor_of(extractor),
         not_adaptive(adaptive),
@@ -107,6 +120,7 @@ def certify_run(
         Assumption("compared with", True, mechanism.compared_with, "assumed"),
         HIDDEN,
         SETTINGS,
+        EXACT,
         ONE_RELEASE,
     )
     return Certificate(

@@ -17,6 +17,9 @@ order, B per epoch, b = 2 h m M / q comes once per epoch, at worst in its last s
 
     mu_0 = b / (1 - c^B) sqrt(1 - c^2) / s,    mu_K = c^{B K} mu_0    for K epochs.
 
+Right after learning, at K = 0, this is true for B <= 2 only: the last drift may meet a step that forgets all before it, and has
+the noise of that step alone. Then mu_0 is at most `b sqrt(1 + c^{2 B - 2} (1 - c^2) / (1 - c^B)^2) / s`.
+
 Requests one after another add: mu <- c^K (mu + mu_0 of the new rows). All of it is attained by losses that are quadratic.
 
 **Proof.** As in `shifts`, with the drift b while the rows differ and 0 afterwards. The shift that Cauchy and Schwarz leave is
@@ -117,7 +120,9 @@ def langevin_mu(
     num_batches: int = 1,
     smallest_batch: float | None = None,
 ) -> float:
-    """How far apart noisy descents on n rows and on those without m of them are, however long they ran.
+    """What `unlearned_mu` starts from: how far apart noisy descents on n rows and on those without m of them are.
+
+    However long they ran. With more than two batches it is no bound by itself, only after an epoch on the retain set.
 
     Args:
         num_forget: m.
@@ -163,7 +168,7 @@ def unlearned_mu(
 
     Args:
         learned: `langevin_mu` of the rows of each request.
-        steps: steps after each of them, before the next; of batches, epochs times batches.
+        steps: steps after each of them, before the next; of batches, epochs times batches, at least one epoch.
         convexity: mu of the mean loss.
         learning_rate: h.
 

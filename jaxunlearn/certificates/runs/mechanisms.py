@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxunlearn.certificates.calibration import epsilon_of, gaussian_scale
+from jaxunlearn.certificates.calibration import TINY, epsilon_of, gaussian_scale
 from jaxunlearn.certificates.certificate import OWN_NOISE, Assessment, Assumption
 from jaxunlearn.certificates.runs.descents import growth_per_step, langevin_mu, rewind_sensitivity, unlearned_mu
 from jaxunlearn.certificates.runs.projections import projected_epsilon
@@ -14,7 +14,9 @@ from jaxunlearn.certificates.runs.shifts import gaussian_mu
 from jaxunlearn.certificates.statements import holds
 
 UP, DOWN = 1 + 1e-6, 1 - 1e-6  # settings are reported in float32
+MARGIN = 100  # of noise over rounding: what an accountant leaves out is about a hundredth of a deviation per step
 CLEAN = "a clean algorithm: the same steps on the retain set, from any weights that never saw the forget set"
+CONSTANTS = ("declared", "estimated", "unproved")
 
 
 class Constant(NamedTuple):
@@ -22,12 +24,12 @@ class Constant(NamedTuple):
 
     Args:
         value: at least 0 and finite.
-        source: `checked` where a proof or a computation over all weights bounds it, `estimated` where it is the largest of some
-            samples, `unproved` where it is a guess. `publish` wants the last two to be accepted by name.
+        source: `declared` where whoever certifies has a proof or a computation over all weights, `estimated` where it is the
+            largest of some samples, `unproved` where it is a guess. `publish` wants the last two to be accepted by name.
     """
 
     value: float
-    source: Literal["checked", "estimated", "unproved"]
+    source: Literal["declared", "estimated", "unproved"]
 
 
 class Run(NamedTuple):
@@ -36,6 +38,7 @@ class Run(NamedTuple):
     stats: Mapping[str, np.ndarray]  # what the method reported of its own settings
     num_rows: int  # before the request
     num_forget: int
+    rounding: float = 0.0  # norm of the weights times the precision of their dtype
 
 
 class RunMechanism(Protocol):
@@ -76,7 +79,8 @@ class NoisyFinetune(NamedTuple):
     @property
     def stats(self) -> tuple[str, ...]:
         """What `jaxunlearn.noisy_finetune` reports."""
-        return ("norm", "contraction", "drift", "noise", "ratio", "noisy_steps", "steps", "peek")
+        names = ("norm", "contraction", "drift", "noise", "ratio", "noisy_steps")
+        return (*names, "steps", "peek", "chosen_on_request", "first_look")
 
     @property
     def compared_with(self) -> str:
@@ -92,7 +96,7 @@ class NoisyFinetune(NamedTuple):
         """Epsilon from the settings of every noisy step."""
         stats = {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in run.stats.items()}
         made = int(min(stats["steps"][0], stats.get("best_step", stats["steps"])[0]))
-        planned = int(stats["noisy_steps"][0]) if stats["noisy_steps"].size else 0
+        planned, first_look = int(stats["noisy_steps"][0]) if stats["noisy_steps"].size else 0, int(stats["first_look"][0])
         whole = 1 <= planned <= made
         norm, contraction, drift, noise, ratio = (
             stats[name][:planned] for name in ("norm", "contraction", "drift", "noise", "ratio")
@@ -119,7 +123,18 @@ class NoisyFinetune(NamedTuple):
                     f"{made} steps count, {planned} noisy ones were planned",
                     "run at least as many, and choose no earlier one by keep_best or stop",
                 ),
-                holds("nothing looked at the forget set", not stats["peek"].any(), "stop and keep_best", "leave out peek"),
+                holds(
+                    "nothing looked at the forget set",
+                    not (stats["peek"].any() or stats["chosen_on_request"].any()),
+                    "stop, keep_best, active_steps",
+                    "leave out peek, until_unseen and an active_steps that reads rows",
+                ),
+                holds(
+                    "no look at noisy steps",
+                    first_look == 0 or first_look >= planned,
+                    f"first look behind step {first_look}" if first_look else "no stop, no keep_best",
+                    "stop and keep_best choose whether there is a release: let look_every be at least the noisy steps",
+                ),
                 _within(spent, epsilon, delta),
             ),
         )
@@ -147,7 +162,7 @@ class OutputPerturbation(NamedTuple):
     def assess(self, run: Run, epsilon: float, delta: float) -> Assessment:
         """Noise, or epsilon, from the norm alone."""
         norm, sigma = (float(run.stats[name]) for name in self.stats)
-        sensitivity = 2 * norm * UP
+        sensitivity = 2 * (norm * UP + run.rounding)  # half precision rounds norms up
         clipped = Assumption("clipping", True, f"the run clipped weights at {norm:g}", "enforced")
         if not self.own_noise:
             free = holds("no noise of its own", sigma == 0, f"sigma {sigma:g}", "say OutputPerturbation(own_noise=True)")
@@ -201,6 +216,9 @@ class Rewind(NamedTuple):
         rate, after, undone = (float(run.stats[name]) for name in self.stats)
         known = {"smoothness L": self.smoothness, "gradient bound G": self.gradient_bound}
         known |= {"strong convexity mu": self.convexity} if self.convexity is not None else {}
+        for name, each in known.items():
+            if each.source not in CONSTANTS:
+                raise ValueError(f"the source of {name} must be declared, estimated or unproved, got {each.source!r}")
         flags = [Assumption(name, True, f"{name} = {each.value:g}, {each.source}", each.source) for name, each in known.items()]
         short = rate * UP * self.smoothness.value <= 1
         flags += [
@@ -212,7 +230,8 @@ class Rewind(NamedTuple):
                 Assumption("steps that were undone", True, f"{undone:.0f} steps were taken back by iteration", "estimated")
             )
         mu = None if self.convexity is None else self.convexity.value
-        growth = growth_per_step(rate * UP, self.smoothness.value, mu) if short else math.inf
+        # a shorter step may shrink a distance less, a longer one may stretch it more
+        growth = max(growth_per_step(rate * x, self.smoothness.value, mu) for x in (UP, DOWN)) if short else math.inf
         rows = run.num_rows + self.removed_before
         sensitivity = math.inf
         if growth < math.inf:
@@ -225,7 +244,10 @@ class Rewind(NamedTuple):
                 steps_before=self.steps_before,
                 steps_after=int(after),
             )
+        if self.steps_before:
+            sensitivity = max(sensitivity, TINY)  # descents that should meet do so up to rounding only
         scale = float(gaussian_scale(sensitivity, epsilon, delta)) if sensitivity < math.inf else math.inf
+        flags.append(above_rounding(scale, run))
         return Assessment(sensitivity, scale, 0.0, tuple(flags))
 
 
@@ -267,6 +289,7 @@ class Langevin(NamedTuple):
         """Epsilon from constants that the rows were checked for."""
         s = {name: float(run.stats[name]) for name in self.stats}
         short = 0 < s["learning_rate"] * s["smoothness"] <= UP and s["sigma"] > 0 and s["smallest_batch"] >= 1
+        spread = math.sqrt(2 * s["learning_rate"]) * s["sigma"] if short else 0.0
         mu = spent = math.inf
         if short:
             learned = langevin_mu(
@@ -295,10 +318,24 @@ class Langevin(NamedTuple):
                 Assumption("strong convexity mu", True, f"{s['convexity']:g}, the penalty", "enforced"),
                 Assumption("gradient bound M", True, f"{s['gradient_bound']:g}, of the loss on rows of that norm", "checked"),
                 holds("step at most 1 / L", short, f"learning rate {s['learning_rate']:g}", "take shorter steps, with noise"),
+                holds(
+                    "a whole epoch",
+                    s["descent_steps"] >= s["num_batches"],
+                    f"{s['descent_steps']:.0f} steps on {s['num_batches']:.0f} batches",
+                    "batches in turn hide a row after an epoch without it",
+                ),
                 Assumption("history of the descent", True, "the same steps from a start without rows", "declared"),
+                above_rounding(spread, run),
                 _within(spent, epsilon, delta),
             ),
         )
+
+
+def above_rounding(noise: float, run: Run) -> Assumption:
+    """Whether noise covers what rounding of two descents may tell, which no accountant counts."""
+    found = f"noise of deviation {noise:.3g}, the weights are rounded by {run.rounding:.3g}"
+    fine = noise == 0 or noise >= MARGIN * run.rounding
+    return holds("noise above rounding", fine, found, "more noise, fewer steps after the request, or float64")
 
 
 def _within(spent: float, epsilon: float, delta: float) -> Assumption:
@@ -309,5 +346,5 @@ def _within(spent: float, epsilon: float, delta: float) -> Assumption:
 def secrecy(secret_key: bool | None) -> Assumption:
     """Noise that was part of a run is only as secret as its key."""
     found = "not declared" if secret_key is None else f"declared secret_key={secret_key!r}"
-    remedy = "secret_key=True says that the key of the run was drawn at random and nobody knows it"
+    remedy = "secret_key=True says that the key was drawn at random for this run alone, learning included, and nobody knows it"
     return holds(OWN_NOISE, secret_key is True, found, remedy, "declared")
