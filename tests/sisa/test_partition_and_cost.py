@@ -131,6 +131,16 @@ def test_no_request_costs_more_than_the_attack():
         sisa.slow_down_attack(task, partition, 4)
 
 
+def test_the_attack_finds_shards_whose_first_slice_is_empty():
+    task, partition = trainer(5), sisa.random_partition(rows(14), KEY, shards=3, slices=2)
+    partition = partition._replace(rows=partition.rows.at[0, 0].set(-1).at[2].set(-1))
+    worst = max(sisa.visits_of(task, partition, [row]).sum() for row in range(14))
+    assert sisa.visits_of(task, partition, sisa.slow_down_attack(task, partition, 1)).sum() == worst
+    attack = sisa.slow_down_attack(task, partition, 3)
+    assert len(attack) == 2  # nothing is left of the last shard
+    assert set(attack.tolist()) <= set(np.asarray(partition.rows).ravel().tolist())
+
+
 def shards_of(logits, left):
     """An ensemble whose shard s answers logits[s] to every row."""
     count = len(left)
