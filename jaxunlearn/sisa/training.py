@@ -131,8 +131,7 @@ def fit(trainer: Trainer, data: Data, partition: Partition, key: PRNGKeyArray) -
     """
     _require_trainer(trainer)
     checks.check_key(key)
-    rows = tree.leading_axis(data.train, "data.train")
-    require_fits(partition, rows)
+    require_fits(partition, checks.check_present(data))
     data = data._replace(train=jax.tree.map(jnp.asarray, data.train))
     shards, slices, _ = partition.rows.shape
     partition, _ = without(partition, jnp.asarray(data.present) > 0)

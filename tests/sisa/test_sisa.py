@@ -305,6 +305,8 @@ def test_misuse_is_refused():
         unlearn(model.init(KEY), DATA, asked(1), KEY)
     with pytest.raises(ValueError, match="the partition is of 61 rows, and the data has 60"):
         sisa.fit(trainer, blobs(60), PARTITION, KEY)
+    with pytest.raises(ValueError, match=r"data.present must have shape \(61,\)"):
+        sisa.fit(trainer, DATA._replace(present=jnp.ones(5)), PARTITION, KEY)
     with pytest.raises(TypeError, match="expected a Partition"):
         sisa.fit(trainer, DATA, PARTITION.rows, KEY)
     with pytest.raises(TypeError, match="typed key"):
