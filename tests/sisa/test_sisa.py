@@ -307,6 +307,16 @@ def test_misuse_is_refused():
         sisa.fit(trainer, blobs(60), PARTITION, KEY)
     with pytest.raises(ValueError, match=r"data.present must have shape \(61,\)"):
         sisa.fit(trainer, DATA._replace(present=jnp.ones(5)), PARTITION, KEY)
+    repeated = PARTITION.rows.at[0, 0, 0].set(PARTITION.rows[1, 1, 1])
+    unread = PARTITION.sizes.at[0, 0].add(-1).at[1, 1].add(1)
+    for wrong, match in (
+        ({"rows": repeated}, "each of the 61 rows once"),
+        ({"rows": PARTITION.rows.at[0, 0, 0].set(61)}, "each of the 61 rows once"),
+        ({"sizes": unread}, "lie in its first slots"),
+        ({"rows": PARTITION.rows[0]}, r"rows \[S, R, m\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            sisa.fit(trainer, DATA, PARTITION._replace(**wrong), KEY)
     with pytest.raises(TypeError, match="expected a Partition"):
         sisa.fit(trainer, DATA, PARTITION.rows, KEY)
     with pytest.raises(TypeError, match="typed key"):
