@@ -97,7 +97,7 @@ def partition_by_rate(
     checks.require_count("least_rows", least, least=slices)
     if least * shards > rows:
         raise ValueError(f"{rows} rows do not fill {shards} shards of at least {least}: lower least_rows or shards")
-    order = np.lexsort((np.asarray(jax.random.uniform(key, (rows,))), known))
+    order = np.lexsort((np.asarray(jax.random.uniform(key, (rows,), jnp.float32)), known))
     roots = np.sqrt(known[order])
     total = np.cumsum(roots)
     ends = np.searchsorted(total - roots / 2, total[-1] * np.arange(1, shards) / shards)  # cut at the nearest row

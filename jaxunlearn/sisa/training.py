@@ -257,7 +257,7 @@ def _train_lanes(
 
 def _shuffled(key: PRNGKeyArray, rows: Int[Array, " M"], usable: Array) -> Int[Array, " M"]:
     """Rows of usable slots in random order, -1 behind them; a removed row keeps its place, as -1."""
-    order = jnp.argsort(jnp.where(usable, jax.random.uniform(key, rows.shape), jnp.inf))
+    order = jnp.argsort(jnp.where(usable, jax.random.uniform(key, rows.shape, jnp.float32), jnp.inf))
     return jnp.where(usable, rows, -1)[order]
 
 

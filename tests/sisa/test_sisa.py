@@ -12,6 +12,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import sisa
 from jaxunlearn.service.ledger import Ledger, data_fingerprint, fingerprint
+from jaxunlearn.sisa import training
 from tests.problems import blobs, distance, lane, network, normalized_network
 
 KEY = jax.random.key(0)
@@ -288,6 +289,15 @@ def test_it_can_be_traced_where_float64_is_on():
         form = jax.eval_shape(lambda data: sisa.fit(trainer, data, PARTITION, KEY), DATA)
         found = jax.eval_shape(sisa.sisa(trainer), form, DATA, asked(1), KEY)
     assert found.stats["visits"].dtype == np.int32
+
+
+def test_rows_have_one_order_where_float64_is_on():
+    rates = np.ones(61)
+    found = training._shuffled(KEY, jnp.arange(61), jnp.ones(61, bool))
+    partition = sisa.partition_by_rate(rates, KEY, shards=2, slices=2)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(training._shuffled(KEY, jnp.arange(61), jnp.ones(61, bool)), found)
+        np.testing.assert_array_equal(sisa.partition_by_rate(rates, KEY, shards=2, slices=2).rows, partition.rows)
 
 
 def test_misuse_is_refused():
