@@ -178,6 +178,9 @@ def test_shards_predict_together():
         answer(logits[:, 0], [4, 4, 4])
     with pytest.raises(ValueError, match="by must be one of votes"):
         sisa.ensemble(network(), by="mean")
+    for wrong in ([1.0, -1.0], [1.0, np.nan], [1.0, np.inf]):
+        with pytest.raises(ValueError, match="weights must lie in"):
+            sisa.ensemble(network(), weights=np.array(wrong))
     with pytest.raises(ValueError, match="no training mode"):
         sisa.ensemble(network()).forward(shards_of(logits, [1, 1, 1]), jnp.zeros((2, 1)), train=True)
 
