@@ -313,6 +313,10 @@ def test_misuse_is_refused():
         sisa.trainer(model, 0.1, epochs=1, batch_size=4)
     with pytest.raises(ValueError, match="works on what"):
         unlearn(model.init(KEY), DATA, asked(1), KEY)
+    bare = fitted._replace(state=fitted.state._replace(starts=()))
+    for other, held in ((sisa.trainer(model, optax.lion(0.1), epochs=3, batch_size=4), fitted), (trainer, bare)):
+        with pytest.raises(ValueError, match="the trainer that fit was given"):
+            jax.eval_shape(sisa.sisa(other), held, DATA, asked(1), KEY)
     with pytest.raises(ValueError, match="the partition is of 61 rows, and the data has 60"):
         sisa.fit(trainer, blobs(60), PARTITION, KEY)
     with pytest.raises(ValueError, match=r"data.present must have shape \(61,\)"):
