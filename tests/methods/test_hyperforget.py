@@ -107,6 +107,7 @@ def test_channels_in_another_order_make_the_same_convolutions():
         (["body", "head"], "a layer is a tuple of paths"),
         ([("bdy",), ("head",)], "no 'bdy'; did you mean 'body'"),
         ([("head",), ("body",)], r"body \(4, 8\) does not follow head \(8, 3\)"),
+        ([("body", "bias"), ("head", "bias")], "bias stands twice"),
         ([("bias",), ("head",)], None),  # [1, 8] looks like a kernel, and is none that a chain could tell from one
         ([("body", "head"), ("head",)], r"head \(8, 3\) has no entry for each of the 8 units"),
     ],
