@@ -245,6 +245,13 @@ def test_the_sample_nearest_to_the_prompts_is_kept():
     assert distance(other.variables, result.variables) > 0.1
 
 
+def test_a_request_that_names_a_class_without_rows_is_not_said_to_be_met():
+    request = REQUEST._replace(weights=0 * REQUEST.weights, target=jnp.array([False, True, False]))
+    result = ask(request=request, both=False, noise=1.0)
+    assert np.isnan(result.stats["distance"])
+    assert distance(result.variables, VARIABLES) > 0.1
+
+
 def test_samples_that_are_no_networks_are_passed_over():
     result = ask(noise=0.1, limit=0.0)
     assert 0 < np.sum(np.isnan(result.stats["forget_losses"])) < SAMPLES
