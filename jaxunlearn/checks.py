@@ -121,13 +121,19 @@ def row_losses(model: Model, outputs: Outputs, examples: Examples) -> Float[Arra
     return losses
 
 
+def check_present(data: Data) -> int:
+    """How many training rows there are; ValueError unless `present` has one entry for each."""
+    rows = leading_axis(data.train, "data.train")
+    if jnp.shape(data.present) != (rows,):
+        raise ValueError(f"data.present must have shape ({rows},), one entry per training row, got {jnp.shape(data.present)}")
+    return rows
+
+
 def check_call(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> None:
     """Everything about one call of a method that is static and can be wrong."""
     check_variables(variables)
     check_key(key)
-    rows = leading_axis(data.train, "data.train")
-    if jnp.shape(data.present) != (rows,):
-        raise ValueError(f"data.present must have shape ({rows},), one entry per training row, got {jnp.shape(data.present)}")
+    check_present(data)
     indices, weights = request.indices, request.weights
     if not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
         raise TypeError(f"request.indices must be integers, got {jnp.result_type(indices)}")

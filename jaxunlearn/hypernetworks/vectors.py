@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxunlearn.tree import path_of
+from jaxunlearn.tree import path_of, require_own_paths
 from jaxunlearn.types import Scalar
 
 DEVIATION = 0.538  # of what G.pt diffuses, so that its noise schedule fits parameters
@@ -109,8 +109,8 @@ def permuted(params: PyTree, layers: Sequence[Sequence[str]], key: PRNGKeyArray)
         A tree like `params`.
 
     Raises:
-        ValueError: fewer than two layers, a path that is not there, kernels that do not follow one another, a parameter
-            without an entry for each unit.
+        ValueError: fewer than two layers, a path that is not there or stands twice, kernels that do not follow one another, a
+            parameter without an entry for each unit.
 
     Example:
         >>> params = {"in": jnp.ones((4, 8)), "bias": jnp.arange(8.0), "out": jnp.ones((8, 3))}
@@ -123,8 +123,10 @@ def permuted(params: PyTree, layers: Sequence[Sequence[str]], key: PRNGKeyArray)
     if wrong := [layer for layer in layers if isinstance(layer, str) or not layer]:
         raise ValueError(f'a layer is a tuple of paths, its kernel first, such as ("Dense_0/kernel",); got {wrong[0]!r}')
     paths, form = jax.tree.flatten_with_path(params)
+    require_own_paths([path_of(path) for path, _ in paths])
     found = {path_of(path): jnp.asarray(leaf) for path, leaf in paths}
-    for path in (path for layer in layers for path in layer):
+    named = [path for layer in layers for path in layer]
+    for path in named:
         if path not in found:
             near = get_close_matches(path, found, n=3, cutoff=0.4) or list(found)[:5]
             raise ValueError(f"params have no {path!r}; did you mean {', '.join(map(repr, near))}?")
@@ -145,4 +147,6 @@ def permuted(params: PyTree, layers: Sequence[Sequence[str]], key: PRNGKeyArray)
         for path in (kernel, *others):
             found[path] = found[path][..., order]
         found[following] = jnp.take(found[following], order, axis=-2)
+    if twice := sorted({path for path in named if named.count(path) > 1}):
+        raise ValueError(f"{twice[0]} stands twice: the units on its sides cannot move by themselves, so leave its layers out")
     return jax.tree.unflatten(form, found.values())

@@ -54,8 +54,8 @@ def convolution_transpose(
         An `Unlearner` for `jaxunlearn.iterate`; per-step `stats`: `loss` Float[]. An empty request changes nothing.
 
     Raises:
-        ValueError: `axes` that are not two of four; at trace time, no parameter with four axes among `layers`, or one that is
-            not square along `axes`.
+        ValueError: `axes` that are not two of four; at trace time, no parameter with four axes among `layers`, one that is
+            not square along `axes`, or none that is larger than 1 there.
         TypeError: at trace time, `layers` is neither an expression nor a predicate.
 
     Example:
@@ -70,6 +70,10 @@ def convolution_transpose(
         if not any(jax.tree.leaves(chosen)):
             forms = ", ".join(f"{name} {form}" for name, form in tree.form_of(variables.params).items())
             raise ValueError(f"convolution_transpose needs parameters of four axes, layers={layers!r} names none: {forms}")
+
+        sides = [x.shape[axes[0]] for x, name in zip(*map(jax.tree.leaves, (variables.params, chosen)), strict=True) if name]
+        if max(sides) == 1:
+            raise ValueError(f"no kernel among layers={layers!r} is larger than 1 along axes {axes}: nothing to transpose")
 
         def turned(x, is_chosen):
             if not is_chosen:

@@ -73,9 +73,9 @@ def hyperforget(
 
     Returns:
         An `UnlearnFn`; `stats`: `forget_losses`, `retain_losses` Float[num_samples] of the samples, `chosen` Int[], `distance`
-        Float[] of the chosen one to the prompts, `forget_loss_before`, `retain_loss_before`, `retain_loss_after` Float[]. Those
-        of the retain set only with a `retain_prompt`; then DAMAGED is the status where the chosen network knows less of it than
-        guessing does: draw more samples, or train H longer.
+        Float[] of the chosen one to the prompts (NaN if no row tells), `forget_loss_before`, `retain_loss_before`,
+        `retain_loss_after` Float[]. Those of the retain set only with a `retain_prompt`; then DAMAGED is the status where the
+        chosen network knows less of it than guessing does: draw more samples, or train H longer.
 
     Raises:
         ValueError: prompts that are NaN, `eta` outside [0, 1], a number that is not positive; at trace time a denoiser that
@@ -134,7 +134,7 @@ def hyperforget(
         apart = jnp.sum(jnp.where(some, jnp.abs(losses - prompts), 0), axis=1)
         chosen = jnp.argmin(jnp.where(jnp.isfinite(apart), apart, jnp.inf)).astype(jnp.int32)
         after = network(made[chosen])
-        stats = {"chosen": chosen, "distance": apart[chosen]}
+        stats = {"chosen": chosen, "distance": jnp.where(jnp.any(some), apart[chosen], jnp.nan)}
         for place, side in enumerate(asked):
             stats |= {f"{side}_losses": losses[:, place], f"{side}_loss_before": before[place]}
         code = combine(NONFINITE=~jnp.isfinite(apart[chosen]))

@@ -89,7 +89,7 @@ def visits_of(trainer: Trainer, partition: Partition, rows: Any) -> Int[np.ndarr
 
 
 def slow_down_attack(trainer: Trainer, partition: Partition, size: int) -> Int[np.ndarray, " k"]:
-    """The rows whose removal costs most: one in the first slice of every shard, the dearest shards first.
+    """The rows whose removal costs most: one in the first slice of every shard that has rows left, the dearest shards first.
 
     Someone who knows the partition can ask for them. Together they cost `expected_cost(..., requests=size).bound`, less the
     visits of the rows themselves: never more than `size` shards, nor than a training of all. One after another each costs
@@ -100,7 +100,7 @@ def slow_down_attack(trainer: Trainer, partition: Partition, size: int) -> Int[n
         size: rows to ask for, k, at most the number of shards; further rows make the answer cheaper.
 
     Returns:
-        Int[k], row numbers; fewer where fewer first slices have a row left.
+        Int[k], row numbers; fewer where fewer shards have a row left.
 
     Raises:
         ValueError: a size that is no positive integer or above the number of shards.
@@ -115,11 +115,12 @@ def slow_down_attack(trainer: Trainer, partition: Partition, size: int) -> Int[n
         92
     """
     checks.require_count("size", size)
-    first = np.asarray(partition.rows)[:, 0]
-    if size > len(first):
-        raise ValueError(f"an attack asks for one row of each of {len(first)} shards at most, got size={size}")
+    held = np.asarray(partition.rows)
+    held = held.reshape(len(held), -1)  # in order of slices; where the first one is empty, the next one costs as much
+    if size > len(held):
+        raise ValueError(f"an attack asks for one row of each of {len(held)} shards at most, got size={size}")
     dearest = np.argsort(-_training(trainer, partition), kind="stable")
-    found = [int(first[shard][first[shard] >= 0][0]) for shard in dearest if np.any(first[shard] >= 0)]
+    found = [int(held[shard][held[shard] >= 0][0]) for shard in dearest if np.any(held[shard] >= 0)]
     return np.asarray(found[:size], np.int32)
 
 

@@ -4,8 +4,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxunlearn import checks
 from jaxunlearn.sisa.training import Shards
 from jaxunlearn.types import Model, Outputs, Variables
 
@@ -28,8 +30,8 @@ def ensemble(model: Model, *, by: By = "votes", weights: Any = "equal") -> Model
         or of mean probabilities, [b, ..., c], or mean outputs. A share of 0 counts as the smallest float.
 
     Raises:
-        ValueError: an unknown rule; at trace time, votes or probabilities of a model without classes, variables that `fit` did
-            not make, weights of another number of shards, a pass in training mode.
+        ValueError: an unknown rule, weights below 0 or not finite; at trace time, votes or probabilities of a model without
+            classes, variables that `fit` did not make, weights of another number of shards, a pass in training mode.
 
     Example:
         >>> trainer = jaxunlearn.sisa.trainer(model, optax.sgd(0.1), epochs=4, batch_size=8)
@@ -42,6 +44,8 @@ def ensemble(model: Model, *, by: By = "votes", weights: Any = "equal") -> Model
         raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
     if isinstance(weights, str) and weights not in ("equal", "rows"):
         raise ValueError(f"weights must be 'equal', 'rows' or one number for each shard, got {weights!r}")
+    if not isinstance(weights, str):
+        checks.check_range("weights", weights, low=0, high=float(np.finfo(np.float32).max))
 
     def forward(variables: Variables, inputs: Any, *, train: bool = False, key: Any = None) -> Outputs:
         if train:

@@ -97,7 +97,7 @@ def partition_by_rate(
     checks.require_count("least_rows", least, least=slices)
     if least * shards > rows:
         raise ValueError(f"{rows} rows do not fill {shards} shards of at least {least}: lower least_rows or shards")
-    order = np.lexsort((np.asarray(jax.random.uniform(key, (rows,))), known))
+    order = np.lexsort((np.asarray(jax.random.uniform(key, (rows,), jnp.float32)), known))
     roots = np.sqrt(known[order])
     total = np.cumsum(roots)
     ends = np.searchsorted(total - roots / 2, total[-1] * np.arange(1, shards) / shards)  # cut at the nearest row
@@ -118,8 +118,19 @@ def require_fits(partition: Any, rows: int) -> None:
     """TypeError unless it is a `Partition`, ValueError unless it is one of so many rows, as far as values are known."""
     if not isinstance(partition, Partition):
         raise TypeError(f"expected a Partition such as sisa.random_partition(...), got {type(partition).__name__}")
-    if checks.is_concrete(partition.sizes) and (held := int(np.asarray(partition.sizes).sum())) != rows:
+    form, sizes_form = jnp.shape(partition.rows), jnp.shape(partition.sizes)
+    if len(form) != 3 or sizes_form != form[:2]:
+        raise ValueError(f"a partition has rows [S, R, m] and sizes [S, R], got shapes {form} and {sizes_form}")
+    if not (checks.is_concrete(partition.sizes) and checks.is_concrete(partition.rows)):
+        return
+    places, sizes = np.asarray(partition.rows), np.asarray(partition.sizes)
+    if (held := int(sizes.sum())) != rows:
         raise ValueError(f"the partition is of {held} rows, and the data has {rows}: make one for these data")
+    named = np.sort(places[places >= 0])
+    if named.size and (named[-1] >= rows or np.any(named[1:] == named[:-1])):
+        raise ValueError(f"a partition holds each of the {rows} rows once, numbered from 0; this one repeats or invents some")
+    if np.any((places >= 0) & (np.arange(form[2]) >= sizes[..., None])):
+        raise ValueError("rows of a slice lie in its first slots, as many as sizes says: others would never be trained on")
 
 
 def _require_room(rows: int, shards: int, slices: int) -> int:

@@ -15,6 +15,9 @@ It is exact as long as neither hyper-parameters nor partition depended on who wa
 the variables from before, and those of earlier applications, which a ledger keeps until `purge(exact=True)`.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
@@ -52,7 +55,8 @@ def sisa(trainer: Trainer) -> UnlearnFn:
 
     Raises:
         TypeError: no `Trainer`.
-        ValueError: at trace time, variables that `fit` did not make, or a partition of other data.
+        ValueError: at trace time, variables that `fit` did not make, or made with a model or optimizer of another form; a
+            partition of other data.
 
     Example:
         >>> trainer = jaxunlearn.sisa.trainer(model, optax.sgd(0.1), epochs=4, batch_size=8)
@@ -71,6 +75,7 @@ def sisa(trainer: Trainer) -> UnlearnFn:
             raise ValueError("sisa works on what jaxunlearn.sisa.fit returned: Variables(params, Shards)")
         data, request = begin(variables, data, request, key)
         require_fits(variables.state.partition, data.present.shape[0])
+        _require_starts(trainer, data, variables.state, key)
         slices = variables.state.partition.rows.shape[1]
         idle = ~jnp.any(sampling.usable_slots(data, request))
         retained = sampling.retain_weights(data, request) > 0
@@ -83,6 +88,19 @@ def sisa(trainer: Trainer) -> UnlearnFn:
         return result._replace(variables=found)  # which are the ones that went in where nothing was to be removed
 
     return prepared_by(unlearn, None)
+
+
+def _require_starts(trainer: Trainer, data: Data, state: Shards, key: PRNGKeyArray) -> None:
+    """ValueError unless what was kept has the form of what this trainer trains."""
+    unread: Any = ()
+    expected = jax.eval_shape(lambda key: trainer.method.init(unread, data, unread, key)[1], key)
+    lanes = state.partition.rows.shape[:2]
+    fits = jax.tree.structure(expected) == jax.tree.structure(state.starts)
+    if fits and all(jax.tree.leaves(jax.tree.map(lambda x, y: (*lanes, *x.shape) == jnp.shape(y), expected, state.starts))):
+        return
+    raise ValueError(
+        "what was kept of each slice is gone, or of another model or optimizer: give sisa the trainer that fit was given"
+    )
 
 
 def _without_starts(variables: Variables) -> Variables:

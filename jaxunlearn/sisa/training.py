@@ -131,8 +131,7 @@ def fit(trainer: Trainer, data: Data, partition: Partition, key: PRNGKeyArray) -
     """
     _require_trainer(trainer)
     checks.check_key(key)
-    rows = tree.leading_axis(data.train, "data.train")
-    require_fits(partition, rows)
+    require_fits(partition, checks.check_present(data))
     data = data._replace(train=jax.tree.map(jnp.asarray, data.train))
     shards, slices, _ = partition.rows.shape
     partition, _ = without(partition, jnp.asarray(data.present) > 0)
@@ -258,7 +257,7 @@ def _train_lanes(
 
 def _shuffled(key: PRNGKeyArray, rows: Int[Array, " M"], usable: Array) -> Int[Array, " M"]:
     """Rows of usable slots in random order, -1 behind them; a removed row keeps its place, as -1."""
-    order = jnp.argsort(jnp.where(usable, jax.random.uniform(key, rows.shape), jnp.inf))
+    order = jnp.argsort(jnp.where(usable, jax.random.uniform(key, rows.shape, jnp.float32), jnp.inf))
     return jnp.where(usable, rows, -1)[order]
 
 

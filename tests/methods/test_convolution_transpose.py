@@ -59,6 +59,8 @@ def test_what_to_do_is_said():
         turned({"w": jnp.zeros((4, 3))})
     with pytest.raises(ValueError, match=r"shape \(4, 2, 3, 3\) is not square along axes \(0, 1\): name the spatial axes"):
         turned({"w": jnp.zeros((4, 2, 3, 3))})
+    with pytest.raises(ValueError, match=r"larger than 1 along axes \(0, 1\): nothing to transpose"):
+        turned({"w": jnp.zeros((1, 1, 3, 3))})  # [out, in, h, w]
     for axes in ((0, 0), (1, -3), (0, 4), (0, 1, 2)):
         with pytest.raises(ValueError, match="two spatial axes"):
             turned(VARIABLES.params, axes=axes)

@@ -107,6 +107,7 @@ def test_channels_in_another_order_make_the_same_convolutions():
         (["body", "head"], "a layer is a tuple of paths"),
         ([("bdy",), ("head",)], "no 'bdy'; did you mean 'body'"),
         ([("head",), ("body",)], r"body \(4, 8\) does not follow head \(8, 3\)"),
+        ([("body", "bias"), ("head", "bias")], "bias stands twice"),
         ([("bias",), ("head",)], None),  # [1, 8] looks like a kernel, and is none that a chain could tell from one
         ([("body", "head"), ("head",)], r"head \(8, 3\) has no entry for each of the 8 units"),
     ],
@@ -242,6 +243,13 @@ def test_the_sample_nearest_to_the_prompts_is_kept():
     other = ask(noise=1.0, prompts={"forget_prompt": float(forget[0]), "retain_prompt": float(retain[0])})
     assert other.stats["chosen"] == 0 != chosen  # the denoiser is not told, so that the samples are the same
     assert distance(other.variables, result.variables) > 0.1
+
+
+def test_a_request_that_names_a_class_without_rows_is_not_said_to_be_met():
+    request = REQUEST._replace(weights=0 * REQUEST.weights, target=jnp.array([False, True, False]))
+    result = ask(request=request, both=False, noise=1.0)
+    assert np.isnan(result.stats["distance"])
+    assert distance(result.variables, VARIABLES) > 0.1
 
 
 def test_samples_that_are_no_networks_are_passed_over():

@@ -131,6 +131,16 @@ def test_no_request_costs_more_than_the_attack():
         sisa.slow_down_attack(task, partition, 4)
 
 
+def test_the_attack_finds_shards_whose_first_slice_is_empty():
+    task, partition = trainer(5), sisa.random_partition(rows(14), KEY, shards=3, slices=2)
+    partition = partition._replace(rows=partition.rows.at[0, 0].set(-1).at[2].set(-1))
+    worst = max(sisa.visits_of(task, partition, [row]).sum() for row in range(14))
+    assert sisa.visits_of(task, partition, sisa.slow_down_attack(task, partition, 1)).sum() == worst
+    attack = sisa.slow_down_attack(task, partition, 3)
+    assert len(attack) == 2  # nothing is left of the last shard
+    assert set(attack.tolist()) <= set(np.asarray(partition.rows).ravel().tolist())
+
+
 def shards_of(logits, left):
     """An ensemble whose shard s answers logits[s] to every row."""
     count = len(left)
@@ -168,6 +178,9 @@ def test_shards_predict_together():
         answer(logits[:, 0], [4, 4, 4])
     with pytest.raises(ValueError, match="by must be one of votes"):
         sisa.ensemble(network(), by="mean")
+    for wrong in ([1.0, -1.0], [1.0, np.nan], [1.0, np.inf]):
+        with pytest.raises(ValueError, match="weights must lie in"):
+            sisa.ensemble(network(), weights=np.array(wrong))
     with pytest.raises(ValueError, match="no training mode"):
         sisa.ensemble(network()).forward(shards_of(logits, [1, 1, 1]), jnp.zeros((2, 1)), train=True)
 

@@ -12,6 +12,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import sisa
 from jaxunlearn.service.ledger import Ledger, data_fingerprint, fingerprint
+from jaxunlearn.sisa import training
 from tests.problems import blobs, distance, lane, network, normalized_network
 
 KEY = jax.random.key(0)
@@ -290,6 +291,15 @@ def test_it_can_be_traced_where_float64_is_on():
     assert found.stats["visits"].dtype == np.int32
 
 
+def test_rows_have_one_order_where_float64_is_on():
+    rates = np.ones(61)
+    found = training._shuffled(KEY, jnp.arange(61), jnp.ones(61, bool))
+    partition = sisa.partition_by_rate(rates, KEY, shards=2, slices=2)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(training._shuffled(KEY, jnp.arange(61), jnp.ones(61, bool)), found)
+        np.testing.assert_array_equal(sisa.partition_by_rate(rates, KEY, shards=2, slices=2).rows, partition.rows)
+
+
 def test_misuse_is_refused():
     trainer, _, unlearn, fitted = setting("Adam with decay")
     model, optimizer = MODELS["SGD"]
@@ -303,8 +313,24 @@ def test_misuse_is_refused():
         sisa.trainer(model, 0.1, epochs=1, batch_size=4)
     with pytest.raises(ValueError, match="works on what"):
         unlearn(model.init(KEY), DATA, asked(1), KEY)
+    bare = fitted._replace(state=fitted.state._replace(starts=()))
+    for other, held in ((sisa.trainer(model, optax.lion(0.1), epochs=3, batch_size=4), fitted), (trainer, bare)):
+        with pytest.raises(ValueError, match="the trainer that fit was given"):
+            jax.eval_shape(sisa.sisa(other), held, DATA, asked(1), KEY)
     with pytest.raises(ValueError, match="the partition is of 61 rows, and the data has 60"):
         sisa.fit(trainer, blobs(60), PARTITION, KEY)
+    with pytest.raises(ValueError, match=r"data.present must have shape \(61,\)"):
+        sisa.fit(trainer, DATA._replace(present=jnp.ones(5)), PARTITION, KEY)
+    repeated = PARTITION.rows.at[0, 0, 0].set(PARTITION.rows[1, 1, 1])
+    unread = PARTITION.sizes.at[0, 0].add(-1).at[1, 1].add(1)
+    for wrong, match in (
+        ({"rows": repeated}, "each of the 61 rows once"),
+        ({"rows": PARTITION.rows.at[0, 0, 0].set(61)}, "each of the 61 rows once"),
+        ({"sizes": unread}, "lie in its first slots"),
+        ({"rows": PARTITION.rows[0]}, r"rows \[S, R, m\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            sisa.fit(trainer, DATA, PARTITION._replace(**wrong), KEY)
     with pytest.raises(TypeError, match="expected a Partition"):
         sisa.fit(trainer, DATA, PARTITION.rows, KEY)
     with pytest.raises(TypeError, match="typed key"):
