@@ -34,7 +34,7 @@ SLOW = Path(__file__).with_name("slow.txt").read_text().splitlines()
 def pytest_collection_modifyitems(session, config, items):
     """Tests that were measured as long are slow, see `tests/tiers.py`."""
     listed = set(SLOW)
-    items.sort(key=lambda item: not item.nodeid.endswith("::test_readme_examples_run"))  # the longest first: others fit beside it
+    items.sort(key=lambda item: not item.nodeid.endswith("::test_readme_examples_run"))  # the longest, beside all others
     for item in items:
         if item.nodeid in listed:
             item.add_marker(pytest.mark.slow)
