@@ -86,7 +86,8 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
         return [x for x, _ in outputs], [x for _, x in outputs]
 
     def turns(options: Any, values: list[Any], marks: list[bool], room: int) -> tuple[list, list[bool]]:
-        consts, first, length = options["num_consts"], options["num_consts"] + options["num_carry"], options["length"]
+        consts, carried = scan_counts(options)
+        first, length = consts + carried, options["length"]
         carry, carry_marks = values[consts:first], [False] * (first - consts)  # what goes round is an activation
         made: list[list[Any]] = [[] for _ in options["jaxpr"].out_avals[first - consts :]]
         for turn in reversed(range(length)) if options["reverse"] else range(length):
@@ -101,6 +102,14 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
 
     marked = [place in params for place in range(len(program.jaxpr.invars))]
     return jax.make_jaxpr(lambda *x: run(program.jaxpr, program.consts, x, marked, LONGEST_LOOP)[0])(*program.in_avals)
+
+
+def scan_counts(options: Any) -> tuple[int, int]:
+    """How many inputs of a scan are the same in every turn, and how many go round; the others are taken apart turn by turn."""
+    if "num_consts" in options:
+        return options["num_consts"], options["num_carry"]
+    consts, carried, _ = options["ft_in"].unpack()  # since JAX 0.11
+    return len(consts), len(carried)
 
 
 def _inner(equation: Any) -> tuple[Jaxpr, Sequence[Any]] | None:
@@ -164,7 +173,7 @@ def multiplied(program: ClosedJaxpr, params: int) -> dict[int, Multiplied]:
         if name in PRODUCTS:
             note(values, in_loop)
         elif name == "scan":
-            return looped(options["jaxpr"].jaxpr, values, options["num_consts"], options["num_carry"])
+            return looped(options["jaxpr"].jaxpr, values, *scan_counts(options))
         elif name == "while":
             first, second = options["cond_nconsts"], options["cond_nconsts"] + options["body_nconsts"]
             run(options["cond_jaxpr"].jaxpr, [*values[:first], *values[second:]], True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxunlearn.curvature.programs import bind
+from jaxunlearn.curvature.programs import bind, scan_counts
 from jaxunlearn.frozen.weights import FORMS, Weight, product
 
 CALLS = ("jit", "pjit", "closed_call", "core_call")  # not what has a derivative of its own: it would be lost
@@ -105,7 +105,7 @@ class _Reader:
         return product(weight, values[1 - side], equation, side)
 
     def scan(self, options: Any, values: list[Any]) -> list[Any]:
-        consts, carried = options["num_consts"], options["num_carry"]
+        consts, carried = scan_counts(options)
         fixed, first = values[:consts], [self.dense(x, "the carry of a loop") for x in values[consts : consts + carried]]
         taken = [x.spread_first() if isinstance(x, Weight) else x for x in values[consts + carried :]]
 
