@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxunlearn import checks
+from jaxunlearn import checks, cores
 from jaxunlearn.requests import remove
 from jaxunlearn.types import Data, ForgetRequest, Result, UnlearnFn, Variables
 
@@ -72,6 +72,7 @@ def batched(
         chunk: how many requests run side by side; the others wait, which bounds memory. 1 is a loop inside the program,
             R or more is one `vmap`. By default 1 on CPUs, where it was never slower (see `experiments/results`), and all
             at once on accelerators.
+            Outside `jit` every core of a CPU runs chunks of its own, unless the call is a single chunk.
         mesh: shards the requests over its `request` axis, see `request_mesh`. Variables and data are copied to every
             device unless they are there already (`replicate`). No device waits for another. On a mesh that spans processes
             (`jax.distributed`) every process makes the same call with the same values, and gets its part of one result:
@@ -79,8 +80,9 @@ def batched(
 
     Returns:
         `(variables, data, requests, keys) -> Result` with a leading axis R on every leaf, for stacked requests (`indices`
-        Int[R, k]) and R keys. Without a mesh it is pure: wrap it in `jax.jit`. With a mesh it compiles by itself, once for
-        each R, because requests are laid out and results trimmed outside the program; call it outside `jit`.
+        Int[R, k]) and R keys. It compiles by itself, once for each R. Without a mesh it is pure as well: inside `jit`, `vmap`
+        or `jax.eval_shape` it is part of that program, which a CPU runs on one core. With a mesh it must be called outside
+        `jit`, because requests are laid out and results trimmed outside the program.
 
     Raises:
         ValueError: leading axes that differ, a chunk that is not positive, a mesh without the axis or with Explicit axes,
@@ -91,7 +93,7 @@ def batched(
         >>> method = jaxunlearn.gradient_difference(model, optax.sgd(0.1))
         >>> unlearn = jaxunlearn.iterate(method, num_steps=5, batch_size=8)
         >>> requests = jaxunlearn.from_indices(data, [[1], [2, 3], [4]])
-        >>> results = jax.jit(jaxunlearn.batched(unlearn))(variables, data, requests, jax.random.split(key, 3))
+        >>> results = jaxunlearn.batched(unlearn)(variables, data, requests, jax.random.split(key, 3))
         >>> results.status.tolist(), results.stats["loss"].shape
         ([0, 0, 0], (3, 5))
     """
@@ -100,7 +102,7 @@ def batched(
         checks.require_count("chunk", chunk)
     if mesh is None:
         chunk = chunk or _default_chunk(jax.default_backend())
-        return lambda *arguments: _run(unlearn, chunk, *separate(arguments, in_axes))
+        return _on_one_device(unlearn, chunk, in_axes)
     _check_mesh(mesh)
     chunk = chunk or _default_chunk(mesh.devices.flat[0].platform)
 
@@ -128,6 +130,23 @@ def batched(
         return result if lanes % mesh.size == 0 else jax.tree.map(lambda x: x[:lanes], result)
 
     return meshed
+
+
+def _on_one_device(unlearn: UnlearnFn, chunk: int, in_axes: Any) -> Batched:
+    @partial(jax.jit, static_argnums=(1, 2))
+    def program(first: jax.Array, size: int, form: _Form, shared: list, per_request: list) -> Result:
+        part = [jax.lax.dynamic_slice_in_dim(x, first, size) for x in per_request]
+        return _run(unlearn, chunk, shared, part, form)
+
+    def call(*arguments: Any) -> Result:
+        shared, per_request, form = separate(arguments, in_axes)
+        if cores.inside_a_program() or cores.is_on("jax_disable_jit"):
+            return _run(unlearn, chunk, shared, per_request, form)
+        lanes = num_lanes(per_request)
+        parts = cores.parts_of(lanes, chunk, [*shared, *per_request])
+        return cores.run(program, (shared, per_request), form, lanes, parts)
+
+    return call
 
 
 def _place(values: PyTree, sharding: NamedSharding) -> PyTree:

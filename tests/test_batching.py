@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn import cores
 from tests.problems import NUM_FEATURES, blobs, distance, lane, network, nudge
 
 DATA, NUDGE = blobs(), nudge()
@@ -40,6 +41,52 @@ def test_other_axes_serve_several_originals_and_tenants(single, chunk):
     alone = single(VARIABLES, DATA._replace(present=present[0]), REQUEST, KEYS[0])
     assert distance(lane(apart.variables, 0), alone.variables) < 1e-6
     assert distance(lane(apart.variables, 0), lane(many.variables, 0)) > 1e-4
+
+
+@pytest.mark.parametrize("able", [1, 2, 3, 8])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_cores_share_requests_and_change_no_bit(able, chunk, monkeypatch):
+    monkeypatch.setattr(cores, "available", lambda: able)
+    requests, keys = ju.from_indices(DATA, [[1], [2], [3], [4, 5], [6]]), jax.random.split(jax.random.key(1), 5)
+    traces = []
+
+    def counted(variables, data, request, key):
+        traces.append(key)
+        return NUDGE(variables, data, request, key)
+
+    batched = ju.batched(counted, chunk=chunk)
+    found = batched(VARIABLES, DATA, requests, keys)
+    once = len(traces)
+    again = batched(VARIABLES, DATA, requests, keys)
+    assert len(traces) == once
+    expected = jax.jit(ju.batched(NUDGE, chunk=chunk))(VARIABLES, DATA, requests, keys)
+    for tree in (found, again):
+        assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), tree, expected))
+
+
+def test_cores_follow_the_settings_of_the_calling_thread(monkeypatch):
+    monkeypatch.setattr(cores, "available", lambda: 2)
+    batched = ju.batched(lambda variables, *_: ju.Result(variables, stats={"zero": jnp.zeros(())}))
+    with jax.enable_x64(True):
+        assert batched(VARIABLES, DATA, REQUESTS, KEYS).stats["zero"].dtype == jnp.float64
+    with jax.debug_nans(True):  # seen by this thread only, so nothing runs in another one
+        assert cores.parts_of(3, 1, [KEYS]) == 1
+    with jax.disable_jit():
+        plain = batched(VARIABLES, DATA, REQUESTS, KEYS)
+    assert distance(plain.variables, batched(VARIABLES, DATA, REQUESTS, KEYS).variables) < 1e-6
+    assert [cores.parts_of(3, chunk, [KEYS]) for chunk in (1, 2, 3)] == [2, 2, 1]
+
+
+def test_a_method_may_close_over_values_of_a_trace():
+    requests = ju.from_indices(DATA, [[1, 2], [3]])
+
+    def at(factor):
+        def scaled(variables, data, request, key):
+            return NUDGE(jax.tree.map(lambda w: factor * w, variables), data, request, key)
+
+        return ju.batched(scaled)(VARIABLES, DATA, requests, KEYS[:2]).variables
+
+    assert distance(lane(jax.vmap(at)(jnp.array([0.1, 0.2])), 1), at(0.2)) < 1e-6
 
 
 def test_a_sweep_is_one_more_vmap():

@@ -70,7 +70,8 @@ def main(config: Config) -> None:
     single = jax.jit(unlearn)
     mapped = jax.jit(lambda v, d, r, k: jax.lax.map(lambda lane: unlearn(v, d, lane[0], lane[1]), (r, k)))
     vmapped = jax.jit(jax.vmap(unlearn, (None, None, 0, 0)))
-    as_it_comes = jax.jit(ju.batched(unlearn))
+    as_it_comes = ju.batched(unlearn)
+    inside = jax.jit(as_it_comes)
     mesh = ju.request_mesh()
     meshed = ju.batched(unlearn, mesh=mesh)
     everywhere = ju.replicate((variables, data), mesh)
@@ -79,6 +80,7 @@ def main(config: Config) -> None:
         "lax.map": lambda: mapped(variables, data, requests, keys),
         "vmap": lambda: vmapped(variables, data, requests, keys),
         "batched": lambda: as_it_comes(variables, data, requests, keys),
+        "batched inside jit": lambda: inside(variables, data, requests, keys),
         f"batched on {mesh.size} devices": lambda: meshed(everywhere[0], everywhere[1], requests, keys),
     }
     expected = variants["vmap"]().variables

@@ -65,8 +65,7 @@ def reusable(function: Any, *, in_axes: Any = PER_REQUEST, chunk: int | None = N
         counts until the largest program of a call is compiled, running from there; nothing is raised for bad status codes.
         `tell` gets the number R after every call.
     """
-    batched: Any = ju.batched(function, in_axes=in_axes, chunk=chunk, mesh=mesh)
-    program = batched if mesh is not None else jax.jit(batched)
+    program: Any = ju.batched(function, in_axes=in_axes, chunk=chunk, mesh=mesh)
 
     def run(calls: Sequence[Call], tell: Tell | None = None) -> Timed:
         results, compile_seconds, run_seconds = [], 0.0, 0.0

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 import jaxunlearn as ju
+from jaxunlearn import cores
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ def use_all_cores() -> None:
     """
     flag = "--xla_force_host_platform_device_count"
     if "JAX_NUM_CPU_DEVICES" not in os.environ and flag not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", cores.available())
 
 
 def start(scale: Scale) -> Mesh | None:

@@ -89,8 +89,7 @@ def ensemble(
     if block is not None:
         checks.require_count("block", block)
     block = min(block or models, models)
-    run = batched(unlearn, in_axes=in_axes, chunk=chunk, mesh=mesh)
-    answer: Any = run if mesh is not None else jax.jit(run)
+    answer: Any = batched(unlearn, in_axes=in_axes, chunk=chunk, mesh=mesh)
 
     keep = measure or (lambda one, part: predict(model, one, part))
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn import cores
 from jaxunlearn.commands.table import aligned
 from jaxunlearn.version import __version__
 
@@ -62,7 +63,7 @@ def look() -> Machine:
         platform=jax.default_backend(),
         devices=tuple(f"{device.device_kind} {device.id}" for device in jax.devices()),
         has_float64=has_float64,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores.available(),
         quota=quota_of(Path("/sys/fs/cgroup/cpu.max")),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         has_gpu=Path("/dev/nvidiactl").exists(),
@@ -134,9 +135,9 @@ def slow(machine: Machine) -> list[Remark]:
 
     Example:
         >>> from jaxunlearn.commands.doctor import look, slow
-        >>> machine = look()._replace(platform="cpu", devices=("cpu 0",), cores=4)
-        >>> slow(machine)[0].mend.split()[0]
-        'XLA_FLAGS=--xla_force_host_platform_device_count=4'
+        >>> machine = look()._replace(platform="cpu", cores=4, quota=None)
+        >>> slow(machine)[0].mend
+        'call batched(unlearn) outside jit, which takes all 4'
     """
     found, on_cpu = [], machine.platform == "cpu"
     able = machine.cores if machine.quota is None else max(1, min(machine.cores, int(machine.quota)))
@@ -146,9 +147,9 @@ def slow(machine: Machine) -> list[Remark]:
             found.append(Remark(what, mend))
 
     add(
-        on_cpu and able > len(machine.devices),
-        f"{len(machine.devices)} device(s) on {able} cores: small models use one core (two devices: 1.7 to 2.1 times faster)",
-        f"XLA_FLAGS=--xla_force_host_platform_device_count={able} and batched(unlearn, mesh=request_mesh())",
+        on_cpu and able > 1,
+        "inside jit a CPU runs small models on one core",
+        f"call batched(unlearn) outside jit, which takes all {able}",
     )
     add(on_cpu and machine.has_gpu, "the system has a GPU that JAX does not use", "pip install 'jaxunlearn[cuda]'")
     add(

@@ -207,8 +207,7 @@ class _Job(NamedTuple):
         """Answers to all requests."""
         prepare_key, answer_key = jax.random.split(self.key)
         ready = jax.jit(prepare(unlearn))(self.variables, self.data, prepare_key)
-        call: Any = batched(unlearn, chunk=self.chunk, mesh=self.mesh)
-        call = call if self.mesh is not None else jax.jit(call)
+        call = batched(unlearn, chunk=self.chunk, mesh=self.mesh)
         keys = jax.random.split(answer_key, len(self.requests.indices))
         return check(call(self.variables, ready, self.requests, keys), allow=COMPARED)
 

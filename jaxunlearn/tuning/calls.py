@@ -64,8 +64,7 @@ def looked_at(bench: Bench, name: Any, unlearn: Callable[..., Result], asked: An
         return outcome(bench.model, result.variables, plain, request, test, unseen_weights=alike), result.status
 
     if name not in bench.programs:
-        run: Any = batched(answered, chunk=bench.chunk, mesh=bench.mesh)
-        bench.programs[name] = run if bench.mesh is not None else jax.jit(run)
+        bench.programs[name] = batched(answered, chunk=bench.chunk, mesh=bench.mesh)
     program = bench.programs[name]
     count, parts = len(keys), []
     for start in range(0, count, block):

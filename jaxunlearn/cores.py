@@ -1,0 +1,60 @@
+"""All cores of a CPU: XLA runs the operations of small models on one of them, so parts of a call run beside each other."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
+from jaxtyping import PyTree
+
+
+def available() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def inside_a_program() -> bool:
+    """Whether somebody traces, under `jit`, `vmap` or `grad`; a function may close over tracers that no argument shows."""
+    with ThreadPoolExecutor(1) as pool:  # a new thread traces nothing
+        return pool.submit(get_opaque_trace_state).result() != get_opaque_trace_state()
+
+
+def is_on(name: str) -> bool:
+    """Whether a switch of `jax.config` is on in this thread."""
+    return getattr(jax.config, name)
+
+
+def parts_of(lanes: int, chunk: int, leaves: Sequence[Any]) -> int:
+    """In how many parts a call is worth splitting: one for each core that gets a whole chunk, on a CPU that is one device."""
+    watched = is_on("jax_debug_nans") or is_on("jax_debug_infs")  # by this thread alone
+    spread = any(isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 for x in leaves)
+    if jax.default_backend() != "cpu" or spread or watched:
+        return 1
+    return min(available(), -(-lanes // chunk))
+
+
+def run(program: Any, arguments: tuple, static: Any, lanes: int, parts: int) -> PyTree:
+    """Run a jitted `program(first, size, static, *arguments)` for all lanes, in one thread for each part of that size.
+
+    It is compiled in the thread of the caller, whose settings of JAX are thread-local, once for all parts: the last one begins
+    earlier where they are uneven, and lanes that come twice are dropped.
+    """
+    if parts == 1:
+        return program(0, lanes, static, *arguments)
+    size = -(-lanes // parts)
+    begins = [min(start, lanes - size) for start in range(0, lanes, size)]
+    compiled = program.lower(jnp.int32(0), size, static, *arguments).compile()
+    with ThreadPoolExecutor(len(begins)) as pool:
+        found = list(pool.map(lambda first: compiled(first, *arguments), map(jnp.int32, begins)))
+    return _joined(found, tuple(begins))
+
+
+@partial(jax.jit, static_argnums=1)
+def _joined(parts: list[PyTree], begins: tuple[int, ...]) -> PyTree:
+    """Lanes of all parts in their order."""
+    extra = begins[-2] + jax.tree.leaves(parts[0])[0].shape[0] - begins[-1]
+    return jax.tree.map(lambda *x: jnp.concatenate([*x[:-1], x[-1][extra:]]), *parts)
