@@ -197,6 +197,18 @@ def test_damage_counts_in_the_search_and_so_does_what_comes_back():
     np.testing.assert_allclose(token_search.score({**row, "moved": 0.03}, 0.5, 2.0), 2.0)
 
 
+@pytest.mark.slow
+def test_a_search_tries_all_points_and_keeps_the_one_nearest_to_the_target(tmp_path):
+    configs = tmp_path / "configs"
+    found = language.main(smoke(tmp_path / "out", tune=True, configs=configs))
+    tried = {tuple(row["settings"].values()): (row["score"], row["moved"]) for row in found["points"]}
+    assert len(tried) == len(token_methods.points("idk"))
+    chosen, search = token_methods.chosen(configs, "idk")
+    assert tried[tuple(chosen.values())] == min(tried.values())
+    assert search is not None
+    assert search["draws"] == [found["draw"]] == [1]
+
+
 def test_settings_are_those_that_methods_take(tmp_path):
     for name in token_methods.NAMES:
         for point in token_methods.points(name):
