@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import jaxunlearn as ju
@@ -92,7 +93,7 @@ def compared(repetitions: np.ndarray, found: Mapping[str, Found], name: str, ref
     count = found[RETRAINED].held_out.shape[1]
 
     def own(name: str) -> np.ndarray:
-        losses = found[name].held_out
+        losses = np.asarray(found[name].held_out)
         return losses if losses.shape[1] == count else losses[:, repetitions == TARGET][:, :count]
 
     return own(name) / own(reference) - 1
@@ -105,8 +106,9 @@ def apart(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> flo
 
 def interval(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> tuple[float | None, float | None]:
     """Where that mean may lie with other originals and other requests, 95 %; None where there is one of each."""
-    found_in = ju.audit.crossed_interval(compared(repetitions, found, name))
-    return tuple(float(x) if np.isfinite(x) else None for x in (found_in.low, found_in.high))  # pyright: ignore
+    around = ju.audit.crossed_interval(jnp.asarray(compared(repetitions, found, name)))
+    low, high = float(around.low), float(around.high)
+    return (low, high) if np.isfinite(low) else (None, None)
 
 
 def verdict(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> str:

@@ -122,7 +122,9 @@ def test_a_training_that_is_repeated_reads_the_same_rows_but_for_those_it_must_n
     """Every row of the retain set as often as any other, and no row of the others, padding and absent ones included."""
     data = ju.training_data(np.arange(8.0)[:, None], np.zeros(8, int))._replace(present=np.array([1, 1, 1, 1, 0, 1, 1, 1.0]))
     padding = 6 - len(forgotten)
-    request = ju.ForgetRequest(np.array([*forgotten, *[7] * padding]), np.array([1.0] * len(forgotten) + [0] * padding))
+    request = ju.ForgetRequest(
+        jnp.array([*forgotten, *[7] * padding]), jnp.array([1.0] * len(forgotten) + [0] * padding)
+    )  # fmt: skip
     sizes, keys = BatchSizes(2, 4000), jax.random.split(jax.random.key(0), 2)
     draw = jax.jit(lambda request, key: coupled(sampling.split(data, request, keys[1]), None, jnp.int32(0), key, sizes).retain)
     whole, part = (draw(x, keys[0]) for x in (ju.empty_request(6), request))
@@ -149,6 +151,8 @@ def test_held_out_losses_are_compared_by_original_and_request():
     np.testing.assert_allclose(token_verdicts.compared(repetitions, found, "a", "do nothing"), np.tile([0.1, 0.0], (3, 1)))
     np.testing.assert_allclose(token_verdicts.apart(repetitions, found, "a"), 0.55)
     low, high = token_verdicts.interval(repetitions, found, "a")
+    assert low is not None
+    assert high is not None
     assert low < 0.55 < high
     one = {name: jax.tree.map(lambda x: x[:1, :2], x) for name, x in found.items()}
     one = {name: x._replace(held_out=x.held_out[:, :1]) for name, x in one.items()}
@@ -163,7 +167,7 @@ def knows(exposure, *, relearned=None, rounded=None, count=4, seeds=3, held_out=
         return recall.Recall(full, (full > 9).astype(float), full)
 
     losses: Any = np.full((seeds, count), held_out)
-    parts = (recalled(exposure if x is None else x) for x in (exposure, relearned, rounded))
+    parts: list[Any] = [recalled(exposure if x is None else x) for x in (exposure, relearned, rounded)]
     return recall.Found(*parts, *[losses] * 4)
 
 
