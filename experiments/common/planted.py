@@ -74,7 +74,7 @@ def build(
         form: of a fresh decoder of characters, as arguments of `decoder.Config`.
         start: a model in place of a fresh one.
         texts: in place of the register of people; the first ones are held out.
-        looks: retained and held-out rows that losses are measured on, at most.
+        looks: retained rows that losses are measured on, at most; of held-out texts all are.
 
     Raises:
         ValueError: fewer texts than are asked for, rows that the model or a canary does not fit into, a tokenizer without
@@ -129,7 +129,7 @@ def build(
     unseen = text.windows([tokenizer.encode(story) for story in stories[documents:]], length)
     return World(
         decoder.model(config), config, data, _asked(data, owners, places, digits, random), requests, planted, forgotten,
-        jax.tree.map(lambda x: x[spread], plain.examples), jax.tree.map(lambda x: x[:looks], unseen.examples),
+        jax.tree.map(lambda x: x[spread], plain.examples), unseen.examples,
         np.array([text.padded(x, width, left=True) for x in prefixes], np.int32), secrets, np.array(digits, np.int32),
         "llama" if start is None else start.form, None if start is None else start.variables,
     )  # fmt: skip

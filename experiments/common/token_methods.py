@@ -16,14 +16,14 @@ from jaxunlearn import frozen
 
 # the first value of each is what a method runs with that was never searched
 SEARCH: dict[str, dict[str, tuple[float, ...]]] = {
-    "idk": {"learning_rate": (4e-4, 8e-4), "retain_weight": (1.0,)},
-    "preference_optimization": {"learning_rate": (4e-4,), "beta": (0.1,), "retain_weight": (1.0, 0.3)},
-    "npo": {"learning_rate": (4e-4,), "beta": (0.1,), "retain_weight": (1.0, 0.3)},
-    "simnpo": {"learning_rate": (4e-4,), "beta": (1.0, 2.5), "retain_weight": (5.0,)},
-    "undial": {"learning_rate": (4e-4,), "strength": (8.0, 3.0), "retain_weight": (3.0,)},
-    "rmu": {"learning_rate": (4e-4,), "coefficient": (5.0, 20.0), "alpha": (10.0,)},
-    "gradient_difference": {"learning_rate": (4e-4,), "alpha": (0.9, 0.97)},
-    "finetune": {"learning_rate": (4e-4,)},
+    "idk": {"learning_rate": (4e-4, 8e-4), "retain_weight": (1.0, 3.0)},
+    "preference_optimization": {"learning_rate": (4e-4,), "beta": (0.1, 0.2), "retain_weight": (2.0, 1.0)},
+    "npo": {"learning_rate": (4e-4,), "beta": (0.1, 0.3), "retain_weight": (1.0, 3.0)},
+    "simnpo": {"learning_rate": (4e-4, 8e-4), "beta": (1.0,), "retain_weight": (5.0, 1.0)},
+    "undial": {"learning_rate": (4e-4,), "strength": (8.0, 3.0), "retain_weight": (3.0, 1.0)},
+    "rmu": {"learning_rate": (4e-4, 1.6e-3), "coefficient": (5.0, 20.0), "alpha": (10.0,)},
+    "gradient_difference": {"learning_rate": (4e-4, 2e-4), "alpha": (0.9, 0.97)},
+    "finetune": {"learning_rate": (4e-4, 1.6e-3)},
 }
 SUMMED = ("npo", "preference_optimization")  # their likelihood is that of a row, not of a token
 REFUSING = ("idk", "preference_optimization")

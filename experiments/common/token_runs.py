@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 import jaxunlearn as ju
 from experiments.common import recall, token_methods, training, weights
+from experiments.common.coupled import coupled
 from experiments.common.methods import Settings
 from experiments.common.outcome import AGAIN, NOTHING, RETRAINED
 from experiments.common.planted import World
@@ -70,7 +71,7 @@ def bench(world: World, plan: Plan, names: Iterable[str], scale: Scale, mesh: Me
     )
     optimizer = optax.adamw(schedule, weight_decay=0.1)
     learn = ju.retrain(world.model, optimizer) if world.start is None else ju.finetune(world.model, optimizer)
-    train = ju.iterate(learn, num_steps=plan.training_steps, batch_size=plan.batch_size)
+    train = ju.iterate(learn._replace(sample=coupled), num_steps=plan.training_steps, batch_size=plan.batch_size)
     parts = token_methods.adapters(world, plan.rank)
     look = recall.measuring(world, steps=plan.relearning_steps, learning_rate=plan.relearning_rate)
     return Bench(

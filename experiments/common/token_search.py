@@ -7,19 +7,28 @@ import numpy as np
 
 import jaxunlearn as ju
 from experiments.common import settings, token_methods, token_runs, token_verdicts
-from experiments.common.outcome import AGAIN, RETRAINED
+from experiments.common.outcome import AGAIN, NOTHING, RETRAINED
 from experiments.common.recall import Found
 from experiments.common.running import at
 from experiments.common.script import Advance
 from experiments.common.token_runs import Bench
 
-MARGIN = 0.01  # of held-out loss above retrained models; half of what is allowed, because reported models are others
+MARGIN = 0.01  # of held-out loss above the original's; half of what is allowed, because reported models are others
 
 
-def score(row: Mapping[str, float], floor: float) -> float:
-    """How far a point is from the target, in bits: above the floor in the worst case, and one for each per cent of damage."""
+def score(row: Mapping[str, float], low: float, high: float) -> float:
+    """How far a point is from the target, in bits: outside the floor in the worst case, and one for each per cent of damage.
+
+    Damage is that against the original: retrained models of one original scatter by more.
+    """
     worst = max(row["plain"], row["relearned"], row["rounded"])
-    return max(worst - floor, 0.0) + 100 * max(row["apart"] - MARGIN, 0.0)
+    return max(worst - high, 0.0) + max(low - row["plain"], 0.0) + 100 * max(row["moved"] - MARGIN, 0.0)
+
+
+def band(references: Mapping[str, Found], count: int) -> tuple[float, float]:
+    """The middle half of the floor, as reported canaries are others, and more of them."""
+    low, high, _ = token_verdicts.floor(references, "recall", count)
+    return (3 * low + high) / 4, (low + 3 * high) / 4
 
 
 def tried(bench: Bench, name: str, base: ju.Variables, references: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:
@@ -28,17 +37,20 @@ def tried(bench: Bench, name: str, base: ju.Variables, references: Mapping[str, 
     each = [point for point in points for _ in places]
     answer, _, _ = token_runs.answered(bench, name, base, each, np.tile(places, len(points)), seed)
     found = token_runs.measured(bench, answer.variables, np.tile(places, len(points)))
-    held_out = references[RETRAINED].held_out.mean()
-    floor = token_verdicts.floor(references, "recall", len(places))[1]
+    low, high = band(references, len(places))
     rows = []
     for place, point in enumerate(points):
         mine: Found = at(found, slice(place * len(places), (place + 1) * len(places)))
-        row: dict[str, Any] = {"method": name, "settings": point, "apart": float(mine.held_out.mean() / held_out - 1)}
+        row: dict[str, Any] = {"method": name, "settings": point}
+        row |= {
+            label: float((mine.held_out / references[kind].held_out).mean() - 1)
+            for label, kind in (("apart", RETRAINED), ("moved", NOTHING))
+        }
         row |= {
             label: float(getattr(mine, part).exposure.mean()) for part, label in token_verdicts.PARTS.items()
         }  # fmt: skip
         row |= {"extracted": float(mine.recall.extracted.mean()), "document": float(mine.document.mean())}
-        rows.append(row | {"score": score(row, floor) if np.isfinite(row["apart"]) else float("inf")})
+        rows.append(row | {"score": score(row, low, high) if np.isfinite(row["apart"]) else float("inf")})
     return rows
 
 
@@ -61,12 +73,13 @@ def search(bench: Bench, names: tuple[str, ...], configs: Any, advance: Advance,
     references = {
         name: token_runs.measured(bench, at(controls, half), bench.chosen) for half, name in enumerate((RETRAINED, AGAIN))
     }
+    references[NOTHING] = token_runs.measured(bench, token_runs.repeated(base, len(bench.chosen)), bench.chosen)
     points = []
     for name in names:
         advance(name)
         rows = tried(bench, name, base, references, seed)
         points += rows
-        best = min(rows, key=lambda row: row["score"])
+        best = min(rows, key=lambda row: (row["score"], row["moved"]))
         if not np.isfinite(best["score"]):
             raise SystemExit(f"{name} diverged at all {len(rows)} points: give it smaller values in token_methods.SEARCH")
         entry = {

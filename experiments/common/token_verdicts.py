@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.outcome import AGAIN, RETRAINED
+import jaxunlearn as ju
+from experiments.common.outcome import AGAIN, NOTHING, RETRAINED
 from experiments.common.recall import Found, Recall
 from experiments.common.report import Column
 from experiments.common.token_runs import TARGET
@@ -17,6 +18,9 @@ COLUMNS = [
     Column("method", "method"),
     Column("held_out", "held-out loss", ".3f"),
     Column("apart", "against retrained", "+.1%"),
+    Column("apart_low", "95 % from", "+.1%"),
+    Column("apart_high", "to", "+.1%"),
+    Column("moved", "against the original", "+.1%"),
     Column("retain", "retain loss", ".3f"),
     Column("document", "loss on the text", ".3f"),
     Column("strength", "extraction strength", ".3f"),
@@ -79,12 +83,30 @@ def back(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> list
     return [words for part, words in ways.items() if not gone(repetitions, found, name, part)]
 
 
-def apart(found: Mapping[str, Found], name: str) -> float:
-    """Held-out loss against that of models retrained from the same key, relatively.
+def compared(repetitions: np.ndarray, found: Mapping[str, Found], name: str, reference: str = RETRAINED) -> np.ndarray:
+    """Held-out loss against that of other models, relatively, [originals, requests that models were retrained for].
 
-    Another initialisation moves it by more than what is looked for.
+    Models are compared that belong to one original and one request: retrained ones read the batches of their original, but
+    for what they do not know (`coupled`). Other batches move the loss by more than what is looked for.
     """
-    return float(found[name].held_out.mean() / found[RETRAINED].held_out.mean() - 1)
+    count = found[RETRAINED].held_out.shape[1]
+
+    def own(name: str) -> np.ndarray:
+        losses = found[name].held_out
+        return losses if losses.shape[1] == count else losses[:, repetitions == TARGET][:, :count]
+
+    return own(name) / own(reference) - 1
+
+
+def apart(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> float:
+    """Mean of held-out losses against those of retrained models."""
+    return float(compared(repetitions, found, name).mean())
+
+
+def interval(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> tuple[float | None, float | None]:
+    """Where that mean may lie with other originals and other requests, 95 %; None where there is one of each."""
+    found_in = ju.audit.crossed_interval(compared(repetitions, found, name))
+    return tuple(float(x) if np.isfinite(x) else None for x in (found_in.low, found_in.high))  # pyright: ignore
 
 
 def verdict(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> str:
@@ -94,13 +116,15 @@ def verdict(repetitions: np.ndarray, found: Mapping[str, Found], name: str) -> s
         ways = back(repetitions, found, name)
         said = f"hides: comes back by {' and '.join(ways)}" if ways else "forgets"
         said += ", ranks them below chance" if overdone(repetitions, found, name) else ""
-    return f"{said}, damages the rest" if apart(found, name) > MOST_LOSS else said
+    return f"{said}, damages the rest" if apart(repetitions, found, name) > MOST_LOSS else said
 
 
 def row_of(repetitions: np.ndarray, lines: list[Mapping[str, Any]], found: Mapping[str, Found], name: str) -> dict[str, Any]:
     """The numbers of one kind of models, means over seeds and requests."""
     mine, own = found[name], repetitions[np.array(lines[0]["requests"])]
-    row: dict[str, Any] = {"method": name, "apart": apart(found, name)}
+    row: dict[str, Any] = {"method": name, "apart": apart(repetitions, found, name)}
+    row["apart_low"], row["apart_high"] = interval(repetitions, found, name)
+    row["moved"] = float(compared(repetitions, found, name, NOTHING).mean())
     row["unmoved"] = None if lines[0]["unmoved"] is None else sum(line["unmoved"] for line in lines)
     row |= {part: float(np.nanmean(getattr(mine, part))) for part in ("held_out", "retain", "document", "strength")}
     for count in REPETITIONS:

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxunlearn as ju
 from experiments import language, remind
 from experiments.benchmarks import lora
 from experiments.common import decoder, planted, recall, text, token_methods, token_runs, token_search, token_verdicts, weights
+from experiments.common.coupled import coupled
 from experiments.common.scale import Scale
+from jaxunlearn import sampling
+from jaxunlearn.types import BatchSizes
 
 ONE_DEVICE = Scale(mesh=False)
 FORM = {"width": 8, "layers": 1, "heads": 2, "hidden": 8, "remat": False}
@@ -113,6 +117,44 @@ def test_exposure_is_the_rank_among_all_codes(world):
     assert found.recall.extracted == float(np.array_equal(told[0], secret))
 
 
+@pytest.mark.parametrize("forgotten", [[], [0], [2, 3, 5], [0, 1, 2, 3, 4]])
+def test_a_training_that_is_repeated_reads_the_same_rows_but_for_those_it_must_not(forgotten):
+    """Every row of the retain set as often as any other, and no row of the others, padding and absent ones included."""
+    data = ju.training_data(np.arange(8.0)[:, None], np.zeros(8, int))._replace(present=np.array([1, 1, 1, 1, 0, 1, 1, 1.0]))
+    padding = 6 - len(forgotten)
+    request = ju.ForgetRequest(np.array([*forgotten, *[7] * padding]), np.array([1.0] * len(forgotten) + [0] * padding))
+    sizes, keys = BatchSizes(2, 4000), jax.random.split(jax.random.key(0), 2)
+    draw = jax.jit(lambda request, key: coupled(sampling.split(data, request, keys[1]), None, jnp.int32(0), key, sizes).retain)
+    whole, part = (draw(x, keys[0]) for x in (ju.empty_request(6), request))
+    stays = ~np.isin(whole.slots, forgotten)
+    np.testing.assert_array_equal(part.slots[stays], whole.slots[stays])
+    np.testing.assert_array_equal(part.examples.inputs[:, 0], part.slots)
+    kept = [row for row in range(8) if row not in (*forgotten, 4)]
+    drawn = np.bincount(part.slots, minlength=8)
+    np.testing.assert_allclose(drawn[kept] / 4000, 1 / len(kept), atol=0.04)
+    assert drawn[kept].sum() == 4000
+    assert np.all(part.weights == 1)
+
+
+def test_held_out_losses_are_compared_by_original_and_request():
+    repetitions = np.array([1, 16, 16, 16])
+    base = knows(1.0)._replace(held_out=np.array([[1.0], [2.0], [4.0]]) * np.ones(4))
+    retrained = base._replace(held_out=base.held_out[:, :2] * np.array([1.0, 0.5]))
+    found = {
+        "do nothing": base,
+        "retrained": retrained,
+        "a": base._replace(held_out=base.held_out * np.array([9, 1.1, 1.0, 9])),
+    }
+    np.testing.assert_allclose(token_verdicts.compared(repetitions, found, "a"), np.tile([0.1, 1.0], (3, 1)))
+    np.testing.assert_allclose(token_verdicts.compared(repetitions, found, "a", "do nothing"), np.tile([0.1, 0.0], (3, 1)))
+    np.testing.assert_allclose(token_verdicts.apart(repetitions, found, "a"), 0.55)
+    low, high = token_verdicts.interval(repetitions, found, "a")
+    assert low < 0.55 < high
+    one = {name: jax.tree.map(lambda x: x[:1, :2], x) for name, x in found.items()}
+    one = {name: x._replace(held_out=x.held_out[:, :1]) for name, x in one.items()}
+    assert token_verdicts.interval(np.array([16]), one, "a") == (None, None)
+
+
 def knows(exposure, *, relearned=None, rounded=None, count=4, seeds=3, held_out=1.0):
     """Models that know canaries of 16 repetitions that well."""
 
@@ -148,10 +190,23 @@ def test_a_line_of_the_log_holds_what_was_found():
 
 
 def test_damage_counts_in_the_search_and_so_does_what_comes_back():
-    row = {"plain": 1.0, "relearned": 1.0, "rounded": 1.0, "apart": 0.0}
-    assert token_search.score(row, 2.0) == 0
-    assert token_search.score({**row, "relearned": 5.0}, 2.0) == 3.0
-    np.testing.assert_allclose(token_search.score({**row, "apart": 0.03}, 2.0), 2.0)
+    row = {"plain": 1.0, "relearned": 1.0, "rounded": 1.0, "moved": 0.0}
+    assert token_search.score(row, 0.5, 2.0) == 0
+    assert token_search.score({**row, "relearned": 5.0}, 0.5, 2.0) == 3.0
+    assert token_search.score({**row, "plain": 0.25}, 0.5, 2.0) == 0.25
+    np.testing.assert_allclose(token_search.score({**row, "moved": 0.03}, 0.5, 2.0), 2.0)
+
+
+@pytest.mark.slow
+def test_a_search_tries_all_points_and_keeps_the_one_nearest_to_the_target(tmp_path):
+    configs = tmp_path / "configs"
+    found = language.main(smoke(tmp_path / "out", tune=True, configs=configs))
+    tried = {tuple(row["settings"].values()): (row["score"], row["moved"]) for row in found["points"]}
+    assert len(tried) == len(token_methods.points("idk"))
+    chosen, search = token_methods.chosen(configs, "idk")
+    assert tried[tuple(chosen.values())] == min(tried.values())
+    assert search is not None
+    assert search["draws"] == [found["draw"]] == [1]
 
 
 def test_settings_are_those_that_methods_take(tmp_path):
