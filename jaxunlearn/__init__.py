@@ -20,8 +20,6 @@ from jaxunlearn import summation as summation
 from jaxunlearn import transforms as transforms
 from jaxunlearn.batching import batched as batched
 from jaxunlearn.batching import end_of_stream as end_of_stream
-from jaxunlearn.batching import replicate as replicate
-from jaxunlearn.batching import request_mesh as request_mesh
 from jaxunlearn.batching import streamed as streamed
 from jaxunlearn.card import Method as Method
 from jaxunlearn.catalogue import METHODS as METHODS
@@ -48,6 +46,9 @@ from jaxunlearn.requests import from_indices as from_indices
 from jaxunlearn.requests import merge as merge
 from jaxunlearn.requests import remove as remove
 from jaxunlearn.requests import training_data as training_data
+from jaxunlearn.meshes import replicate as replicate
+from jaxunlearn.meshes import request_mesh as request_mesh
+from jaxunlearn.meshes import shard as shard
 from jaxunlearn.sampling import forget_rows as forget_rows
 from jaxunlearn.sampling import uniform as uniform
 from jaxunlearn.status import Status as Status
