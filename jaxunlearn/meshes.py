@@ -133,16 +133,27 @@ def host_mesh() -> Mesh | None:
     return jax.sharding.get_mesh() if _in_reach(_ROWS)[1] > 1 else None
 
 
-def place_rows(values: PyTree, mesh: Mesh) -> PyTree:
-    """On the host: rows of a batch to the devices that will read them; those that lie on the mesh already stay."""
+def place_rows(values: PyTree, mesh: Mesh | None) -> PyTree:
+    """On the host: `over_rows`; nothing without a mesh."""
+    if mesh is None:
+        return values
     axes, parts, _ = _in_reach(_ROWS)
-    whole = jax.tree.map(lambda x: P(axes) if jnp.ndim(x) and x.shape[0] % parts == 0 else P(), values)
-    return place(values, whole, mesh)
+    return place(values, jax.tree.map(lambda x: P(axes) if jnp.ndim(x) and x.shape[0] % parts == 0 else P(), values), mesh)
 
 
-def place_parameters(values: PyTree, mesh: Mesh) -> PyTree:
-    """On the host: `shard`, or a copy on every device of a mesh without the axis `fsdp`."""
+def place_parameters(values: PyTree, mesh: Mesh | None) -> PyTree:
+    """On the host: `shard`, or a copy on every device of a mesh without the axis `fsdp`; nothing without a mesh."""
+    if mesh is None:
+        return values
     return shard(values, mesh) if FSDP in mesh.axis_names else replicate(values, mesh)
+
+
+def without_sizes() -> Any:
+    """A context in which programs read the same whatever the number of devices; a model's own axes are kept by their names."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = (REQUEST, *_ROWS, *(name for name in mesh.axis_names if name not in (REQUEST, *_ROWS)))
+    kinds = (AxisType.Auto,) * len(names)
+    return jax.set_mesh(jax.make_mesh((1,) * len(names), names, axis_types=kinds, devices=jax.local_devices()[:1]))
 
 
 def lies_on(x: Any, mesh: Mesh) -> bool:
