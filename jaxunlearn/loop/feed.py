@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxunlearn import checks, sampling, status, tree
+from jaxunlearn import checks, meshes, sampling, status, tree
 from jaxunlearn.loop.damage import damage
 from jaxunlearn.loop.iterate import step_keys
 from jaxunlearn.types import Batch, Data, Examples, ForgetRequest, Result, Scalar, Unlearner, Variables
@@ -45,7 +45,10 @@ def feed(
 ) -> Result:
     """Run an `Unlearner` from the host, on batches that come from outside; for data that do not fit the device.
 
-    Given the batches that `iterate` would draw, it returns what `iterate` returns.
+    Given the batches that `iterate` would draw, it returns what `iterate` returns. Under `jax.set_mesh` the devices of the axes
+    `data` and `fsdp` share the rows of a batch where they divide their number, and what is carried lies in parts over `fsdp`,
+    see `jaxunlearn.request_mesh`; a run may go on from its checkpoint on another number of devices. On a mesh that spans
+    processes a source gives the same batch in each, or arrays that span them (`jax.make_array_from_process_local_data`).
 
     Args:
         unlearner: the method, step by step, as for `jaxunlearn.iterate`.
@@ -93,7 +96,10 @@ def feed(
         checks.check_range("damaged_at", damaged_at, low=-jnp.inf)
     nothing = Data(Examples((), ()), jnp.zeros(0))
     init_key, _, loop_key = jax.random.split(key, 3)
+    mesh = meshes.host_mesh()
+    variables = meshes.place_parameters(variables, mesh)
     context, state = unlearner.init(variables, nothing if data is None else data, request, init_key)
+    context, state = meshes.place_parameters((context, state), mesh)
     resumable = callable(source) or (hasattr(source, "get_state") and hasattr(source, "set_state"))
     if checkpoint is not None and not resumable:
         raise ValueError("an iterator without get_state and set_state cannot be resumed; pass source(step) or a grain iterator")
@@ -109,7 +115,9 @@ def feed(
 
     @jax.jit
     def step_once(state, context, batch, step, key):
-        return unlearner.step(state, context, batch._replace(step=step, num_steps=num_steps), key)
+        batch = meshes.over_rows(batch)._replace(step=step, num_steps=num_steps)
+        state, stats = unlearner.step(state, context, batch, key)
+        return meshes.over_parameters(state), stats
 
     stats: dict[str, jax.Array] = {}
     batch: Any = None
@@ -118,6 +126,7 @@ def feed(
             batch = _checked(source(step) if callable(source) else next(source))
         except StopIteration:
             raise ValueError(f"the source ended after {step} of {num_steps} steps; repeat it or lower num_steps") from None
+        batch = meshes.place_rows(batch, mesh)
         state, stats = step_once(state, context, batch, jnp.int32(step), step_keys(loop_key, step)[2])
         if checkpoint is not None:
             position = None if callable(source) else source.get_state()  # type: ignore[attr-defined]
@@ -161,7 +170,12 @@ def _first_batch(source: Any) -> Any:
 
 def _fingerprint(step: Callable, arguments: tuple, origin: PyTree) -> str:
     """Tells runs apart by the program of a step, what it captured, and the values the run starts from."""
-    program = jax.make_jaxpr(step)(*arguments)
+    with meshes.without_sizes():  # a run may go on with other devices
+        program = jax.make_jaxpr(step)(*jax.tree.map(_form, arguments))
     text = re.sub(r"0x[0-9a-f]+", "", str(program))  # addresses of functions differ from process to process
     values = tree.content_digest((program.consts, arguments[1], origin))
     return hashlib.sha256(f"{text} {values}".encode()).hexdigest()
+
+
+def _form(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=jax.typeof(x).weak_type) if isinstance(x, jax.Array) else x
