@@ -123,9 +123,9 @@ def feed(
     try:
         if checkpoint is not None:
             example = batches.first()
-            run, reads_length = _fingerprint(
-                unlearner.step, state, context, example, key, (variables, request), callable(source)
-            )
+            counts = callable(source) and _all_here(example)  # an iterator may stand anywhere
+            origin = (variables, request, data, example if counts else ())
+            run, reads_length = _fingerprint(unlearner.step, (state, context, example, key), origin)
             form = jax.eval_shape(step_once, state, context, example, jnp.int32(0), key)[1]
             like = _Kept(state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form), jnp.int32(0))
             found = checkpoint.restore(like, run)
