@@ -147,7 +147,7 @@ def _fed(
         callback = _callback(num_steps, paces, advance)
         result = ju.feed(method, variables, source, request, key, num_steps=num_steps, checkpoint=kept, callback=callback)
     allowed = [ju.Status.EMPTY_REQUEST] if name == "training" else []
-    rate = paces[-1].steps_per_second if paces else float("nan")
+    rate = paces[-1].steps_per_second if len(paces) > 1 else 0.0  # of one step or none nothing is known
     made = paces[-1].steps - paces[0].steps + 1 if paces else 0
     # training reads retained rows alone
     sides = 1 if name == "training" else 2
