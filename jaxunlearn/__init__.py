@@ -16,6 +16,7 @@ from jaxunlearn import refusals as refusals
 from jaxunlearn import rl as rl
 from jaxunlearn import sisa as sisa
 from jaxunlearn import slots as slots
+from jaxunlearn import sources as sources
 from jaxunlearn import summation as summation
 from jaxunlearn import transforms as transforms
 from jaxunlearn.batching import batched as batched
@@ -104,6 +105,7 @@ def __dir__() -> list[str]:
         "rl",
         "sisa",
         "slots",
+        "sources",
         "summation",
         "transforms",
     }

@@ -41,12 +41,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import tree
-from jaxunlearn.curvature.approximations import Fit, Representation
+from jaxunlearn.blocks import Rows
+from jaxunlearn.curvature.approximations import Fit, Representation, RowFit
 from jaxunlearn.curvature.layer_tracing import Layer, Taps, find
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, slopes
 from jaxunlearn.curvature.matvecs import widened
 from jaxunlearn.curvature.spectral import without_derivative
-from jaxunlearn.evaluation import evaluate, sum_rows
+from jaxunlearn.evaluation import evaluate
 from jaxunlearn.types import Model
 
 Sharing: TypeAlias = Literal["expand", "reduce"]
@@ -140,7 +141,7 @@ def kfac(
         >>> jax.jit(fit)(variables, data.train, data.present, key).describe(variables.params)["bias"]
         'kronecker (body)'
     """
-    return partial(_fit, model, kind, _checked(sharing), chunk, False)
+    return RowFit(partial(_fit, model, kind, _checked(sharing), False), chunk)
 
 
 def ekfac(
@@ -163,7 +164,7 @@ def ekfac(
         >>> curvature = jax.jit(fit)(variables, data.train, data.present, key)
         >>> step = curvature.solve(variables.params, damping=1e-3)
     """
-    return partial(_fit, model, kind, _checked(sharing), chunk, True)
+    return RowFit(partial(_fit, model, kind, _checked(sharing), True), chunk)
 
 
 def _checked(sharing: Sharing | Mapping[str, Sharing]) -> Sharing | dict[str, Sharing]:
@@ -200,17 +201,15 @@ def _warn(taps: Taps, small: tuple[int, ...]) -> None:
 
 
 def _fit(
-    model: Model, kind: Kind, sharing: Sharing | dict[str, Sharing], chunk: int | None, corrected: bool, variables, examples,
-    weights, key,
-) -> Kronecker:  # fmt: skip
-    check_kind(kind, examples, key)
+    model: Model, kind: Kind, sharing: Sharing | dict[str, Sharing], corrected: bool, variables, rows: Rows, key
+) -> Kronecker:
+    check_kind(kind, rows.one, key)
     params = widened(variables.params)
-    one = jax.tree.map(lambda x: x[:1], examples)
 
     def forward(params, row):
         return evaluate(model, variables._replace(params=params), row)[0]
 
-    taps = find(forward, params, one)
+    taps = find(forward, params, rows.one)
     shared = _by_layer(sharing, taps.layers)
     leaves = jax.tree.leaves(params)
     small = tuple(leaf for leaf in taps.others if leaves[leaf].size <= LARGEST_BLOCK)
@@ -220,21 +219,7 @@ def _fit(
     def collect(part):
         return jax.vmap(partial(_row, model, kind, taps, params))(*part)
 
-    rows = (examples, draws(kind, key, weights.shape[0]))
-    total = jnp.sum(weights)
-    whole = None
-    if chunk is None or chunk >= weights.shape[0]:
-        with jax.default_matmul_precision("highest"):
-            whole = collect((jax.tree.map(jnp.asarray, examples), rows[1]))
-
-    def mean(function):
-        if whole is not None:
-            with jax.default_matmul_precision("highest"):
-                sums = function(whole, weights)
-        else:
-            sums = sum_rows(lambda part, w: function(collect(part), w), rows, weights, chunk=chunk)
-        return jax.tree.map(lambda x: x / total, sums)
-
+    mean = rows.means(collect, partial(draws, kind, key))
     factors, blocks, diagonals = mean(partial(_first_moments, shared, small, large))
     factors, blocks = jax.tree.map(without_derivative, (factors, blocks))
     with jax.default_matmul_precision("highest"):
