@@ -7,19 +7,25 @@ Laurent, Bouthillier, Ballas, Vincent: Fast approximate natural gradient descent
 
 For a layer `s = W' a`, a with a 1 for the bias, and g the gradient in s, at positions t,
 
-    C ~ A (x) S,    A = mean_rows sum_t a_t a_t',    S = mean_rows mean_t g_t g_t',
+    C ~ A (x) S,    A = mean_rows sum_t a_t a_t',    S = mean_t g_t g_t' over the positions of all rows,
 
 in the eigenbasis Q_A (x) Q_S of which EK-FAC replaces the eigenvalues `e_A e_S` by the best ones for that basis,
 
     mean_rows (Q_A' (sum_t a_t g_t') Q_S)^2.
 
 That is sharing by expansion: every position counts as an example of its own, which is right where every one has a loss of its
-own, such as the tokens of a language model; activations at padding count too. Where the model averages over positions in front
+own, such as the tokens of a language model. Where the model averages over positions in front
 of its loss, as an image classifier with pooling does, the trace comes out too small by up to their number, and sharing by
 reduction is right (Eschenhagen, Immer, Turner, Schneider, Hennig: Kronecker-factored approximate curvature for modern neural
 network architectures, 2023, arXiv 2311.00636):
 
     A = mean_rows a a' with a = mean_t a_t,    S = mean_rows g g' with g = sum_t g_t.
+
+Positions count for a layer where a gradient reaches its output, so that padding does not thin out the factors: neither
+activations nor number of a position whose g is 0 for every s, up to rounding beside those of its row, are in A, S or the mean
+of a. That is decided layer by layer, not by labels: a prompt without labels counts where later positions read it (its keys and
+values), and not in the head. Nor do a token that an expert does not get, or a query that sees nothing but itself. Convolutions
+count all their positions, as published. kronfluence takes one mask from its user for all layers; curvlinops has none.
 
 EK-FAC has the exact trace in both. For dense layers, where there is one t, they are the same, the square is an outer product of
 two squares, and no gradient of a row is ever formed.
@@ -38,7 +44,7 @@ from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.curvature.approximations import Fit, Representation
@@ -236,6 +242,7 @@ def _fit(
         return jax.tree.map(lambda x: x / total, sums)
 
     factors, blocks, diagonals = mean(partial(_first_moments, shared, small, large))
+    factors = [(a, s / jnp.where(count > 0, count, 1)[:, None, None]) for a, s, count in factors]
     factors, blocks = jax.tree.map(without_derivative, (factors, blocks))
     with jax.default_matmul_precision("highest"):
         spectra = [(jnp.linalg.eigh(a), jnp.linalg.eigh(s)) for a, s in factors]
@@ -254,7 +261,8 @@ def _fit(
 
 
 def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seeds: jax.Array):
-    """Activations [g, T, i] and gradients [s, g, T, o] of every layer, gradients [s, ...] of the other leaves, for one row."""
+    """For one row: activations [g, T, i], gradients [s, g, T, o] and how many positions count [g], of every layer, and
+    gradients [s, ...] of the other leaves."""
     one = jax.tree.map(lambda x: x[None], row)
     leaves, form = jax.tree.flatten(params)
 
@@ -266,23 +274,38 @@ def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seed
     _, pull, (outputs, activations) = jax.vjp(run, taps.zeros(), [leaves[leaf] for leaf in taps.others], has_aux=True)
     u = slopes(kind, model, outputs, one, seeds[None])
     gradients, others = jax.vmap(pull)(u)
+    gradients = jax.vmap(taps.rows, axis_size=len(u))(gradients)
+    reached = [_reached(layer, g) for layer, g in zip(taps.layers, gradients, strict=True)]
     activations = [
         x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], axis=2)
         for x, layer in zip(activations, taps.layers, strict=True)
     ]
-    return widened((activations, jax.vmap(taps.rows, axis_size=len(u))(gradients), dict(zip(taps.others, others, strict=True))))
+    activations = [jnp.where(r[:, :, None], x, 0) for r, x in zip(reached, activations, strict=True)]
+    counts = [jnp.sum(r, axis=1) for r in reached]
+    return widened((activations, gradients, counts, dict(zip(taps.others, others, strict=True))))
+
+
+def _reached(layer: Layer, gradients: Float[Array, "s g T o"]) -> Bool[Array, "g T"]:
+    """Which positions count, see the module; a row of one position is one example, whatever its gradient."""
+    if layer.spatial or layer.positions == 1:
+        return jnp.ones(gradients.shape[1:3], bool)
+    size = jnp.max(jnp.abs(gradients), axis=(0, 3))
+    rounding = 16 * jnp.finfo(jnp.promote_types(size.dtype, jnp.float32)).eps
+    return ~(size <= rounding * jnp.max(size, axis=1, keepdims=True))  # NaN counts
 
 
 def _first_moments(sharing: tuple[Sharing, ...], small: tuple[int, ...], large: tuple[int, ...], collected, weights):
-    activations, gradients, others = collected
+    activations, gradients, counts, others = collected
     factors = []
-    for shared, a, g in zip(sharing, activations, gradients, strict=True):
+    for shared, a, g, count in zip(sharing, activations, gradients, counts, strict=True):
         a, g = _counted(weights, a, g)
         if shared == "reduce":
-            a, g = jnp.mean(a, axis=2, keepdims=True), jnp.sum(g, axis=3, keepdims=True)
-        w = weights.astype(a.dtype)[:, None, None, None]
-        inputs, outputs = _squares(a, w * a), _squares(g, w[:, None] * g)
-        factors.append((inputs, outputs / g.shape[3]))
+            number = jnp.maximum(count, 1)[:, :, None, None]
+            a, g = jnp.sum(a, axis=2, keepdims=True) / number, jnp.sum(g, axis=3, keepdims=True)
+            count = jnp.minimum(count, 1)
+        w = weights.astype(a.dtype)
+        each = w[:, None, None, None]
+        factors.append((_squares(a, each * a), _squares(g, each[:, None] * g), w @ count))
     flat = {leaf: _counted(weights, x)[0] for leaf, x in others.items()}
     blocks = [jnp.einsum("b,bsd,bse->de", weights, *[flat[leaf].reshape(*flat[leaf].shape[:2], -1)] * 2) for leaf in small]
     diagonals = [jnp.einsum("b,bs...->...", weights, flat[leaf] ** 2) for leaf in large]
@@ -296,7 +319,7 @@ def _squares(x: Float[Array, "... g T d"], weighted: Float[Array, "... g T d"]) 
 
 
 def _second_moments(bases, collected, weights):
-    activations, gradients, _ = collected
+    activations, gradients, _, _ = collected
     values = []
     for (left, right), a, g in zip(bases, activations, gradients, strict=True):
         a, g = _counted(weights, a, g)

@@ -35,6 +35,7 @@ class Layer:
     bias: int | None
     form: MatrixForm  # of the kernel
     positions: int  # of one row, of all products together
+    spatial: bool = False  # of a convolution: positions are those of an image
 
     def matrix(self, leaves: Sequence[jax.Array]) -> Float[Array, "g i o"]:
         """Kernel, and bias as a last row, as one matrix for every group."""
@@ -139,7 +140,8 @@ def _layers(found: ParameterUses, names: list[str]) -> tuple[tuple[Layer, ...], 
         form = _whole([uses[part[0]].entries for part in parts], found.shapes[leaf])
         if form is None or len(positions) > 1 or len(uses) < len(found.uses[leaf]):
             continue
-        layers.append(Layer(names[leaf], leaf, _bias_of(found, parts), form, positions.pop()))
+        spatial = any(use.primitive == "conv_general_dilated" for use in uses.values())
+        layers.append(Layer(names[leaf], leaf, _bias_of(found, parts), form, positions.pop(), spatial))
         products.append(parts)
     return tuple(layers), products
 

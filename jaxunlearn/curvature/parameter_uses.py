@@ -78,6 +78,7 @@ class Kernel(NamedTuple):
     entries: np.ndarray  # positions in the parameter of those of the matrices [groups, inputs, outputs]
     side: int  # which operand of the product it is
     positions: int
+    primitive: str  # which product
 
 
 class Bias(NamedTuple):
@@ -139,7 +140,7 @@ class ParameterUses:
             return
         shape = equation.outvars[0].aval.shape
         outputs = output_rows(equation, _positions(shape), side)
-        self.kernels[place] = Kernel(form.source, rows, side, outputs.shape[1])
+        self.kernels[place] = Kernel(form.source, rows, side, outputs.shape[1], equation.primitive.name)
         index = np.empty(outputs.size, np.int32)
         index[outputs.ravel()] = np.arange(outputs.size)
         self._forms[equation.outvars[0]] = _Form(True, place, index.reshape(shape))
