@@ -73,7 +73,7 @@ def test_kernels_in_several_forms_and_in_loops_fall_back_and_are_named(monkeypat
 
     def function(p, x):
         hidden = jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["cell"] + p["cell_bias"]), None), x, None, length=3)[0]
-        return hidden @ p["tied"] @ p["tied"].T @ p["o"] + p["ob"]
+        return (hidden @ p["tied"] @ p["tied"].T + jnp.sum(p["tied"], axis=1)) @ p["o"] + p["ob"]
 
     params = {"cell": normal(25, 25), "cell_bias": normal(25), "tied": normal(25, 4), "o": normal(25, 3), "ob": normal(3)}
     model, variables = plain(function, params)
@@ -108,8 +108,8 @@ FALLEN = {
     ),
     "split unevenly": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 3:])[:, :1], {"w": normal(5, 7)}),
     "overlapping parts": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 1:]), {"w": normal(5, 4)}),
-    "embedding and head": (
-        lambda p, x: jnp.tanh(p["w"][jnp.int32(x[:, 0] > 0)]) @ p["w"].T,
+    "embedding and normalised head": (
+        lambda p, x: jnp.tanh(p["w"][jnp.int32(x[:, 0] > 0)]) @ (p["w"] / jnp.linalg.norm(p["w"], axis=1, keepdims=True)).T,
         {"w": normal(3, 4)},
     ),
     "branch": (
