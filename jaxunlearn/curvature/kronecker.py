@@ -280,8 +280,8 @@ def _spectrum(factor: Float[Array, "g i ..."]) -> tuple[Float[Array, "g i"], Flo
 
 
 def _first_moments(layers, sharing: tuple[Sharing, ...], small: tuple[int, ...], large: tuple[int, ...], collected, weights):
-    *of_uses, others = collected
-    moments = layer_moments.first_moments(layers, sharing, *of_uses, weights)
+    activations, gradients, counts, others = collected
+    moments = layer_moments.first_moments(layers, sharing, activations, gradients, counts, weights)
     flat = {leaf: counted(weights, x)[0] for leaf, x in others.items()}
     blocks = [jnp.einsum("b,bsd,bse->de", weights, *[flat[leaf].reshape(*flat[leaf].shape[:2], -1)] * 2) for leaf in small]
     diagonals = [jnp.einsum("b,bs...->...", weights, flat[leaf] ** 2) for leaf in large]
@@ -310,7 +310,7 @@ def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seed
     gradients = jax.vmap(taps.rows, axis_size=len(u))(gradients)
     uses = [(layer, use) for layer in taps.layers for use in layer.uses]
     reached = [_reached(layer, g) for (layer, _), g in zip(uses, gradients, strict=True)]
-    activations = [_that_count(*use, *both) for use, *both in zip(uses, activations, reached, strict=True)]
+    activations = [_that_count(layer, use, x, r) for (layer, use), x, r in zip(uses, activations, reached, strict=True)]
     counts = [jnp.sum(r, axis=1) for r in reached]
     return activations, *widened((gradients, counts, dict(zip(taps.others, others, strict=True))))
 

@@ -97,12 +97,14 @@ def second_moments(
     """Sums of the squared gradients of rows in these bases, one matrix for every layer."""
     found = []
     for layer, basis, *of_uses in zip(layers, bases, of_layers(layers, activations), of_layers(layers, gradients), strict=True):
-        uses = [(use, *counted(weights, a, g)) for use, a, g in zip(layer.uses, *of_uses, strict=True)]
-        w = weights.astype(uses[0][2].dtype)
+        rows = [counted(weights, a, g) for a, g in zip(*of_uses, strict=True)]
+        w = weights.astype(rows[0][1].dtype)
         if layer.uses == ("lookup",):
-            found.append(_squares_of_rows(layer.form.inputs, basis[1], *uses[0][1:], w))
+            ((places, g),) = rows
+            found.append(_squares_of_rows(layer.form.inputs, basis[1], places, g, w))
         else:
-            found.append(_squares_of_products([_turned(basis, *use) for use in uses], w))
+            turned = [_turned(basis, use, a, g) for use, (a, g) in zip(layer.uses, rows, strict=True)]
+            found.append(_squares_of_products(turned, w))
     return found
 
 

@@ -24,6 +24,8 @@ from jaxunlearn.curvature.products import LOOKUP, activation_rows, output_rows
 from jaxunlearn.curvature.programs import evaluate_program, multiplied, open_program
 
 IN_LOOP = "multiplied inside a branch or a long loop"
+CUSTOM = "multiplied inside a function with a backward pass of its own (custom_vjp), which factors would leave out"
+INSIDE = {"loop": IN_LOOP, "custom": CUSTOM}
 SEVERAL = "used in several ways"
 CHANGED = "changed before its product, or multiplied in an unknown way"
 
@@ -129,7 +131,7 @@ def find(forward: Callable[[PyTree, PyTree], PyTree], params: PyTree, row: PyTre
         return joined([list(map(output_rows, *uses)) for uses in zip(equations, gradients, sides, strict=True)])
 
     others = tuple(x for x in range(len(leaves)) if x not in taken)
-    reasons = _reasons(program, found, len(leaves))
+    reasons = _reasons(program, found, names)
     unfactored = tuple(Unfactored(names[x], x, reasons[x]) for x in others if x in reasons)
     return Taps(layers, others, unfactored, run, zeros, rows)
 
@@ -204,10 +206,15 @@ def _bias_of(found: ParameterUses, parts: list[list[int]]) -> int | None:
     return leaf if whole and alone and {x.leaf for x in entries} == {leaf} else None
 
 
-def _reasons(program: Any, found: ParameterUses, count: int) -> dict[int, str]:
+def _reasons(program: Any, found: ParameterUses, names: list[str]) -> dict[int, str]:
     """Why a parameter has no layer, for those that take part in a product as matrices."""
     reasons, kernels = {}, {kernel.leaf for kernel in found.kernels.values()}
-    for leaf, where in multiplied(program, count).items():
+    for leaf, where in multiplied(program, len(names)).items():
+        if where.inside == "ragged":
+            raise ValueError(
+                f"{names[leaf]} is multiplied by ragged_dot in a loop, or in another form than [m, k] with [g, k, n], which "
+                "JAX cannot differentiate for many rows of a batch: multiply all groups and take for every row its own"
+            )
         if where.as_it_is or sum(size > 1 for size in found.shapes[leaf]) > 1:
-            reasons[leaf] = IN_LOOP if where.in_loop else SEVERAL if leaf in kernels else CHANGED
+            reasons[leaf] = INSIDE.get(where.inside) or (SEVERAL if leaf in kernels else CHANGED)
     return reasons
