@@ -26,7 +26,7 @@ def request_mesh(devices: Any = None, *, data: int = 1, fsdp: int = 1) -> Mesh:
     """A mesh of devices for `batched(mesh=...)`, or for one large request under `jax.set_mesh`.
 
     Args:
-        devices: which ones; by default all of `jax.devices()`. Those that do not go to `data` and `fsdp` answer different requests.
+        devices: which ones; by default all of `jax.devices()`. What `data` and `fsdp` leave over answers different requests.
         data: devices that share the rows of every batch of a request; each holds all of its parameters.
         fsdp: devices that share the rows of every batch and hold a part of each parameter, of the optimizer and of a teacher.
 
@@ -87,8 +87,8 @@ def shard(values: PyTree, mesh: Mesh) -> PyTree:
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-        >>> jaxunlearn.shard(variables, mesh).params["body"].sharding.spec
-        PartitionSpec(None, 'fsdp')
+        >>> tuple(jaxunlearn.shard(variables, mesh).params["body"].sharding.spec)
+        (None, 'fsdp')
     """
     if FSDP not in mesh.axis_names:
         raise ValueError(f"expected a mesh with the axis '{FSDP}', got {mesh.axis_names}; make it with request_mesh(fsdp=...)")
