@@ -24,9 +24,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run_together(commands, folder):
+def run_together(commands, folder, devices=2):
     """Run all commands until the last one ended or the first one failed; say what they wrote if one did."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")  # those of conftest
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")  # those of conftest
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     logs = [folder / f"{position}.log" for position in range(len(commands))]
     processes = []
@@ -73,6 +73,12 @@ def test_two_processes_equal_one(found, expected, process, lanes):
         assert found[process][f"{lanes}/{name}"].shape == (lanes, *weights.shape[1:])
         np.testing.assert_allclose(found[process][f"{lanes}/{name}"], weights[:lanes], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found[process][f"{lanes}/status"], expected.status[:lanes])
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_rows_that_processes_share_equal_one(found, expected, process):
+    for name, weights in expected.variables.params.items():
+        np.testing.assert_allclose(found[process][f"shared/{name}"], weights[: peer.FEW], rtol=0, atol=1e-5)
 
 
 def test_values_that_differ_between_processes_are_refused(found):
