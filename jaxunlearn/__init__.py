@@ -35,6 +35,9 @@ from jaxunlearn.loop.one_shot import one_shot as one_shot
 from jaxunlearn.loop.preparation import prepare as prepare
 from jaxunlearn.loop.rum import rum as rum
 from jaxunlearn.loop.until_unseen import until_unseen as until_unseen
+from jaxunlearn.meshes import replicate as replicate
+from jaxunlearn.meshes import request_mesh as request_mesh
+from jaxunlearn.meshes import shard as shard
 from jaxunlearn.methods import *
 from jaxunlearn.methods.amnesiac import record as record
 from jaxunlearn.requests import buckets as buckets
@@ -46,9 +49,6 @@ from jaxunlearn.requests import from_indices as from_indices
 from jaxunlearn.requests import merge as merge
 from jaxunlearn.requests import remove as remove
 from jaxunlearn.requests import training_data as training_data
-from jaxunlearn.meshes import replicate as replicate
-from jaxunlearn.meshes import request_mesh as request_mesh
-from jaxunlearn.meshes import shard as shard
 from jaxunlearn.sampling import forget_rows as forget_rows
 from jaxunlearn.sampling import uniform as uniform
 from jaxunlearn.status import Status as Status

@@ -26,7 +26,7 @@ def request_mesh(devices: Any = None, *, data: int = 1, fsdp: int = 1) -> Mesh:
     """A mesh of devices for `batched(mesh=...)`, or for one large request under `jax.set_mesh`.
 
     Args:
-        devices: which ones; by default all of `jax.devices()`. Those that do not go to `data` and `fsdp` answer different requests.
+        devices: which ones; by default all of `jax.devices()`. Groups of `data` times `fsdp` of them answer different requests.
         data: devices that share the rows of every batch of a request; each holds all of its parameters.
         fsdp: devices that share the rows of every batch and hold a part of each parameter, of the optimizer and of a teacher.
 

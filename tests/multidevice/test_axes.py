@@ -129,9 +129,7 @@ def test_rows_that_the_devices_cannot_share_are_refused():
     for sizes in ({"batch_size": 9}, {"batch_size": 8, "retain_batch_size": 3}):
         unlearn = ju.iterate(ju.gradient_difference(network(), optax.sgd(0.1)), 3, **sizes)
         with pytest.raises(ValueError, match=f"{list(sizes)[-1]}={list(sizes.values())[-1]} rows cannot be shared by the 2"):
-            ju.batched(unlearn, mesh=mesh_of(*MESHES["requests and rows"]))(
-                network().init(KEY), DATA, REQUESTS, KEYS
-            )
+            ju.batched(unlearn, mesh=mesh_of(*MESHES["requests and rows"]))(network().init(KEY), DATA, REQUESTS, KEYS)
 
 
 def test_meshes_that_cannot_be_made_or_used_are_refused():

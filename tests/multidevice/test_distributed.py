@@ -24,7 +24,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run_together(commands, folder, devices=2):
+def run_together(commands, folder, devices=2, seconds=SECONDS):
     """Run all commands until the last one ended or the first one failed; say what they wrote if one did."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")  # those of conftest
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
@@ -33,7 +33,7 @@ def run_together(commands, folder, devices=2):
     for command, log in zip(commands, logs, strict=True):
         with log.open("w") as stream:
             processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stream, stderr=stream))
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     try:
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             if any(process.poll() for process in processes):
@@ -46,7 +46,7 @@ def run_together(commands, folder, devices=2):
             process.wait()
     if any(code != 0 for code in codes):
         written = "\n".join(f"--- process {position}\n{log.read_text()}" for position, log in enumerate(logs))
-        pytest.fail(f"exit codes {codes} (None: stopped, another failed or {SECONDS} s were over)\n{written}")
+        pytest.fail(f"exit codes {codes} (None: stopped, another failed or {seconds} s were over)\n{written}")
 
 
 @pytest.fixture(scope="module")
