@@ -73,8 +73,8 @@ class Config(script.Base):
     training_steps: int = 300
     """Steps of training and retraining."""
     learning_rate: float = 2e-3
-    """Of training and retraining; about 1e-4 for a checkpoint of usual size. At twice that, held-out loss is lower and retrained
-    models lie almost three times as far from each other, so that more originals are needed to see the same difference."""
+    """Of training and retraining; about 1e-4 for a checkpoint of usual size. At twice that, held-out loss is lower, and
+    retrained models lie almost three times as far from each other, so that the same difference takes more originals to see."""
     batch_size: int = 8
     """Rows of a step of training."""
     forget_batch_size: int = 4

@@ -293,7 +293,7 @@ def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seed
     u = slopes(kind, model, outputs, one, seeds[None])
     gradients, others = jax.vmap(pull)(u)
     gradients = jax.vmap(taps.rows, axis_size=len(u))(gradients)
-    uses = [(layer, use) for layer in taps.layers for use in layer.uses]
+    uses: list[tuple[Layer, Use]] = [(layer, use) for layer in taps.layers for use in layer.uses]
     reached = [_reached(layer, g) for (layer, _), g in zip(uses, gradients, strict=True)]
     activations = [_that_count(layer, use, x, r) for (layer, use), x, r in zip(uses, activations, reached, strict=True)]
     counts = [jnp.sum(r, axis=1) for r in reached]
