@@ -16,12 +16,11 @@ from jaxunlearn import refusals as refusals
 from jaxunlearn import rl as rl
 from jaxunlearn import sisa as sisa
 from jaxunlearn import slots as slots
+from jaxunlearn import sources as sources
 from jaxunlearn import summation as summation
 from jaxunlearn import transforms as transforms
 from jaxunlearn.batching import batched as batched
 from jaxunlearn.batching import end_of_stream as end_of_stream
-from jaxunlearn.batching import replicate as replicate
-from jaxunlearn.batching import request_mesh as request_mesh
 from jaxunlearn.batching import streamed as streamed
 from jaxunlearn.card import Method as Method
 from jaxunlearn.catalogue import METHODS as METHODS
@@ -37,6 +36,9 @@ from jaxunlearn.loop.one_shot import one_shot as one_shot
 from jaxunlearn.loop.preparation import prepare as prepare
 from jaxunlearn.loop.rum import rum as rum
 from jaxunlearn.loop.until_unseen import until_unseen as until_unseen
+from jaxunlearn.meshes import replicate as replicate
+from jaxunlearn.meshes import request_mesh as request_mesh
+from jaxunlearn.meshes import shard as shard
 from jaxunlearn.methods import *
 from jaxunlearn.methods.amnesiac import record as record
 from jaxunlearn.requests import buckets as buckets
@@ -103,6 +105,7 @@ def __dir__() -> list[str]:
         "rl",
         "sisa",
         "slots",
+        "sources",
         "summation",
         "transforms",
     }

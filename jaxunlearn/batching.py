@@ -1,63 +1,24 @@
 """Many requests at once: `batched` (alternatives from one start) and `streamed` (one model, one after another)."""
 
 import sys
-import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
-from jaxunlearn import checks, cores
+from jaxunlearn import checks, cores, meshes
 from jaxunlearn.requests import remove
 from jaxunlearn.types import Data, ForgetRequest, Result, UnlearnFn, Variables
 
 Batched: TypeAlias = Callable[[Variables, Data, ForgetRequest, PRNGKeyArray], Result]
 
-AXIS = "request"
+AXIS = meshes.REQUEST
 _SHARED = -1
-
-
-def request_mesh(devices: Any = None) -> Mesh:
-    """A mesh with the single axis `request`, for `batched(mesh=...)`.
-
-    Args:
-        devices: which ones; by default all of `jax.devices()`.
-
-    Returns:
-        A `jax.sharding.Mesh` of axis type Auto.
-
-    Example:
-        >>> jaxunlearn.request_mesh(jax.devices()[:1]).axis_names
-        ('request',)
-    """
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def replicate(values: PyTree, mesh: Mesh) -> PyTree:
-    """Put one copy on every device of a mesh; do it once for variables and data, and `batched` need not.
-
-    Args:
-        values: any tree of arrays.
-        mesh: see `request_mesh`.
-
-    Returns:
-        The same tree, on all devices.
-
-    Raises:
-        ValueError: on a mesh that spans processes, values that differ between them.
-
-    Example:
-        >>> mesh = jaxunlearn.request_mesh(jax.devices()[:1])
-        >>> on_all = jaxunlearn.replicate((variables, data), mesh)
-    """
-    return _place(values, NamedSharding(mesh, P()))
 
 
 def batched(
@@ -73,8 +34,10 @@ def batched(
             R or more is one `vmap`. By default 1 on CPUs, where it was never slower (see `experiments/results`), and all
             at once on accelerators.
             Outside `jit` every core of a CPU runs chunks of its own, unless the call is a single chunk.
-        mesh: shards the requests over its `request` axis, see `request_mesh`. Variables and data are copied to every
-            device unless they are there already (`replicate`). No device waits for another. On a mesh that spans processes
+        mesh: shards the requests over its `request` axis, see `request_mesh`; devices of different requests never wait for
+            another. An axis `data` shares the rows of every batch, an axis `fsdp` parameters too; further axes are left to the
+            model. Data are copied to every device, variables too or, with an axis `fsdp`, to each in part (`shard`), unless
+            they lie on the mesh already (`replicate`). On a mesh that spans processes
             (`jax.distributed`) every process makes the same call with the same values, and gets its part of one result:
             `jax.experimental.multihost_utils.process_allgather(result, tiled=True)` makes all of it readable.
 
@@ -105,8 +68,10 @@ def batched(
         return _on_one_device(unlearn, chunk, in_axes)
     _check_mesh(mesh)
     chunk = chunk or _default_chunk(mesh.devices.flat[0].platform)
+    parts = mesh.shape[AXIS]
 
-    # Inside shard_map every device runs the plain one-device program, so that nothing can be communicated.
+    # Inside shard_map every device, or all those of one request, run the plain one-device program, so that nothing can be
+    # communicated between requests. Axes of one request are left to the compiler, see `meshes`.
     # check_vma=False is essential: the default sums gradients with respect to shared variables over the devices.
     @partial(jax.jit, static_argnums=2)
     def program(shared: list, per_request: list, form: _Form) -> Result:
@@ -115,6 +80,7 @@ def batched(
             mesh=mesh,
             in_specs=(P(), P(AXIS)),
             out_specs=P(AXIS),
+            axis_names={AXIS},
             check_vma=False,
         )
         return on_device(shared, per_request)
@@ -125,9 +91,11 @@ def batched(
             raise TypeError("batched(mesh=...) lays out requests on the host and compiles by itself: call it outside jit")
         shared, per_request, form = separate(arguments, in_axes)
         lanes = num_lanes(per_request)
-        padded = _pad(per_request, -lanes % mesh.size)
-        result = program(replicate(shared, mesh), _place(padded, NamedSharding(mesh, P(AXIS))), form)
-        return result if lanes % mesh.size == 0 else jax.tree.map(lambda x: x[:lanes], result)
+        padded = _pad(per_request, -lanes % parts)
+        weights = form.is_mapped[: len(jax.tree.leaves(variables))].count(False)
+        placed = _placed(shared[:weights], mesh, meshes.place_parameters) + _placed(shared[weights:], mesh, meshes.replicate)
+        result = program(placed, meshes.place(padded, [P(AXIS)] * len(padded), mesh), form)
+        return result if lanes % parts == 0 else jax.tree.map(lambda x: x[:lanes], result)
 
     return meshed
 
@@ -149,40 +117,11 @@ def _on_one_device(unlearn: UnlearnFn, chunk: int, in_axes: Any) -> Batched:
     return call
 
 
-def _place(values: PyTree, sharding: NamedSharding) -> PyTree:
-    """`device_put`; where devices belong to several processes, each puts its own part of values that all of them hold."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(values, sharding)
-
-    # device_put takes neither typed keys nor committed arrays to the devices of other processes.
-    def place(x: Any) -> jax.Array:
-        if _spans_processes(x):
-            return jax.device_put(x, sharding)
-        x = jnp.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    _require_same_in_all_processes([x for x in jax.tree.leaves(values) if not _spans_processes(x)], sharding.mesh)
-    return jax.tree.map(place, values)
-
-
-def _spans_processes(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not x.is_fully_addressable
-
-
-def _require_same_in_all_processes(leaves: list, mesh: Any) -> None:
-    if not leaves or len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
-        return  # a process without a device in the mesh does not take part, and would be waited for
-    from jax.experimental.multihost_utils import process_allgather
-
-    checksum = 0
-    for x in map(jnp.asarray, leaves):
-        host = np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-        checksum = zlib.crc32(host.tobytes(), zlib.crc32(repr(jax.typeof(x)).encode(), checksum))
-    if len(np.unique(process_allgather(np.uint32(checksum)))) > 1:
-        raise ValueError(
-            "the processes passed different values to a mesh that spans them; use the same data, requests, seeds and keys in "
-            "every process"
-        )
+def _placed(shared: list, mesh: Mesh, place: Callable[[list, Mesh], list]) -> list:
+    """Leaves that do not lie on the mesh yet are placed there, together."""
+    news = [leaf for leaf in shared if not meshes.lies_on(leaf, mesh)]
+    placed = iter(place(news, mesh))
+    return [leaf if meshes.lies_on(leaf, mesh) else next(placed) for leaf in shared]
 
 
 class _Form(NamedTuple):
@@ -247,9 +186,9 @@ def _pad(per_request: list, extra: int) -> list:
 
 
 def _check_mesh(mesh: Mesh) -> None:
-    if mesh.axis_names != (AXIS,):
-        raise ValueError(f"expected a mesh with the single axis '{AXIS}', got {mesh.axis_names}; make it with request_mesh()")
-    if mesh.axis_types != (AxisType.Auto,):
+    if AXIS not in mesh.axis_names:
+        raise ValueError(f"expected a mesh with the axis '{AXIS}', got {mesh.axis_names}; make it with request_mesh()")
+    if set(mesh.axis_types) != {AxisType.Auto}:
         raise ValueError(f"expected an Auto mesh, got {mesh.axis_types}; make it with request_mesh()")
 
 

@@ -32,7 +32,7 @@ def parts_of(lanes: int, chunk: int, leaves: Sequence[Any]) -> int:
     """In how many parts a call is worth splitting: one for each core that gets a whole chunk, on a CPU that is one device."""
     watched = is_on("jax_debug_nans") or is_on("jax_debug_infs")  # by this thread alone
     spread = any(isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 for x in leaves)
-    if jax.default_backend() != "cpu" or spread or watched:
+    if jax.default_backend() != "cpu" or spread or watched or not jax.sharding.get_abstract_mesh().empty:
         return 1
     return min(available(), -(-lanes // chunk))
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
-from jaxunlearn import tree
+from jaxunlearn import meshes, tree
 from jaxunlearn.types import Batch, BatchSizes, Data, Examples, ForgetRequest, Split, Weighted
 
 COUNTED = 256  # numbers up to which comparing with each of them is quicker, and compiles quicker, than a binary search
@@ -250,7 +250,7 @@ def _drawn(split: Split, rows: Int[Array, " b"], weights: Float[Array, " b"]) ->
         found = jnp.asarray(x).at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
         return jnp.where(some, found, jnp.zeros_like(found)) if jnp.issubdtype(x.dtype, jnp.inexact) else found
 
-    return jax.tree.map(pick, split.data.train)
+    return meshes.over_rows(jax.tree.map(pick, split.data.train))
 
 
 def uniform(split: Split, context: Any, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:
@@ -307,5 +307,5 @@ def forget_rows(data: Data, request: ForgetRequest) -> Weighted:
     is_present = jnp.asarray(data.present) > 0
     present = jax.lax.argmax(is_present.astype(jnp.int32), 0, jnp.int32)  # read where no slot is usable
     counts = jnp.where(jnp.any(usable), usable, jnp.any(is_present))
-    examples = take(data.train, jnp.where(usable, row_numbers(request), present), counts)
+    examples = meshes.over_rows(take(data.train, jnp.where(usable, row_numbers(request), present), counts))
     return Weighted(examples, weights, jnp.arange(usable.shape[0], dtype=jnp.int32))

@@ -159,13 +159,20 @@ def _words(leaf: Any) -> UInt32[Array, "..."]:
 def content_digest(tree: PyTree) -> str:
     """SHA-256 of paths, shapes, dtypes and bytes of all leaves, on the host; 64 hexadecimal digits.
 
+    Of arrays that span processes every process gets the digest of the whole, and all must ask.
+
     Raises:
         TypeError: inside `jit` or `vmap`, where values are not known.
     """
     found = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        host = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        leaf = jax.random.key_data(leaf) if is_key else leaf
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            from jax.experimental.multihost_utils import process_allgather
+
+            leaf = process_allgather(leaf, tiled=True)
+        host = np.asarray(leaf)
         found.update(f"{path_of(path)} {host.dtype} {host.shape};".encode())
         found.update(np.ascontiguousarray(host).tobytes())
     return found.hexdigest()

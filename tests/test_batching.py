@@ -71,6 +71,8 @@ def test_cores_follow_the_settings_of_the_calling_thread(monkeypatch):
         assert batched(VARIABLES, DATA, REQUESTS, KEYS).stats["zero"].dtype == jnp.float64
     with jax.debug_nans(True):  # seen by this thread only, so nothing runs in another one
         assert cores.parts_of(3, 1, [KEYS]) == 1
+    with jax.set_mesh(ju.request_mesh(jax.devices()[:2])):
+        assert cores.parts_of(3, 1, [KEYS]) == 1
     with jax.disable_jit():
         plain = batched(VARIABLES, DATA, REQUESTS, KEYS)
     assert distance(plain.variables, batched(VARIABLES, DATA, REQUESTS, KEYS).variables) < 1e-6

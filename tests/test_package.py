@@ -28,17 +28,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types", "tree", "version", "modes", "cores", "proportions"},
-    {"checks", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin", "noise"},
-    {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "refusals", "hypernetworks", "guards"},
+    {"checks", "meshes", "slots", "status", "card", "sampling", "class_order", "losses", "likelihoods", "margin", "noise"},
+    {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "refusals", "hypernetworks", "guards", "blocks"},
     {"loop", "batching", "curvature", "service"},
-    {"heads", "convex", "certificates", "adapters", "filters", "frozen", "summation", "sisa"},
+    {"heads", "convex", "certificates", "adapters", "filters", "frozen", "summation", "sisa", "sources"},
     {"methods", "rl"},
     {"audit", "catalogue"},
     {"tuning", "answering", "commands"},
     {"__init__", "__main__"},
 ]
 EXTRAS = ("flax", "torch", "equinox", "haiku", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "chex", "tyro", "rich")
-EXTRAS += ("cryptography",)
+EXTRAS += ("cryptography", "grain")
 LINES, LINES_OF_A_METHOD = 400, 150
 LONG_METHODS: dict[str, str] = {}  # name: why it must be longer
 

@@ -13,6 +13,7 @@ from jaxunlearn import Examples
 
 ROWS_AT_ONCE = 512
 TABLES = ("breast_cancer", "diabetes")
+PARTS = ("train", "test")
 
 
 class Dataset(NamedTuple):
@@ -107,7 +108,44 @@ def _table(name: str, max_rows: int | None, seed: int) -> tuple[Examples, Exampl
     return train, test, 2 if classifies else 0
 
 
+class OnDisk(NamedTuple):
+    """The splits of a prepared data set where they lie, for `jaxunlearn.sources`."""
+
+    train: Any  # rows by their numbers
+    test: Any
+    shape: tuple[int, ...]  # of an image
+    num_classes: int
+
+
+def on_disk(name: str, data_dir: str | None = None) -> OnDisk:
+    """Labelled images from TensorFlow Datasets, of which no row is read before it is asked for; `as_example` parses them.
+
+    Raises:
+        ValueError, RuntimeError: as `load`.
+    """
+    builder = _builder(name, data_dir)
+    features = builder.info.features
+    return OnDisk(*(_split(builder, part) for part in PARTS), features["image"].shape, features["label"].num_classes)
+
+
+def as_example(record: Any) -> Examples:
+    """One record as an image float32 in [0, 1] and its label int32."""
+    return Examples(np.asarray(record["image"], np.float32) / np.float32(255), np.int32(record["label"]))
+
+
 def _prepared(name: str, data_dir: str | None, max_rows: int | None, progress: bool) -> tuple[Examples, Examples, int]:
+    builder = _builder(name, data_dir)
+    features, parts = builder.info.features, []
+    for split in PARTS:
+        count = builder.info.splits[split].num_examples
+        rows = count if max_rows is None else min(max_rows, count)
+        source = _split(builder, f"{split}[:{rows}]")
+        parts.append(_read(source, rows, features["image"].shape, f"{name} {split}", progress))
+    return *parts, features["label"].num_classes
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    """A prepared set of labelled images with both splits."""
     import tensorflow_datasets as tfds
 
     try:
@@ -117,29 +155,28 @@ def _prepared(name: str, data_dir: str | None, max_rows: int | None, progress: b
             f"unknown data set {name!r}: use 'digits', {', '.join(map(repr, TABLES))}, or a name from the TFDS catalogue "
             "such as 'mnist' or 'cifar10'"
         ) from None
-    features, splits = builder.info.features, builder.info.splits
+    splits = builder.info.splits
     if not splits:
         raise RuntimeError(
             f"there is no prepared {name} at {builder.data_path}: say where it is with data_dir (--data-dir), or prepare it "
             f"once with tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare(), "
             "for which some data sets need TensorFlow"
         )
-    missing = [split for split in ("train", "test") if split not in splits or splits[split].num_examples == 0]
+    missing = [split for split in PARTS if split not in splits or splits[split].num_examples == 0]
     if missing:
         raise ValueError(f"{name} has no rows in {' and '.join(missing)}; its splits are {', '.join(splits)}")
-    _check_features(name, features)
-    parts = []
-    for split in ("train", "test"):
-        rows = splits[split].num_examples if max_rows is None else min(max_rows, splits[split].num_examples)
-        try:
-            source = builder.as_data_source(f"{split}[:{rows}]")
-        except NotImplementedError as error:
-            raise RuntimeError(
-                f"{name} at {builder.data_path} is stored in a format that only TensorFlow reads: "
-                "prepare it in another folder with file_format='array_record'"
-            ) from error
-        parts.append(_read(source, rows, features["image"].shape, f"{name} {split}", progress))
-    return *parts, features["label"].num_classes
+    _check_features(name, builder.info.features)
+    return builder
+
+
+def _split(builder: Any, split: str) -> Any:
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError as error:
+        raise RuntimeError(
+            f"{builder.name} at {builder.data_path} is stored in a format that only TensorFlow reads: "
+            "prepare it in another folder with file_format='array_record'"
+        ) from error
 
 
 def _check_features(name: str, features: Any) -> None:

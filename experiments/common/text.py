@@ -60,15 +60,26 @@ class Characters:
 class FromFile:
     """A published tokenizer, `tokenizer.json`, by the package `tokenizers`.
 
+    Truncation and padding that such files may keep from training are switched off, and tokens that a file would put around
+    every text are left out; names of special tokens in a text are those tokens.
+
     Raises:
         ImportError: the package is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of a tokenizer.
     """
 
     def __init__(self, path: str | Path) -> None:
         if importlib.util.find_spec("tokenizers") is None:
             raise ImportError(f"{path} is read by tokenizers: pip install 'jaxunlearn[language]'", name="tokenizers")
-        self.inner: Any = importlib.import_module("tokenizers").Tokenizer.from_file(str(path))
-        self.size = self.inner.get_vocab_size()
+        content = Path(path).read_text(encoding="utf-8")
+        try:
+            self.inner: Any = importlib.import_module("tokenizers").Tokenizer.from_str(content)
+        except Exception as error:  # the package has no class of its own for it
+            raise ValueError(f"{path} is no file of a tokenizer: {error}") from error
+        self.inner.no_truncation()
+        self.inner.no_padding()
+        self.size = 1 + max(self.inner.get_vocab().values())  # numbers may have holes
 
     def encode(self, text: str) -> list[int]:
         return self.inner.encode(text, add_special_tokens=False).ids
@@ -82,7 +93,7 @@ def tokenizer_of(folder: str | Path, vocabulary: int) -> Tokenizer:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it has more tokens than the model.
+        ValueError: it has more tokens than the model, or see `FromFile`.
         ImportError: see `FromFile`.
     """
     path = Path(folder) / "tokenizer.json"

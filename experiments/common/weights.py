@@ -55,7 +55,7 @@ def load(folder: str | Path, *, dtype: str | None = None) -> Loaded:
 
     Args:
         folder: with `config.json`, and `model.safetensors` or an index of several.
-        dtype: of the weights, e.g. "bfloat16"; by default the one that they are stored in.
+        dtype: of the weights, e.g. "bfloat16"; by default the one that they are stored in, or one that holds all of them.
 
     Returns:
         `Loaded`; padding of its inputs is -1.
@@ -80,11 +80,10 @@ def load(folder: str | Path, *, dtype: str | None = None) -> Loaded:
         if entry.third is not None:
             found = np.split(found, 3, axis=-1)[entry.third]
         found = found.T if entry.flipped else found
-        return found if dtype is None else found.astype(jnp.dtype(dtype))
+        return found.astype(jnp.dtype(config.dtype))
 
-    if dtype is None:
-        dtype = str(next(iter(tensors.values())).dtype)
-    config = replace(config, dtype=dtype)
+    kinds = {x.dtype for name, x in tensors.items() if not name.endswith(IGNORED)}
+    config = replace(config, dtype=dtype or str(jnp.result_type(*kinds)))
     like = jax.eval_shape(decoder.model(config).init, jax.random.key(0)).params  # type: ignore[misc]
     entries = {entry.path: entry for entry in entries_of(form, config)}
 
@@ -99,7 +98,11 @@ def load(folder: str | Path, *, dtype: str | None = None) -> Loaded:
 
     params = jax.tree.map_with_path(leaf, like)
     left = {name for name in tensors if name not in used and not name.endswith(IGNORED)}
-    if left - ({"lm_head.weight"} if config.tied else set()):
+    if config.tied and "lm_head.weight" in left:  # some files hold it twice
+        if not np.array_equal(tensors["lm_head.weight"], tensors[prefix + entries["embed"].name]):
+            raise ValueError(f"{folder} has a head of its own, config.json says that the embedding is the head")
+        left.remove("lm_head.weight")
+    if left:
         raise ValueError(f"{folder} holds tensors that this form of model has not: {', '.join(sorted(left)[:5])}")
     return Loaded(form, config, ju.Variables(params))
 
@@ -167,8 +170,13 @@ def config_of(settings: Mapping[str, Any]) -> tuple[Form, decoder.Config]:
         ValueError: they make another model than the decoder.
     """
     form = settings.get("model_type")
+    if settings.get("quantization_config"):
+        raise ValueError("the weights are quantised in a way of another library: publish them as floating-point numbers")
     if form == "gpt2":
-        _require(settings, activation_function=("gelu_new", "gelu_pytorch_tanh"), scale_attn_by_inverse_layer_idx=(False,))
+        _require(
+            settings, activation_function=("gelu_new", "gelu_pytorch_tanh"), scale_attn_by_inverse_layer_idx=(False,),
+            scale_attn_weights=(True,), add_cross_attention=(False,),
+        )  # fmt: skip
         width = settings["n_embd"]
         return form, decoder.Config(
             settings["vocab_size"], width=width, layers=settings["n_layer"], heads=settings["n_head"],
@@ -179,10 +187,12 @@ def config_of(settings: Mapping[str, Any]) -> tuple[Form, decoder.Config]:
     if form not in ("llama", "mistral", "qwen2"):
         raise ValueError(f"config.json has model_type {form!r}; llama, mistral, qwen2 and gpt2 are known")
     _require(settings, hidden_act=("silu",))
-    if settings.get("sliding_window") is not None and (form == "mistral" or settings.get("use_sliding_window")):
+    window = settings.get("sliding_window", 4096 if form == "mistral" else None)  # where nothing is said, it is that of Mistral
+    if window is not None and (form == "mistral" or settings.get("use_sliding_window")):
         raise ValueError("the model attends to a sliding window, which the decoder does not")
     rope = {**(settings.get("rope_scaling") or {}), **(settings.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
+    _require(rope, partial_rotary_factor=(1.0,))
     if kind not in ("default", "llama3"):
         raise ValueError(f"rotary positions of type {kind!r} are not known; default and llama3 are")
     scaling = None
@@ -192,7 +202,8 @@ def config_of(settings: Mapping[str, Any]) -> tuple[Form, decoder.Config]:
     attention = ("q", "k", "v") if form == "qwen2" else ("q", "k", "v", "o") if settings.get("attention_bias") else ()
     return form, decoder.Config(
         settings["vocab_size"], width=settings["hidden_size"], layers=settings["num_hidden_layers"],
-        heads=settings["num_attention_heads"], groups=settings.get("num_key_value_heads"), head_width=settings.get("head_dim"),
+        heads=settings["num_attention_heads"], head_width=settings.get("head_dim"),
+        groups=settings.get("num_key_value_heads", 8 if form == "mistral" else None),
         hidden=settings["intermediate_size"], tied=settings.get("tie_word_embeddings", False),
         biases=(*attention, *(("gate", "up", "down") if settings.get("mlp_bias") else ())),
         rope_base=rope.get("rope_theta", settings.get("rope_theta", 10000.0)), rope_scaling=scaling,
@@ -222,6 +233,8 @@ def settings_of(form: Form, config: decoder.Config) -> dict[str, Any]:
             "intermediate_size": config.hidden, "hidden_act": "silu", "rms_norm_eps": config.epsilon,
             "rope_theta": config.rope_base, "attention_bias": "o" in config.biases, "mlp_bias": "up" in config.biases,
         }  # fmt: skip
+        if form == "mistral":
+            found["sliding_window"] = None
         if (scaling := config.rope_scaling) is not None:
             found["rope_scaling"] = {
                 "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
@@ -280,9 +293,9 @@ def save_adapter(
     Raises:
         ValueError: a matrix that PEFT has not by itself: queries, keys and values of GPT-2 are one there.
     """
-    modules, tensors = set(), adapter_tensors(form, config, part)
-    for name in tensors:
-        modules.add(name.removesuffix(".weight").removesuffix(".lora_A").removesuffix(".lora_B").rsplit(".", 1)[-1])
+    tensors = adapter_tensors(form, config, part)
+    parts = 2 if form == "gpt2" else 1  # c_proj by itself would be that of the MLP too
+    modules = {".".join(name.split(".lora_")[0].split(".")[-parts:]) for name in tensors}
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": _rank(part), "lora_alpha": alpha,
         "target_modules": sorted(modules), "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": form == "gpt2",
@@ -296,11 +309,16 @@ def save_adapter(
 
 def adapter_tensors(form: Form, config: decoder.Config, part: ju.Variables) -> dict[str, np.ndarray]:
     """The factors of a part under their names in PEFT: A [rank, inputs] and B [outputs, rank]."""
-    names = _modules(form, config)
+    modules = _modules(form, config)
     found = {}
     for path, factors in part.params.items():
+        module, third = modules[path]
+        if third is not None:
+            raise ValueError(
+                f"{path} of GPT-2 is a third of one matrix in PEFT: write the merged weights, or adapt o, up and down only"
+            )
         for side, factor in (("lora_A", factors["a"]), ("lora_B", factors["b"])):
-            values, module = np.asarray(factor), names[path]
+            values = np.asarray(factor)
             for layer in range(config.layers) if "{}" in module else [None]:
                 one = values if layer is None else values[layer]
                 found[f"base_model.model.{module.format(layer)}.{side}.weight"] = np.ascontiguousarray(one.T)
@@ -315,51 +333,48 @@ def load_adapter(folder: str | Path, form: Form, config: decoder.Config) -> tupl
     """
     folder = Path(folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
-    _require(settings, peft_type=("LORA",), bias=("none",), use_rslora=(False,), use_dora=(False,))
+    _require(
+        settings, peft_type=("LORA",), bias=("none",), use_dora=(False,), use_qalora=(False,), layer_replication=(None,),
+        alora_invocation_tokens=(None,), init_lora_weights=(True, False, "gaussian", "orthogonal", "eva"),  # others move it
+    )  # fmt: skip
     if settings.get("rank_pattern") or settings.get("alpha_pattern"):
         raise ValueError("adapter_config.json has ranks or alphas of single matrices; lora has one for all")
-    tensors = dict(safetensors.read(folder / "adapter_model.safetensors").arrays)
-    params = {}
-    for path, module in _modules(form, config, strict=False).items():
-        names = [module.format(layer) for layer in (range(config.layers) if "{}" in module else [None])]
-        if f"base_model.model.{names[0]}.lora_A.weight" not in tensors:
+    tensors = safetensors.read(folder / "adapter_model.safetensors").arrays
+    used, params = set(), {}
+    for path, (module, third) in _modules(form, config).items():
+        names = [
+            [f"base_model.model.{module.format(layer)}.{side}.weight" for side in ("lora_A", "lora_B")]
+            for layer in (range(config.layers) if "{}" in module else [None])
+        ]
+        absent = [name for pair in names for name in pair if name not in tensors]
+        if len(absent) == 2 * len(names):
             continue
-        pair = {}
-        for key, side in (("a", "lora_A"), ("b", "lora_B")):
-            found = [tensors.pop(f"base_model.model.{name}.{side}.weight").T for name in names]
-            pair[key] = jnp.asarray(np.stack(found) if "{}" in module else found[0])
-        params[path] = pair
-    if tensors:
-        raise ValueError(f"{folder} changes what the decoder has not: {', '.join(sorted(tensors)[:5])}")
-    return ju.Variables(params), settings["lora_alpha"]
+        if absent:
+            raise ValueError(f"{folder} changes {module} in some layers only: there is no {absent[0]}")
+        used |= {name for pair in names for name in pair}
+        down, up = ([tensors[pair[side]].T for pair in names] for side in (0, 1))
+        if third is not None:
+            up = [np.split(x, 3, axis=-1)[third] for x in up]
+        pair = (np.stack(x) if "{}" in module else x[0] for x in (down, up))
+        params[path] = dict(zip("ab", map(jnp.asarray, pair), strict=True))
+    if left := set(tensors) - used:
+        raise ValueError(f"{folder} changes what the decoder has not: {', '.join(sorted(left)[:5])}")
+    part = ju.Variables(params)
+    return part, settings["lora_alpha"] * (_rank(part) ** 0.5 if settings.get("use_rslora") else 1)
 
 
 def _rank(part: ju.Variables) -> int:
     return next(iter(part.params.values()))["a"].shape[-1]
 
 
-def _modules(form: Form, config: decoder.Config, *, strict: bool = True) -> dict[str, str]:
-    """Modules of the matrices by their paths."""
+def _modules(form: Form, config: decoder.Config) -> dict[str, tuple[str, int | None]]:
+    """Modules of the matrices by their paths, and which third of one they are."""
     found = {}
     for entry in entries_of(form, config):
-        name = entry.path.removeprefix("layers/")
-        if name in config.matrices or entry.path == "head":
+        if entry.path.removeprefix("layers/") in config.matrices or entry.path == "head":
             prefix = "transformer." if form == "gpt2" and entry.path != "head" else ""
-            found[entry.path] = prefix + entry.name.removesuffix(".weight")
-    if form == "gpt2":
-        fused = [path for path in found if path.rsplit("/", 1)[-1] in ("q", "k", "v")]
-        for path in fused:
-            del found[path]
-        if strict:
-            return _Fused(found)
+            found[entry.path] = prefix + entry.name.removesuffix(".weight"), entry.third
     return found
-
-
-class _Fused(dict):
-    def __missing__(self, path: str) -> str:
-        raise ValueError(
-            f"{path} of GPT-2 is a third of one matrix in PEFT: write the merged weights, or adapt o, up and down only"
-        )
 
 
 def signed(manifest: bytes, signature: bytes | None = None) -> dict[str, str]:

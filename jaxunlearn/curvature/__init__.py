@@ -9,6 +9,8 @@ from jaxunlearn.curvature.approximations import Diagonal as Diagonal
 from jaxunlearn.curvature.approximations import Fit as Fit
 from jaxunlearn.curvature.approximations import LowRank as LowRank
 from jaxunlearn.curvature.approximations import Representation as Representation
+from jaxunlearn.curvature.approximations import RowFit as RowFit
+from jaxunlearn.curvature.approximations import fit_blocks as fit_blocks
 from jaxunlearn.curvature.approximations import prepare as prepare
 from jaxunlearn.curvature.dense import dense as dense
 from jaxunlearn.curvature.dense import gram as gram

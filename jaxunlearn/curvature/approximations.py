@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from jaxunlearn import checks, slots, tree
+from jaxunlearn.blocks import Blocks, InMemory, OnDisk, Rows, require_concrete
 from jaxunlearn.curvature.matvecs import widened
 from jaxunlearn.tree import Layers
 from jaxunlearn.types import Data, Examples, Prepare, Scalar, Variables
@@ -28,6 +29,20 @@ class Fit(Protocol):
     def __call__(
         self, variables: Variables, examples: Examples, weights: Float[Array, " n"], key: PRNGKeyArray, /
     ) -> "Representation": ...
+
+
+@dataclass(frozen=True)
+class RowFit:
+    """A `Fit` that sees rows through sums alone, so that `fit_blocks` can make it of rows that do not fit."""
+
+    make: Callable[[Variables, Rows, PRNGKeyArray], "Representation"]
+    chunk: int | None = None
+
+    def __call__(
+        self, variables: Variables, examples: Examples, weights: Float[Array, " n"], key: PRNGKeyArray
+    ) -> "Representation":
+        """The representation of rows in memory."""
+        return self.make(variables, InMemory(examples, weights, self.chunk), key)
 
 
 class Representation(ABC):
@@ -101,6 +116,45 @@ def prepare(fit: Fit, slot: slots.Slot = slots.CURVATURE, *, how: str = "") -> P
         return slot.put(data, fit(variables, data.train, data.present, key), at=variables, how=how)
 
     return prepared
+
+
+def fit_blocks(fit: Fit, variables: Variables, blocks: Blocks, key: PRNGKeyArray) -> Representation:
+    """A representation of rows that do not fit, from passes over blocks of them; as in memory but for rounding.
+
+    `diagonal`, `dense` and `kfac` take one pass, `ekfac` two, `nystrom` one of as many products as its rank, `lanczos` one for
+    each step of its rank. `gram` keeps the gradients of all rows, so it cannot be made like that. `chunk` of the fit does not
+    count, since a block is what is in memory; a matrix that `lanczos` and `nystrom` are given must draw nothing by itself.
+
+    Args:
+        fit: what `diagonal`, `dense`, `kfac`, `ekfac`, `lanczos` or `nystrom` made.
+        variables: where.
+        blocks: a function that starts a pass over the rows, e.g. `jaxunlearn.sources.blocks(...)`: each call returns the same
+            `Weighted` blocks, whose `slots` are row numbers and of which only the last may be shorter.
+        key: as of the fit. What is drawn for a row goes by its number, whatever the blocks.
+
+    Returns:
+        What the fit makes.
+
+    Raises:
+        TypeError: a fit that needs all rows at once, no function that starts a pass, or a call inside `jit`.
+        ValueError: no row that counts, a row that comes twice in a pass, passes that differ.
+
+    Example:
+        >>> blocks = jaxunlearn.sources.blocks(data.train, jaxunlearn.sources.index(60), size=16)
+        >>> curvature = jaxunlearn.curvature.fit_blocks(jaxunlearn.curvature.ekfac(model), variables, blocks, key)
+        >>> in_memory = jaxunlearn.curvature.ekfac(model)(variables, data.train, data.present, key)
+        >>> bool(jnp.allclose(curvature.trace(), in_memory.trace()))
+        True
+    """
+    if not isinstance(fit, RowFit):
+        raise TypeError(
+            "this fit needs all rows at once, as gram does: take diagonal, dense, kfac, ekfac, lanczos or nystrom of "
+            f"jaxunlearn.curvature; got {getattr(fit, '__qualname__', type(fit).__name__)}"
+        )
+    checks.check_variables(variables)
+    checks.check_key(key)
+    require_concrete((variables, key))
+    return fit.make(variables, OnDisk(blocks), key)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "vectors"], meta_fields=["chosen"])

@@ -1,5 +1,6 @@
 """Representations from explicit matrices: dense over all or some layers, and the Gram form for few rows."""
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -7,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxunlearn import checks
-from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
+from jaxunlearn.curvature.approximations import Fit, LowRank, RowFit, chosen_leaves, pack, unpack
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
 from jaxunlearn.curvature.matvecs import hvp, widened
 from jaxunlearn.curvature.single_rows import row_factors
 from jaxunlearn.curvature.spectral import without_derivative
-from jaxunlearn.evaluation import map_rows, sum_rows
+from jaxunlearn.evaluation import map_rows
 from jaxunlearn.tree import Layers
 from jaxunlearn.types import Model
 
@@ -39,33 +40,31 @@ def dense(
         >>> last_layer = jax.jit(fit)(variables, data.train, data.present, key)
     """
 
-    def hessian(variables, examples, weights, chosen):
+    def hessian(variables, rows, chosen):
         params = widened(variables.params)
-        product = hvp(model, variables, examples, weights, chunk=chunk)
+        product = rows.product(partial(hvp, model, chunk=chunk), variables, together=64)
         flat = pack(params, chosen)
         basis = jnp.eye(flat.size, dtype=flat.dtype)
-        return jax.lax.map(lambda e: pack(product(unpack(e, params, chosen)), chosen), basis, batch_size=64)
+        columns = product(jax.vmap(lambda e: unpack(e, params, chosen))(basis))
+        return jax.vmap(lambda v: pack(v, chosen))(columns)
 
-    def outer_products(kind, variables, examples, weights, key, chosen):
-        check_kind(kind, examples, key)
+    def outer_products(kind, variables, rows, key, chosen):
+        check_kind(kind, rows.one, key)
 
         def outer(part, weights):
             factors = row_factors(kind, model, variables, *part)
             flat = jax.vmap(jax.vmap(lambda v: pack(v, chosen)))(factors)
             return jnp.einsum("b,bsd,bse->de", weights.astype(flat.dtype), flat, flat)
 
-        return sum_rows(outer, (examples, draws(kind, key, weights.shape[0])), weights, chunk=chunk) / jnp.sum(weights)
+        return rows.means(lambda part: part, partial(draws, kind, key))(outer)
 
-    def fit(variables, examples, weights, key):
+    def fit(variables, rows, key):
         chosen = chosen_leaves(variables.params, layers)
-        if kind == "hessian":
-            matrix = hessian(variables, examples, weights, chosen)
-        else:
-            matrix = outer_products(kind, variables, examples, weights, key, chosen)
+        matrix = hessian(variables, rows, chosen) if kind == "hessian" else outer_products(kind, variables, rows, key, chosen)
         values, vectors = jnp.linalg.eigh(without_derivative((matrix + matrix.T) / 2))
         return LowRank(values, vectors.T, chosen)
 
-    return fit
+    return RowFit(fit, chunk)
 
 
 def gram(model: Model, *, kind: Kind = "ggn", layers: Layers | None = None, chunk: int | None = None) -> Fit:

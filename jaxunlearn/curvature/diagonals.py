@@ -1,12 +1,13 @@
 """Diagonals of curvature matrices, which most removal heuristics call importances."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.curvature.approximations import Diagonal, Fit
+from jaxunlearn.curvature.approximations import Diagonal, Fit, RowFit
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws
 from jaxunlearn.curvature.single_rows import row_squares
-from jaxunlearn.evaluation import sum_rows
 from jaxunlearn.types import Model
 
 
@@ -26,14 +27,13 @@ def diagonal(model: Model, *, kind: Kind = "fisher", chunk: int | None = 64) -> 
         >>> fit = jaxunlearn.curvature.diagonal(model, kind="empirical")
     """
 
-    def fit(variables, examples, weights, key):
-        check_kind(kind, examples, key)
+    def fit(variables, rows, key):
+        check_kind(kind, rows.one, key)
 
         def squares(part, weights):
             found = row_squares(kind, model, variables, *part)
             return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, axes=1), found)
 
-        total = sum_rows(squares, (examples, draws(kind, key, weights.shape[0])), weights, chunk=chunk)
-        return Diagonal(jax.tree.map(lambda x: x / jnp.sum(weights), total))
+        return Diagonal(rows.means(lambda part: part, partial(draws, kind, key))(squares))
 
-    return fit
+    return RowFit(fit, chunk)

@@ -7,25 +7,39 @@ Laurent, Bouthillier, Ballas, Vincent: Fast approximate natural gradient descent
 
 For a layer `s = W' a`, a with a 1 for the bias, and g the gradient in s, at positions t,
 
-    C ~ A (x) S,    A = mean_rows sum_t a_t a_t',    S = mean_rows mean_t g_t g_t',
+    C ~ A (x) S,    A = mean_rows sum_t a_t a_t',    S = mean_t g_t g_t' over the positions of all rows,
 
 in the eigenbasis Q_A (x) Q_S of which EK-FAC replaces the eigenvalues `e_A e_S` by the best ones for that basis,
 
     mean_rows (Q_A' (sum_t a_t g_t') Q_S)^2.
 
 That is sharing by expansion: every position counts as an example of its own, which is right where every one has a loss of its
-own, such as the tokens of a language model; activations at padding count too. Where the model averages over positions in front
+own, such as the tokens of a language model. Where the model averages over positions in front
 of its loss, as an image classifier with pooling does, the trace comes out too small by up to their number, and sharing by
 reduction is right (Eschenhagen, Immer, Turner, Schneider, Hennig: Kronecker-factored approximate curvature for modern neural
 network architectures, 2023, arXiv 2311.00636):
 
     A = mean_rows a a' with a = mean_t a_t,    S = mean_rows g g' with g = sum_t g_t.
 
+Positions count for a layer where a gradient reaches its output, so that padding does not thin out the factors: neither
+activations nor number of a position whose g is 0 for every s, up to rounding beside those of its row, are in A, S or the mean
+of a. That is decided layer by layer, not by labels: a prompt without labels counts where later positions read it (its keys and
+values), and not in the head. Nor do a token that an expert does not get, or a query that sees nothing but itself. Convolutions
+count all their positions, as published. kronfluence takes one mask from its user for all layers; curvlinops has none.
+
 EK-FAC has the exact trace in both. For dense layers, where there is one t, they are the same, the square is an outer product of
 two squares, and no gradient of a row is ever formed.
 
 Layers are independent of each other, and so are the groups of a convolution, heads, experts and the layers of a scan, each with
 a block of its own. A kernel that several products multiply in the same form is one layer with the positions of all of them.
+
+A table that is looked up is multiplied with a 1 at one row, so that its A is a diagonal, how often each row is looked up, and
+no matrix of its rows exists; it is shared by expansion always. A table that is the head too, transposed, and a matrix that is
+multiplied as it is and transposed, have one block for the sum of their uses u, by the traces of `sum_u A_u (x) S_u`: exact
+where that is a Kronecker product, both factors in the order of the table. EK-FAC corrects all its eigenvalues, with what the
+uses have in common, and is exact wherever the uses share their eigenvectors. The side of the vocabulary is as large as that of
+any head.
+
 Parameters that are no kernel or bias of a layer, such as those of normalisation, get the exact block of their own if they are
 small, else its diagonal; a warning names those that one would expect to have a layer.
 """
@@ -34,25 +48,27 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxunlearn import tree
-from jaxunlearn.curvature.approximations import Fit, Representation
-from jaxunlearn.curvature.layer_tracing import Layer, Taps, find
+from jaxunlearn.blocks import Rows
+from jaxunlearn.curvature import layer_moments
+from jaxunlearn.curvature.approximations import Fit, Representation, RowFit
+from jaxunlearn.curvature.layer_moments import Bases, counted
+from jaxunlearn.curvature.layer_tracing import Activations, Layer, Taps, Use, find
 from jaxunlearn.curvature.logit_gradients import Kind, check_kind, draws, slopes
 from jaxunlearn.curvature.matvecs import widened
 from jaxunlearn.curvature.spectral import without_derivative
-from jaxunlearn.evaluation import evaluate, sum_rows
+from jaxunlearn.evaluation import evaluate
 from jaxunlearn.types import Model
 
 Sharing: TypeAlias = Literal["expand", "reduce"]
 
 LARGEST_BLOCK = 512  # weights of a parameter outside of layers up to which it gets its exact block
-LARGEST_GROUP = 2**22  # numbers of the gradients of single rows that are in memory together
 
 
 @partial(
@@ -66,7 +82,7 @@ class Kronecker(Representation):
 
     layers: tuple[Layer, ...]
     sharing: tuple[Sharing, ...]  # of every layer
-    bases: list[tuple[Float[Array, "g i i"], Float[Array, "g o o"]]]  # eigenvectors, in columns, for every group of a layer
+    bases: list[Bases]  # eigenvectors, in columns, for every group of a layer; None for the rows of a table
     values: list[Float[Array, "g i o"]]
     block_leaves: tuple[int, ...]
     blocks: list[tuple[Float[Array, " m"], Float[Array, "m m"]]]  # eigenvalues and eigenvectors
@@ -79,8 +95,9 @@ class Kronecker(Representation):
         done: dict[int, jax.Array] = {}
         with jax.default_matmul_precision("highest"):
             for layer, (left, right), values in zip(self.layers, self.bases, self.values, strict=True):
-                inside = function(values) * (left.mT @ layer.matrix(leaves) @ right)
-                done.update(layer.parts(left @ inside @ right.mT, leaves))
+                matrix = layer.matrix(leaves) @ right
+                inside = function(values) * (matrix if left is None else left.mT @ matrix)
+                done.update(layer.parts((inside if left is None else left @ inside) @ right.mT, leaves))
             for leaf, (values, vectors) in zip(self.block_leaves, self.blocks, strict=True):
                 inside = function(values) * (vectors.T @ leaves[leaf].ravel())
                 done[leaf] = (vectors @ inside).reshape(leaves[leaf].shape)
@@ -94,7 +111,8 @@ class Kronecker(Representation):
         done: dict[int, jax.Array] = dict(zip(self.diagonal_leaves, self.diagonals, strict=True))
         with jax.default_matmul_precision("highest"):
             for layer, (left, right), values in zip(self.layers, self.bases, self.values, strict=True):
-                done.update(layer.parts(left**2 @ values @ (right**2).mT, leaves))
+                inputs = values if left is None else left**2 @ values
+                done.update(layer.parts(inputs @ (right**2).mT, leaves))
             for leaf, (values, vectors) in zip(self.block_leaves, self.blocks, strict=True):
                 done[leaf] = (vectors**2 @ values).reshape(leaves[leaf].shape)
         return form.unflatten([done[leaf] for leaf in range(len(leaves))])
@@ -108,7 +126,9 @@ class Kronecker(Representation):
         names = [tree.path_of(path) for path, _ in jax.tree.leaves_with_path(like)]
         kinds: dict[int | None, str] = {}
         for layer, sharing in zip(self.layers, self.sharing, strict=True):
-            words = [layer.name, *[f"{layer.form.groups} groups"] * (layer.form.groups > 1), *[sharing] * (layer.positions > 1)]
+            words = [layer.name, *[" + ".join(layer.uses)] * (layer.uses != ("product",))]
+            words += [f"{layer.form.groups} groups"] * (layer.form.groups > 1)
+            words += [sharing] * (layer.positions > 1 and layer.uses != ("lookup",))
             kinds |= dict.fromkeys((layer.kernel, layer.bias), f"kronecker ({', '.join(words)})")
         kinds |= dict.fromkeys(self.block_leaves, "exact") | dict.fromkeys(self.diagonal_leaves, "diagonal")
         return {name: kinds[leaf] for leaf, name in enumerate(names)}
@@ -140,7 +160,7 @@ def kfac(
         >>> jax.jit(fit)(variables, data.train, data.present, key).describe(variables.params)["bias"]
         'kronecker (body)'
     """
-    return partial(_fit, model, kind, _checked(sharing), chunk, False)
+    return RowFit(partial(_fit, model, kind, _checked(sharing), False), chunk)
 
 
 def ekfac(
@@ -163,7 +183,7 @@ def ekfac(
         >>> curvature = jax.jit(fit)(variables, data.train, data.present, key)
         >>> step = curvature.solve(variables.params, damping=1e-3)
     """
-    return partial(_fit, model, kind, _checked(sharing), chunk, True)
+    return RowFit(partial(_fit, model, kind, _checked(sharing), True), chunk)
 
 
 def _checked(sharing: Sharing | Mapping[str, Sharing]) -> Sharing | dict[str, Sharing]:
@@ -177,10 +197,10 @@ def _checked(sharing: Sharing | Mapping[str, Sharing]) -> Sharing | dict[str, Sh
 def _by_layer(sharing: Sharing | dict[str, Sharing], layers: tuple[Layer, ...]) -> tuple[Sharing, ...]:
     if isinstance(sharing, str):
         return (sharing,) * len(layers)
-    names = [layer.name for layer in layers]
+    names = [layer.name for layer in layers if layer.uses != ("lookup",)]
     unknown = sorted(set(sharing) - set(names))
     if unknown:
-        raise ValueError(f"sharing names {', '.join(unknown)}, and the layers are {', '.join(names)}")
+        raise ValueError(f"sharing names {', '.join(unknown)}, and the layers with products are {', '.join(names)}")
     return tuple(sharing.get(name, "expand") for name in names)
 
 
@@ -200,17 +220,15 @@ def _warn(taps: Taps, small: tuple[int, ...]) -> None:
 
 
 def _fit(
-    model: Model, kind: Kind, sharing: Sharing | dict[str, Sharing], chunk: int | None, corrected: bool, variables, examples,
-    weights, key,
-) -> Kronecker:  # fmt: skip
-    check_kind(kind, examples, key)
+    model: Model, kind: Kind, sharing: Sharing | dict[str, Sharing], corrected: bool, variables, rows: Rows, key
+) -> Kronecker:
+    check_kind(kind, rows.one, key)
     params = widened(variables.params)
-    one = jax.tree.map(lambda x: x[:1], examples)
 
     def forward(params, row):
         return evaluate(model, variables._replace(params=params), row)[0]
 
-    taps = find(forward, params, one)
+    taps = find(forward, params, rows.one, tables=LARGEST_BLOCK)
     shared = _by_layer(sharing, taps.layers)
     leaves = jax.tree.leaves(params)
     small = tuple(leaf for leaf in taps.others if leaves[leaf].size <= LARGEST_BLOCK)
@@ -220,32 +238,17 @@ def _fit(
     def collect(part):
         return jax.vmap(partial(_row, model, kind, taps, params))(*part)
 
-    rows = (examples, draws(kind, key, weights.shape[0]))
-    total = jnp.sum(weights)
-    whole = None
-    if chunk is None or chunk >= weights.shape[0]:
-        with jax.default_matmul_precision("highest"):
-            whole = collect((jax.tree.map(jnp.asarray, examples), rows[1]))
-
-    def mean(function):
-        if whole is not None:
-            with jax.default_matmul_precision("highest"):
-                sums = function(whole, weights)
-        else:
-            sums = sum_rows(lambda part, w: function(collect(part), w), rows, weights, chunk=chunk)
-        return jax.tree.map(lambda x: x / total, sums)
-
-    factors, blocks, diagonals = mean(partial(_first_moments, shared, small, large))
+    mean = rows.means(collect, partial(draws, kind, key))
+    moments, blocks, diagonals = mean(partial(_first_moments, taps.layers, shared, small, large))
+    factors = [layer_moments.factors(*x) for x in zip(taps.layers, moments, strict=True)]
     factors, blocks = jax.tree.map(without_derivative, (factors, blocks))
     with jax.default_matmul_precision("highest"):
-        spectra = [(jnp.linalg.eigh(a), jnp.linalg.eigh(s)) for a, s in factors]
-        bases = [(a.eigenvectors, s.eigenvectors) for a, s in spectra]
+        spectra = [(_spectrum(a), _spectrum(s)) for a, s in factors]
+        bases: list[Any] = [(a[1], s[1]) for a, s in spectra]
         if corrected:
-            values = mean(partial(_second_moments, bases))
+            values = mean(partial(_second_moments, taps.layers, bases))
         else:
-            values = [
-                jnp.maximum(a.eigenvalues, 0)[:, :, None] * jnp.maximum(s.eigenvalues, 0)[:, None] for a, s in spectra
-            ]  # what rounding leaves below zero is zero
+            values = [a[0][:, :, None] * s[0][:, None] for a, s in spectra]
         exact = [jnp.linalg.eigh(block) for block in blocks]
     return Kronecker(
         taps.layers, shared, bases, values, small,
@@ -253,8 +256,31 @@ def _fit(
     )  # fmt: skip
 
 
+def _spectrum(factor: Float[Array, "g i ..."]) -> tuple[Float[Array, "g i"], Float[Array, "g i i"] | None]:
+    """Eigenvalues, what rounding leaves below zero as zero, and eigenvectors; None for a diagonal."""
+    if factor.ndim == 2:
+        return factor, None
+    found = jnp.linalg.eigh(factor)
+    return jnp.maximum(found.eigenvalues, 0), found.eigenvectors
+
+
+def _first_moments(layers, sharing: tuple[Sharing, ...], small: tuple[int, ...], large: tuple[int, ...], collected, weights):
+    activations, gradients, counts, others = collected
+    moments = layer_moments.first_moments(layers, sharing, activations, gradients, counts, weights)
+    flat = {leaf: counted(weights, x)[0] for leaf, x in others.items()}
+    blocks = [jnp.einsum("b,bsd,bse->de", weights, *[flat[leaf].reshape(*flat[leaf].shape[:2], -1)] * 2) for leaf in small]
+    diagonals = [jnp.einsum("b,bs...->...", weights, flat[leaf] ** 2) for leaf in large]
+    return moments, blocks, diagonals
+
+
+def _second_moments(layers, bases, collected, weights):
+    activations, gradients, _, _ = collected
+    return layer_moments.second_moments(layers, bases, activations, gradients, weights)
+
+
 def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seeds: jax.Array):
-    """Activations [g, T, i] and gradients [s, g, T, o] of every layer, gradients [s, ...] of the other leaves, for one row."""
+    """For one row: activations [g, T, i], gradients [s, g, T, o] and how many positions count [g], of every layer, and
+    gradients [s, ...] of the other leaves."""
     one = jax.tree.map(lambda x: x[None], row)
     leaves, form = jax.tree.flatten(params)
 
@@ -266,71 +292,27 @@ def _row(model: Model, kind: Kind, taps: Taps, params: PyTree, row: PyTree, seed
     _, pull, (outputs, activations) = jax.vjp(run, taps.zeros(), [leaves[leaf] for leaf in taps.others], has_aux=True)
     u = slopes(kind, model, outputs, one, seeds[None])
     gradients, others = jax.vmap(pull)(u)
-    activations = [
-        x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], axis=2)
-        for x, layer in zip(activations, taps.layers, strict=True)
-    ]
-    return widened((activations, jax.vmap(taps.rows, axis_size=len(u))(gradients), dict(zip(taps.others, others, strict=True))))
+    gradients = jax.vmap(taps.rows, axis_size=len(u))(gradients)
+    uses: list[tuple[Layer, Use]] = [(layer, use) for layer in taps.layers for use in layer.uses]
+    reached = [_reached(layer, g) for (layer, _), g in zip(uses, gradients, strict=True)]
+    activations = [_that_count(layer, use, x, r) for (layer, use), x, r in zip(uses, activations, reached, strict=True)]
+    counts = [jnp.sum(r, axis=1) for r in reached]
+    return activations, *widened((gradients, counts, dict(zip(taps.others, others, strict=True))))
 
 
-def _first_moments(sharing: tuple[Sharing, ...], small: tuple[int, ...], large: tuple[int, ...], collected, weights):
-    activations, gradients, others = collected
-    factors = []
-    for shared, a, g in zip(sharing, activations, gradients, strict=True):
-        a, g = _counted(weights, a, g)
-        if shared == "reduce":
-            a, g = jnp.mean(a, axis=2, keepdims=True), jnp.sum(g, axis=3, keepdims=True)
-        w = weights.astype(a.dtype)[:, None, None, None]
-        inputs, outputs = _squares(a, w * a), _squares(g, w[:, None] * g)
-        factors.append((inputs, outputs / g.shape[3]))
-    flat = {leaf: _counted(weights, x)[0] for leaf, x in others.items()}
-    blocks = [jnp.einsum("b,bsd,bse->de", weights, *[flat[leaf].reshape(*flat[leaf].shape[:2], -1)] * 2) for leaf in small]
-    diagonals = [jnp.einsum("b,bs...->...", weights, flat[leaf] ** 2) for leaf in large]
-    return factors, blocks, diagonals
+def _that_count(layer: Layer, use: Use, x: Activations, reached: Bool[Array, "g T"]) -> Activations:
+    """Activations of positions that count, zeros for the others; of lookups a number that no row has."""
+    if use == "lookup":
+        return jnp.where(reached, x, layer.form.inputs)
+    if layer.bias is not None:
+        x = jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], axis=2)
+    return widened(jnp.where(reached[:, :, None], x, 0))
 
 
-def _squares(x: Float[Array, "... g T d"], weighted: Float[Array, "... g T d"]) -> Float[Array, "g d d"]:
-    """Sums of outer products, for every group."""
-    x, weighted = (jnp.moveaxis(y, -3, 0).reshape(y.shape[-3], -1, y.shape[-1]) for y in (x, weighted))
-    return jnp.einsum("gri,grj->gij", weighted, x)
-
-
-def _second_moments(bases, collected, weights):
-    activations, gradients, _ = collected
-    values = []
-    for (left, right), a, g in zip(bases, activations, gradients, strict=True):
-        a, g = _counted(weights, a, g)
-        w = weights.astype(a.dtype)
-        a, g = jnp.einsum("bgti,gij->bgtj", a, left), jnp.einsum("bsgto,gop->bsgtp", g, right)
-        if a.shape[2] == 1:
-            squares = jnp.sum(g[:, :, :, 0] ** 2, axis=1)
-            values.append(jnp.einsum("bgi,bgo->gio", w[:, None, None] * a[:, :, 0] ** 2, squares))
-            continue
-
-        def squared(part):
-            a, g, w = part
-            return jnp.einsum("b,bsgio->gio", w, jnp.einsum("bgti,bsgto->bsgio", a, g) ** 2)
-
-        together = max(1, LARGEST_GROUP // (g.shape[1] * a.shape[1] * a.shape[-1] * g.shape[-1]))
-        values.append(_grouped(squared, (a, g, w), together))
-    return values
-
-
-def _grouped(function, rows, group: int):
-    """A sum over rows, so many at a time."""
-    count = rows[2].shape[0]
-    whole = count // group * group
-    parts = []
-    if whole:
-        blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, group, *x.shape[1:]), rows)
-        first = jax.tree.map(lambda x: x[0], blocks)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
-        parts.append(jax.lax.scan(lambda total, part: (total + function(part), None), zeros, blocks)[0])
-    if whole < count:
-        parts.append(function(jax.tree.map(lambda x: x[whole:], rows)))
-    return sum(parts[1:], parts[0])
-
-
-def _counted(weights: Float[Array, " b"], *arrays: Array) -> list[Array]:
-    """Arrays with zeros in rows of weight 0, whatever they held."""
-    return [jnp.where(weights.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, 0) for x in arrays]
+def _reached(layer: Layer, gradients: Float[Array, "s g T o"]) -> Bool[Array, "g T"]:
+    """Which positions count, see the module; a row of one position is one example, whatever its gradient."""
+    if layer.spatial or layer.positions == 1:
+        return jnp.ones(gradients.shape[1:3], bool)
+    size = jnp.max(jnp.abs(gradients), axis=(0, 3))
+    rounding = 16 * jnp.finfo(jnp.promote_types(size.dtype, jnp.float32)).eps
+    return ~(size <= rounding * jnp.max(size, axis=1, keepdims=True))  # NaN counts

@@ -144,7 +144,10 @@ def _roots(model: Model, outputs: Outputs, examples: Examples, *, cut: bool) -> 
         columns = jax.vmap(lambda e: loss_curvature(model, outputs, examples, jnp.broadcast_to(e, shape)))(basis)
         return without_derivative(jnp.moveaxis(columns.reshape(len(basis), shape[0], len(basis)), 0, 2))
 
-    values, vectors = jnp.linalg.eigh(at(outputs))
+    whole = at(outputs)
+    values, vectors = jnp.linalg.eigh(whole)
+    # rounding leaves parts of null vectors where the loss does not look, such as positions without a label
+    vectors = jnp.where(jnp.any(whole != 0, axis=2, keepdims=True), vectors, 0)
     if not cut:
         # where a row is certain its matrix is the difference of terms far larger than itself, as large as at logits of 0
         ordinary = jnp.max(jnp.abs(at(outputs._replace(logits=jnp.zeros_like(outputs.logits)))), axis=(1, 2))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxunlearn.curvature.approximations import Fit, LowRank, chosen_leaves, pack, unpack
+from jaxunlearn.curvature.approximations import Fit, LowRank, RowFit, chosen_leaves, pack, unpack
 from jaxunlearn.curvature.dense import check_rank
 from jaxunlearn.curvature.matvecs import Matvec, widened
 from jaxunlearn.curvature.spectral import without_derivative
@@ -40,18 +40,18 @@ def lanczos(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         >>> fit = jaxunlearn.curvature.lanczos(partial(jaxunlearn.curvature.ggn_vp, model), rank=5)
     """
 
-    def fit(variables, examples, weights, key):
-        product, start, chosen = _flat(matvec, variables, examples, weights, layers, key)
+    def fit(variables, rows, key):
+        product, start, chosen = _flat(matvec, variables, rows, layers, key)
         check_rank(rank, start.size)
-        basis, diagonal, beside = _tridiagonal(product, start, rank, jax.random.fold_in(key, 2))
+        basis, diagonal, beside = _tridiagonal(rows.scan, product, start, rank, jax.random.fold_in(key, 2))
         values, rotation = jnp.linalg.eigh(without_derivative(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)))
         return LowRank(values, jnp.dot(rotation.T, basis, precision="highest"), chosen)
 
-    return fit
+    return RowFit(fit)
 
 
 def _tridiagonal(
-    product: Matvec, start: Float[Array, " p"], rank: int, key: PRNGKeyArray
+    scan: Callable, product: Matvec, start: Float[Array, " p"], rank: int, key: PRNGKeyArray
 ) -> tuple[Float[Array, "rank p"], Float[Array, " rank"], Float[Array, " rank-1"]]:
     """Orthonormal rows Q and the diagonals of `Q C Q'`; where the space is used up, a random vector goes on beside it."""
     limits = jnp.finfo(start.dtype)
@@ -78,7 +78,7 @@ def _tridiagonal(
         return (basis, scale, after), (diagonal, jnp.where(used_up, 0, length))
 
     first = jnp.zeros((rank, start.size), start.dtype), jnp.zeros((), start.dtype), unit(start)
-    (basis, _, _), (diagonal, beside) = jax.lax.scan(step, first, jnp.arange(rank))
+    (basis, _, _), (diagonal, beside) = scan(step, first, jnp.arange(rank))
     return basis, diagonal, beside[:-1]
 
 
@@ -106,12 +106,12 @@ def nystrom(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         >>> fit = jaxunlearn.curvature.nystrom(partial(jaxunlearn.curvature.ggn_vp, model), rank=5)
     """
 
-    def fit(variables, examples, weights, key):
-        product, start, chosen = _flat(matvec, variables, examples, weights, layers, key)
+    def fit(variables, rows, key):
+        product, start, chosen = _flat(matvec, variables, rows, layers, key, together=rank)
         check_rank(rank, start.size)
         random = jax.random.normal(key, (start.size, rank), start.dtype)
         basis = jnp.linalg.qr(random)[0]
-        seen = jax.vmap(product, in_axes=1, out_axes=1)(basis)
+        seen = product(basis.T).T
         limits = jnp.finfo(seen.dtype)
         shift = jnp.maximum(limits.eps * jnp.linalg.norm(seen) * jnp.sqrt(start.size), jnp.sqrt(limits.tiny))
         shifted = seen + shift * basis
@@ -121,14 +121,17 @@ def nystrom(matvec: Callable[..., Matvec], *, rank: int, layers: Layers | None =
         _, singular, vectors = jnp.linalg.svd(without_derivative(root), full_matrices=False)
         return LowRank(jnp.maximum(singular**2 - shift, 0), vectors, chosen)
 
-    return fit
+    return RowFit(fit)
 
 
-def _flat(matvec, variables, examples, weights, layers, key):
-    """A product of vectors, a random vector to start from, and the leaves it is about."""
+def _flat(matvec, variables, rows, layers, key, *, together=0):
+    """A product of vectors, or of a stack of them, a random vector to start from, and the leaves it is about."""
     chosen = chosen_leaves(variables.params, layers)
     params = widened(variables.params)
-    tree_product = matvec(variables, examples, weights)
+    tree_product = rows.product(matvec, variables, together=together)
     flat = pack(params, chosen)
     start = jax.random.normal(jax.random.fold_in(key, 1), flat.shape, flat.dtype)
-    return lambda v: pack(tree_product(unpack(v, params, chosen)), chosen), start, chosen
+    inside, outside = lambda v: unpack(v, params, chosen), lambda v: pack(v, chosen)
+    if together:
+        inside, outside = jax.vmap(inside), jax.vmap(outside)
+    return lambda v: outside(tree_product(inside(v))), start, chosen

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from jaxunlearn.curvature.products import kernel_rows, output_rows
+from jaxunlearn.curvature.products import LOOKUP, kernel_rows, output_rows
 from jaxunlearn.curvature.programs import FORMS, PRODUCTS
 
 
@@ -72,12 +72,13 @@ def _positions(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Kernel(NamedTuple):
-    """A parameter, or a part of one, that a product multiplies as a matrix."""
+    """A parameter, or a part of one, that a product multiplies as a matrix, or a lookup reads."""
 
     leaf: int
     entries: np.ndarray  # positions in the parameter of those of the matrices [groups, inputs, outputs]
     side: int  # which operand of the product it is
     positions: int
+    primitive: str  # which product
 
 
 class Bias(NamedTuple):
@@ -123,7 +124,7 @@ class ParameterUses:
             return
         if name in ("add", "add_any"):
             self._bias(equation, forms)
-        if name in PRODUCTS:
+        if name in (*PRODUCTS, LOOKUP):
             self._product(place, equation, forms)
         for form in forms:
             if form is not None and not form.is_output:
@@ -139,7 +140,9 @@ class ParameterUses:
             return
         shape = equation.outvars[0].aval.shape
         outputs = output_rows(equation, _positions(shape), side)
-        self.kernels[place] = Kernel(form.source, rows, side, outputs.shape[1])
+        self.kernels[place] = Kernel(form.source, rows, side, outputs.shape[1], equation.primitive.name)
+        if equation.primitive.name == LOOKUP:
+            return  # what is added to it is no bias: rows of the table hold it already
         index = np.empty(outputs.size, np.int32)
         index[outputs.ravel()] = np.arange(outputs.size)
         self._forms[equation.outvars[0]] = _Form(True, place, index.reshape(shape))

@@ -1,4 +1,6 @@
-"""Dot products and convolutions as `s = W' a` for every position: inputs and outputs as rows, kernels as matrices.
+"""Dot products, convolutions and lookups as `s = W' a` for every position: inputs and outputs as rows, kernels as matrices.
+
+A lookup multiplies a table with a 1 at the row that is looked up, and is told by the number of that row.
 
 All of them have a leading axis of groups: the batch axes of a dot product in which the kernel has them too, such as heads or
 experts, and the groups of a convolution. There is one group where there is nothing of the kind.
@@ -9,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+LOOKUP = "gather"  # the primitive
 
 
 def kernel_rows(equation: Any, values: np.ndarray, side: int) -> np.ndarray | None:
@@ -19,6 +23,8 @@ def kernel_rows(equation: Any, values: np.ndarray, side: int) -> np.ndarray | No
         free = [axis for axis in range(values.ndim) if axis not in (*contracted, *batch)]
         sizes = [_size(values, axes) for axes in (batch, contracted, free)]
         return values.transpose([*batch, *contracted, *free]).reshape(sizes)
+    if equation.primitive.name == LOOKUP:
+        return _table(equation, values) if side == 0 else None
     if side != 1 or equation.params["batch_group_count"] != 1:
         return None
     out, into, *space = equation.params["dimension_numbers"].rhs_spec
@@ -27,9 +33,24 @@ def kernel_rows(equation: Any, values: np.ndarray, side: int) -> np.ndarray | No
     return np.moveaxis(rows, 1, 0)
 
 
-def activation_rows(equation: Any, values: list, kernel_side: int) -> Float[Array, "g T i"]:
-    """What the kernel is multiplied with, for every position."""
+def _table(equation: Any, values: np.ndarray) -> np.ndarray | None:
+    """A table as one matrix [1, rows, outputs], if whole rows along one axis are taken from it."""
+    numbers = equation.params["dimension_numbers"]
+    if len(numbers.collapsed_slice_dims) != 1 or numbers.start_index_map != numbers.collapsed_slice_dims:
+        return None
+    (axis,) = numbers.collapsed_slice_dims
+    sizes = [values.shape[other] for other in range(values.ndim) if other != axis]
+    if numbers.operand_batching_dims or [x for y, x in enumerate(equation.params["slice_sizes"]) if y != axis] != sizes:
+        return None
+    return np.moveaxis(values, axis, 0).reshape(1, values.shape[axis], -1)
+
+
+def activation_rows(equation: Any, values: list, kernel_side: int) -> Float[Array, "g T i"] | Int[Array, "g T"]:
+    """What the kernel is multiplied with, for every position; for a lookup the number of the row."""
     x = values[1 - kernel_side]
+    if equation.primitive.name == LOOKUP:
+        (axis,) = equation.params["dimension_numbers"].collapsed_slice_dims
+        return jnp.clip(x[..., 0], 0, values[0].shape[axis] - 1).reshape(1, -1)
     if equation.primitive.name == "dot_general":
         contracted, batch = (axes[1 - kernel_side] for axes in equation.params["dimension_numbers"])
         free = [axis for axis in range(x.ndim) if axis not in (*contracted, *batch)]
@@ -71,6 +92,10 @@ def output_rows(equation: Any, values: Any, kernel_side: int) -> Any:
         if kernel_side == 0:
             return values.reshape(groups, outputs, positions).swapaxes(1, 2)
         return values.reshape(groups, positions, outputs)
+    if equation.primitive.name == LOOKUP:
+        inside = equation.params["dimension_numbers"].offset_dims
+        outside = [axis for axis in range(values.ndim) if axis not in inside]
+        return values.transpose([*outside, *inside]).reshape(1, _size(values, outside), -1)
     batch, feature, *space = equation.params["dimension_numbers"].out_spec
     groups, outputs = equation.params["feature_group_count"], values.shape[feature]
     rows = values.transpose([batch, *space, feature]).reshape(-1, groups, outputs // groups)

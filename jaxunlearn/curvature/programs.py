@@ -1,7 +1,9 @@
 """Programs of models: opened where parameters enter, run with taps, and asked which parameters their products multiply."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+from typing import Literal as Word
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
+RAGGED = ("ragged_dot", "ragged_dot_general")  # products whose rows are grouped by numbers of the run
 LOOPS = ("scan", "while", "cond")
 LONGEST_LOOP = 64  # turns of scans, one inside the other, up to which they are written out
 OPENED = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call")
@@ -60,7 +63,8 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
     """The program with every inner program that a parameter enters written out in line, a scan turn by turn.
 
     Others stay as they are, and so do functions with a derivative of their own, such as ReLU, unless they multiply: then the
-    derivative is that of the products.
+    derivative is that of the products. A ragged product becomes that of all rows with all groups, of which every row takes its
+    own: JAX has no derivative of it for many rows of a batch.
     """
 
     def run(
@@ -73,7 +77,12 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
             values = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
             marks = [not isinstance(x, Literal) and reached[x] for x in equation.invars]
             inner = _inner(equation) if any(marks) else None
-            if any(marks) and equation.primitive.name == "scan" and 0 < equation.params["length"] <= room:
+            if any(marks) and equation.primitive.name in RAGGED and _is_plain(equation):
+                product = jax.make_jaxpr(partial(_all_groups, equation.params["preferred_element_type"]))(
+                    *[x.aval for x in equation.invars]
+                )
+                result, new = run(product.jaxpr, product.consts, values, marks, room)
+            elif any(marks) and equation.primitive.name == "scan" and 0 < equation.params["length"] <= room:
                 result, new = turns(equation.params, values, marks, room // equation.params["length"])
             elif inner is not None:
                 result, new = run(inner[0], inner[1], values, marks, room)
@@ -104,6 +113,22 @@ def open_program(program: ClosedJaxpr, params: Sequence[int]) -> ClosedJaxpr:
     return jax.make_jaxpr(lambda *x: run(program.jaxpr, program.consts, x, marked, LONGEST_LOOP)[0])(*program.in_avals)
 
 
+def _is_plain(equation: Any) -> bool:
+    """Whether a ragged product is that of rows [m, k] with groups [g, k, n], groups of rows one after another."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    contracted, batch = numbers.dot_dimension_numbers
+    places = [*contracted, *batch, numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions]
+    return [tuple(x) for x in places] == [(1,), (1,), (), (), (0,), (0,)] and equation.params["group_offset"] is None
+
+
+def _all_groups(dtype: Any, rows: jax.Array, groups: jax.Array, sizes: jax.Array) -> jax.Array:
+    every = jnp.broadcast_to(rows, (groups.shape[0], *rows.shape))
+    products = jax.lax.dot_general(every, groups, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
+    ends, place = jnp.cumsum(sizes)[:, None], jnp.arange(rows.shape[0])
+    own = (place < ends) & (place >= ends - sizes[:, None])
+    return jnp.sum(jnp.where(own[:, :, None], products, 0), axis=0)
+
+
 def scan_counts(options: Any) -> tuple[int, int]:
     """How many inputs of a scan are the same in every turn, and how many go round; the others are taken apart turn by turn."""
     if "num_consts" in options:
@@ -125,16 +150,19 @@ def _parts(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
 
 def _multiplies(program: Jaxpr) -> bool:
     inner = (x for equation in program.eqns for x in jaxprs_in_params(equation.params))
-    return any(x.primitive.name in PRODUCTS for x in program.eqns) or any(map(_multiplies, inner))
+    return any(x.primitive.name in (*PRODUCTS, *RAGGED) for x in program.eqns) or any(map(_multiplies, inner))
 
 
 # Which parameters are multiplied
 
 
+Inside: TypeAlias = Word["", "loop", "custom", "ragged"]
+
+
 class Multiplied(NamedTuple):
     """What `multiplied` finds about a parameter that takes part in a product."""
 
-    in_loop: bool
+    inside: Inside  # of what that is not written out
     as_it_is: bool  # in nothing but another form, in one of the products at least
 
 
@@ -159,52 +187,55 @@ def multiplied(program: ClosedJaxpr, params: int) -> dict[int, Multiplied]:
     """
     found: dict[int, Multiplied] = {}
 
-    def run(jaxpr: Jaxpr, inputs: Sequence[_Value], in_loop: bool) -> list[_Value]:
+    def run(jaxpr: Jaxpr, inputs: Sequence[_Value], inside: Inside) -> list[_Value]:
         known = {x: _Value() for x in jaxpr.constvars} | dict(zip(jaxpr.invars, inputs, strict=True))
         read = lambda x: _Value() if isinstance(x, Literal) else known[x]  # noqa: E731
         for equation in jaxpr.eqns:
-            known.update(zip(equation.outvars, step(equation, [read(x) for x in equation.invars], in_loop), strict=True))
+            known.update(zip(equation.outvars, step(equation, [read(x) for x in equation.invars], inside), strict=True))
         return [read(x) for x in jaxpr.outvars]
 
-    def step(equation: Any, values: list[_Value], in_loop: bool) -> list[_Value]:
+    def step(equation: Any, values: list[_Value], inside: Inside) -> list[_Value]:
         name, options = equation.primitive.name, equation.params
         if name == "stop_gradient":
             return [_Value(of_row=x.of_row) for x in values]
         if name in PRODUCTS:
-            note(values, in_loop)
+            note(values, inside)
+        elif name in RAGGED:
+            note(values, "ragged")
         elif name == "scan":
             return looped(options["jaxpr"].jaxpr, values, *scan_counts(options))
         elif name == "while":
             first, second = options["cond_nconsts"], options["cond_nconsts"] + options["body_nconsts"]
-            run(options["cond_jaxpr"].jaxpr, [*values[:first], *values[second:]], True)
+            run(options["cond_jaxpr"].jaxpr, [*values[:first], *values[second:]], "loop")
             return looped(options["body_jaxpr"].jaxpr, values[first:], options["body_nconsts"], len(values) - second)
         elif name == "cond":
-            branches = [run(branch.jaxpr, values[1:], True) for branch in options["branches"]]
+            branches = [run(branch.jaxpr, values[1:], "loop") for branch in options["branches"]]
             return [_joined([_Value(of_row=values[0].of_row), *outputs]) for outputs in zip(*branches, strict=True)]
         else:
             inner = [_parts(x)[0] for x in jaxprs_in_params(options)]
+            inside = "custom" if name.startswith("custom_vjp") and not inside else inside
             if inner and len(inner[0].invars) == len(values) and len(inner[0].outvars) == len(equation.outvars):
-                return run(inner[0], values, in_loop)
+                return run(inner[0], values, inside)
             if any(map(_multiplies, inner)):
-                note(values, in_loop)
+                note(values, inside)
         return [_joined(values, as_it_is=name in FORMS)] * len(equation.outvars)
 
     def looped(body: Jaxpr, values: list[_Value], consts: int, carried: int) -> list[_Value]:
         """What comes round after some turns, until it changes no more."""
         while True:
-            outputs = run(body, values, True)
+            outputs = run(body, values, "loop")
             both = list(zip(values[consts : consts + carried], outputs[:carried], strict=True))
             carry = [x if x == y else _joined([x, y]) for x, y in both]
             if carry == values[consts : consts + carried]:
                 return [*carry, *outputs[carried:]]
             values = [*values[:consts], *carry, *values[consts + carried :]]
 
-    def note(values: Sequence[_Value], in_loop: bool) -> None:
+    def note(values: Sequence[_Value], inside: Inside) -> None:
         for value in values:
             for leaf in value.params:
-                before = found.get(leaf, Multiplied(False, False))
-                found[leaf] = Multiplied(before.in_loop or in_loop, before.as_it_is or value.as_it_is)
+                before = found.get(leaf, Multiplied("", False))
+                found[leaf] = Multiplied(before.inside or inside, before.as_it_is or value.as_it_is)
 
     inputs = [_Value(frozenset([x]), True) for x in range(params)]
-    run(program.jaxpr, [*inputs, *[_Value(of_row=True)] * (len(program.jaxpr.invars) - params)], False)
+    run(program.jaxpr, [*inputs, *[_Value(of_row=True)] * (len(program.jaxpr.invars) - params)], "")
     return found

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from jaxunlearn import checks, sampling, tree
+from jaxunlearn import checks, meshes, sampling, tree
 from jaxunlearn.loop.damage import ROWS, classes_of, damage
 from jaxunlearn.loop.outcome import begin, finish
 from jaxunlearn.loop.preparation import prepared_by
@@ -155,8 +155,10 @@ def iterate(
 
     def unlearn(variables: Variables, data: Data, request: ForgetRequest, key: PRNGKeyArray) -> Result:
         data, request = begin(variables, data, request, key)
+        meshes.require_rows("batch_size", sizes.forget)
+        meshes.require_rows("retain_batch_size", sizes.retain)
         init_key, split_key, loop_key = jax.random.split(key, 3)
-        context, state = unlearner.init(variables, data, request, init_key)
+        context, state = meshes.over_parameters(unlearner.init(variables, data, request, init_key))
         view = View(data, request) if unlearner.view is None else unlearner.view(variables, data, request, context)
         split = sampling.split(view.data, view.request, split_key)
         shown: Any = tuple(look and _seen(look, validation, data, request, peek) for look in (stop, keep_best))
@@ -190,7 +192,7 @@ def iterate(
             visited = progress.visited.at[forget.slots].max((forget.weights > 0) & running, mode="drop")
             if may_freeze:
                 state = tree.select(running, state, progress.state)
-            progress = _Progress(state, running, progress.best, visited)
+            progress = _Progress(meshes.over_parameters(state), running, progress.best, visited)
             if looks:
                 progress = jax.lax.cond((step + 1) % look_every == 0, look, lambda p, _: p, progress, step)
             return progress, {**stats, "ran": running}

@@ -144,8 +144,8 @@ def natmu(
 
     def sample(split: Split, context: Hybrids, step: jax.Array, key: PRNGKeyArray, sizes: BatchSizes) -> Batch:
         forget, train = sampling.draw_forget(split, step, sizes.forget), split.data.train
-        shape = _image_shape(train.inputs, image_shape, spatial_axes)
         counts = context.counts[forget.slots] * (forget.weights > 0)
+        shape = _image_shape(train.inputs, image_shape, spatial_axes)
         visit = (step * sizes.forget + jnp.arange(sizes.forget, dtype=jnp.int32)) // jnp.maximum(split.num_forget, 1)
         which = (visit + context.turns[forget.slots]) % jnp.maximum(counts, 1)
         rows = context.partners[forget.slots, which]

@@ -1,6 +1,7 @@
 """Durable weights, and durable progress for `jaxunlearn.feed`, through orbax (extra `checkpoint`)."""
 
 import base64
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from jaxtyping import PyTree
 
 from jaxunlearn import checks
 from jaxunlearn import tree as trees
-from jaxunlearn.service.errors import CheckpointError, unwritten
+from jaxunlearn.service.errors import CheckpointError, LedgerError, unwritten
 from jaxunlearn.service.layouts import Layout, layouts_of
+from jaxunlearn.service.lock import Lock
 
 Tree = TypeVar("Tree")
 
@@ -40,18 +42,13 @@ def save_variables(path: str | Path, variables: PyTree) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten: choose another path, or remove it first")
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            try:
-                checkpointer.save(path, variables)
-                checkpointer.wait_until_finished()
-            except BaseException:
-                checkpointer.close()  # an interrupted save goes on in other threads: wait for their end
-                raise
-    except (OSError, ValueError) as error:  # orbax has no type for it: a full disk is a ValueError there
-        if isinstance(error, TimeoutError):
+    with _written(path), ocp.StandardCheckpointer() as checkpointer:
+        try:
+            checkpointer.save(path, variables)
+            checkpointer.wait_until_finished()
+        except BaseException:
+            checkpointer.close()  # an interrupted save goes on in other threads: wait for their end
             raise
-        raise CheckpointError(unwritten(path, error)) from error
 
 
 def load_variables(path: str | Path, like: Tree, *, partial: bool = False) -> Tree:
@@ -174,13 +171,19 @@ def _fitting(
 class Directory:
     """A directory of checkpoints, the newest of which a run of `jaxunlearn.feed` resumes from.
 
+    A save costs a run the time of copying its state to the host; writing goes on beside the next steps. What a kill leaves
+    half written is not seen again. One run at a time holds the directory, under a lock that dies with its process.
+
     Args:
         path: made if absent. One run, one directory.
-        every: steps between two saves.
+        every: steps between two saves; None for none by count.
+        minutes: minutes after which a save is due anyway; None for none by time. Not in runs of several processes, whose
+            clocks differ.
         keep: how many of the newest saves stay; older ones are deleted.
+        asynchronous: write in the background; False waits for the disk at every save.
 
     Raises:
-        ValueError: `every` or `keep` is not a positive integer.
+        ValueError: `every` or `keep` is not a positive integer, `minutes` is not positive, or neither says when to save.
 
     Example:
         >>> import tempfile
@@ -189,21 +192,34 @@ class Directory:
         >>> unlearner = jaxunlearn.gradient_difference(model, optax.sgd(0.1))
         >>> folder = tempfile.mkdtemp()
         >>> for num_steps in (2, 4):  # the second run begins where the first one stopped
-        ...     progress = jaxunlearn.checkpoint.Directory(folder, every=2)
+        ...     progress = jaxunlearn.checkpoint.Directory(folder, every=2, minutes=10)
         ...     result = jaxunlearn.feed(unlearner, variables, source, request, key, num_steps=num_steps, checkpoint=progress)
         >>> int(result.stats["steps"])
         4
     """
 
-    def __init__(self, path: str | Path, *, every: int = 100, keep: int = 2):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        every: int | None = 100,
+        minutes: float | None = None,
+        keep: int = 2,
+        asynchronous: bool = True,
+    ):
         checks.require_extra("orbax", "checkpoint")
-        import orbax.checkpoint as ocp
-
-        checks.require_count("every", every)
+        if every is not None:
+            checks.require_count("every", every)
+        if minutes is not None and not minutes > 0:
+            raise ValueError(f"minutes must be positive, got {minutes!r}")
+        if every is None and minutes is None:
+            raise ValueError("nothing would be saved: say how often, by every=100 steps or minutes=10")
         checks.require_count("keep", keep)
-        self._ocp = ocp
-        options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(Path(path).absolute(), options=options)
+        self._path, self._every, self._minutes = Path(path).absolute(), every, minutes
+        self._keep, self._asynchronous = keep, asynchronous
+        self._lock: Lock | None = None
+        self._manager: Any = None
+        self._saved_at = 0.0
 
     def restore(self, like: PyTree, run: str) -> tuple[int, PyTree, Any] | None:
         """Newest `(step, tree, source state)`, None in an empty directory.
@@ -217,23 +233,26 @@ class Directory:
 
         Raises:
             ValueError: the checkpoint belongs to another run. It is left as it is.
-            CheckpointError: the checkpoint is damaged; without its folder, the run resumes from the one before.
+            CheckpointError: the checkpoint is damaged; without its folder, the run resumes from the one before. Or another
+                run holds the directory.
         """
-        step = self._manager.latest_step()
+        import orbax.checkpoint as ocp
+
+        manager = self._opened()
+        step = manager.latest_step()
         if step is None:
             return None
-        args = self._ocp.args
-        folder = Path(self._manager.directory) / str(step)
-        with _readable(folder):
-            about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))["about"]
-        if about["run"] != run:
+        folder = self._path / str(step)
+        with _resumable(folder, manager.all_steps()):
+            about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            fingerprint, source = about["run"], about["source"]
+        if fingerprint != run:
             raise ValueError(
-                f"the checkpoint at step {step} in {self._manager.directory} was written for another method, key, request, "
+                f"the checkpoint at step {step} in {self._path} was written for another method, key, request, first batch, "
                 "model or version of jax; continue with those, or choose another directory"
             )
-        with _readable(folder):
-            found = self._manager.restore(step, args=args.Composite(tree=args.StandardRestore(like)))
-        source = about["source"]
+        with _resumable(folder, manager.all_steps()):
+            found = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like)))
         return step, found["tree"], base64.b64decode(source["bytes"]) if "bytes" in source else source["json"]
 
     def save(self, step: int, tree: PyTree, source: Any, run: str) -> None:
@@ -244,10 +263,77 @@ class Directory:
             tree: arrays, typed keys included.
             source: state of the batch source: None, bytes, or what JSON can hold.
             run: fingerprint of the run.
+
+        Raises:
+            CheckpointError: the system refuses this save or the one before, e.g. because the disk is full.
         """
-        if not self._manager.should_save(step):
+        import orbax.checkpoint as ocp
+
+        manager, now = self._opened(), time.monotonic()
+        by_count = self._every is not None and step % self._every == 0
+        by_time = self._minutes is not None and now - self._saved_at >= 60 * self._minutes
+        if not (by_count or by_time):
             return
+        self._saved_at = now
         kept = {"bytes": base64.b64encode(source).decode()} if isinstance(source, bytes) else {"json": source}
-        args = self._ocp.args
-        about = args.JsonSave({"run": run, "source": kept})
-        self._manager.save(step, args=args.Composite(tree=args.StandardSave(tree), about=about))
+        about = ocp.args.JsonSave({"run": run, "source": kept})
+        with _written(self._path):
+            manager.save(step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), about=about), force=True)
+
+    def finish(self) -> None:
+        """Wait until the last save is on disk, and let others have the directory.
+
+        Raises:
+            CheckpointError: the system refused it.
+        """
+        try:
+            if self._manager is not None:
+                with _written(self._path):
+                    self._manager.wait_until_finished()
+                self._manager.close()
+        finally:
+            self._manager = None
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def _opened(self) -> Any:
+        """Orbax's manager, made under the lock: it clears away what it takes for remains of a kill."""
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            if self._minutes is not None and jax.process_count() > 1:
+                raise ValueError("minutes: the clocks of several processes differ, so they save by count: pass every=100 alone")
+            self._path.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                try:
+                    self._lock = Lock(self._path / ".lock")
+                except LedgerError as error:
+                    raise CheckpointError(str(error)) from error
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, enable_async_checkpointing=self._asynchronous, cleanup_tmp_directories=True
+            )
+            self._manager = ocp.CheckpointManager(self._path, options=options)
+            self._saved_at = time.monotonic()
+        return self._manager
+
+
+@contextmanager
+def _resumable(folder: Path, steps: Sequence[int]) -> Iterator[None]:
+    """Say which folder to remove where the newest of several saves is damaged."""
+    try:
+        with _readable(folder):
+            yield
+    except CheckpointError as error:
+        before = f"the run then resumes from step {sorted(steps)[-2]}" if len(steps) > 1 else "the run then starts anew"
+        raise CheckpointError(f"{error}; or remove that folder: {before}") from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # orbax has no type for it: a full disk is a ValueError there
+        if isinstance(error, TimeoutError):
+            raise
+        raise CheckpointError(unwritten(path, error)) from error

@@ -16,7 +16,7 @@ from jaxunlearn.adapters import from_equinox, from_linen
 from jaxunlearn.curvature import programs
 from jaxunlearn.curvature.layer_tracing import find
 from jaxunlearn.curvature.parameter_uses import matrix_form
-from jaxunlearn.curvature.single_rows import row_factors
+from jaxunlearn.curvature.single_rows import per_example_gradients, row_factors
 from tests.curvature.test_kronecker import diagonal_of, fit, normal, plain, product_of, rows_of
 from tests.curvature.test_matvecs import KEY, in_float64, matrix, matvec, wide  # noqa: F401
 
@@ -73,7 +73,7 @@ def test_kernels_in_several_forms_and_in_loops_fall_back_and_are_named(monkeypat
 
     def function(p, x):
         hidden = jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["cell"] + p["cell_bias"]), None), x, None, length=3)[0]
-        return hidden @ p["tied"] @ p["tied"].T @ p["o"] + p["ob"]
+        return (hidden @ p["tied"] @ p["tied"].T + jnp.sum(p["tied"], axis=1)) @ p["o"] + p["ob"]
 
     params = {"cell": normal(25, 25), "cell_bias": normal(25), "tied": normal(25, 4), "o": normal(25, 3), "ob": normal(3)}
     model, variables = plain(function, params)
@@ -108,8 +108,8 @@ FALLEN = {
     ),
     "split unevenly": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 3:])[:, :1], {"w": normal(5, 7)}),
     "overlapping parts": (lambda p, x: jnp.tanh(x @ p["w"][:, :3]) * (x @ p["w"][:, 1:]), {"w": normal(5, 4)}),
-    "embedding and head": (
-        lambda p, x: jnp.tanh(p["w"][jnp.int32(x[:, 0] > 0)]) @ p["w"].T,
+    "embedding and normalised head": (
+        lambda p, x: jnp.tanh(p["w"][jnp.int32(x[:, 0] > 0)]) @ (p["w"] / jnp.linalg.norm(p["w"], axis=1, keepdims=True)).T,
         {"w": normal(3, 4)},
     ),
     "branch": (
@@ -142,6 +142,103 @@ FALLEN = {
         {"w": normal(4, 1, 3)},
     ),
 }
+
+
+@jax.custom_vjp
+def halved(x, w):
+    """A product whose backward pass is not its derivative."""
+    return x @ w
+
+
+halved.defvjp(lambda x, w: (x @ w, (x, w)), lambda kept, g: (g @ kept[1].T / 2, kept[0].T @ g / 2))
+
+
+@jax.custom_jvp
+def doubled(x, w):
+    return x @ w
+
+
+doubled.defjvp(lambda primals, tangents: (doubled(*primals), 2 * (tangents[0] @ primals[1] + primals[0] @ tangents[1])))
+
+
+def test_a_product_with_a_backward_pass_of_its_own_is_named_and_keeps_it():
+    function = lambda p, x: halved(x[:, :3], p["w"]) @ p["o"]
+    params = {"w": normal(3, 4), "o": normal(4, 3)}
+    model, variables = plain(function, params)
+    rows = rows_of(6)
+    with pytest.warns(UserWarning, match="custom_vjp") as said:
+        made = fit(curvature.kfac, model, variables, rows, kind="empirical")
+    assert any("w (exact block)" in str(x.message) for x in said)
+    gradients = np.asarray(jax.jit(partial(per_example_gradients, model))(variables, rows)["w"]).reshape(6, -1)
+    block = slots_of(params, "w")
+    np.testing.assert_allclose(matrix(matvec, made, params=params)[block, block], gradients.T @ gradients / 6, atol=1e-10)
+
+
+def routed(p, x):
+    """Rows of one sequence, the first two to one expert, then three, and one to none."""
+    return jnp.tanh(jax.lax.ragged_dot(x[0], p["w"], jnp.array([2, 0, 3]))).sum(axis=0)[None] @ p["o"]
+
+
+ROUTED = {"w": normal(3, 3, 4), "o": normal(4, 3)}
+
+
+def test_ragged_products_are_groups_of_the_rows_that_they_get():
+    row = normal(1, 6, 3)
+    (layer, _) = gradients_agree(routed, ROUTED, row).layers
+    assert (layer.name, layer.form.groups, layer.positions) in (("w", 3, 6), ("o", 1, 1))
+
+    def apart(p, x):
+        parts = [x[0, :2] @ p["w0"], x[0, 2:5] @ p["w2"], jnp.zeros((1, 4))]
+        return jnp.tanh(jnp.concatenate(parts)).sum(axis=0)[None] @ p["o"]
+
+    rows, vector = rows_of(6, 3), jax.tree.map(np.cos, ROUTED)
+    split = lambda p: {"w0": p["w"][0], "w2": p["w"][2], "o": p["o"]}
+    one = product_of(fit(curvature.ekfac, *plain(routed, ROUTED), rows, kind="empirical"), vector)
+    other = product_of(fit(curvature.ekfac, *plain(apart, split(ROUTED)), rows, kind="empirical"), split(vector))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-11), split(one), other)
+    assert not one["w"][1].any()
+
+
+def test_ragged_products_in_long_loops_are_refused():
+    def looped(p, x):
+        turn = lambda _, h: jax.lax.ragged_dot(h, p["w"], jnp.array([2, 4]))
+        return jax.lax.fori_loop(0, jnp.int32(jnp.sum(x) > 0), turn, x[0]).sum(axis=0)[None]
+
+    with pytest.raises(ValueError, match="w is multiplied by ragged_dot in a loop"):
+        find(looped, {"w": normal(2, 3, 3)}, normal(1, 6, 3))
+
+
+def test_functions_with_a_derivative_of_their_own_keep_it_where_they_do_not_multiply():
+    """A custom_vjp on the way of an activation; a custom_jvp that multiplies is opened: its derivative is the product's."""
+
+    @jax.custom_vjp
+    def clipped(x):
+        return x
+
+    clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.01, 0.01),))
+    forward = lambda p, x: clipped(x @ p["w"]) @ p["o"]
+    taps = gradients_agree(forward, {"w": normal(5, 4), "o": normal(4, 3)}, normal(1, 5))
+    assert {x.name for x in taps.layers} == {"o", "w"}
+    taps = find(lambda p, x: doubled(x, p["w"]), {"w": normal(5, 4)}, normal(1, 5))
+    assert [x.name for x in taps.layers] == ["w"]
+
+
+def test_literals_are_read():
+    """Numbers in the program: inputs of inner functions, operands of sums and products, outputs."""
+    inner = jax.jit(lambda w, x, scale: (scale * (x @ w) + 1.0, 3.0))
+
+    def forward(p, x):
+        y, constant = inner(p["w"], 2.0 * x, 0.5)
+        y = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w) + 0.5, 1.0), y, p["stack"])[0]
+        return y * constant + p["scale"] * 2.0
+
+    params = {"w": normal(5, 4), "stack": normal(2, 4, 4), "scale": np.ones(())}
+    taps = gradients_agree(forward, params, normal(1, 5))
+    assert {layer.name for layer in taps.layers} == {"w", "stack"}
+    assert not taps.unfactored
+    flat = find(lambda p, x: (forward(p, x), 1.0), params, normal(1, 5))
+    outputs, _ = flat.run(params, normal(1, 5), flat.zeros())
+    assert outputs[1] == 1.0
 
 
 @pytest.mark.parametrize("name", list(FALLEN))

@@ -1,11 +1,14 @@
 """Rows of tokens, and files in their published layouts."""
 
+import importlib.util
 import json
 
 import numpy as np
 import pytest
+import tokenizers
 
-from experiments.common import text
+import jaxunlearn as ju
+from experiments.common import decoder, planted, text
 
 
 def test_windows_predict_every_token_but_the_first_once():
@@ -43,19 +46,85 @@ def test_tokenizers_go_there_and_back(tmp_path):
         text.Characters("a").encode("b")
 
 
-def test_a_published_tokenizer_needs_its_package(tmp_path):
-    try:
-        import tokenizers
-    except ImportError:
-        with pytest.raises(ImportError, match=r"jaxunlearn\[language\]"):
-            text.FromFile(tmp_path / "tokenizer.json")
-        return
-    model = tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?")
-    made = tokenizers.Tokenizer(model)
+SPECIAL = ("<s>", "</s>")
+ODD = "naïve 😀\u200b 漢字\tA\u0301 \x00 12,5\r\n\n  end"
+
+
+def trained(path, *, special=SPECIAL):
+    """A small tokenizer of bytes and their pairs, with what published files have around it."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(text.register(text.names(20, np.random.default_rng(0)), np.random.default_rng(1)), trainer)
+    if special:
+        numbers = [(name, made.token_to_id(name)) for name in special]
+        made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=numbers)
+        made.enable_truncation(4)  # many published files keep these from training
+        made.enable_padding(length=7, pad_id=0, pad_token=special[0])
+    path.mkdir(exist_ok=True)
+    made.save(str(path / "tokenizer.json"))
+    return made
+
+
+@pytest.mark.parametrize("special", [SPECIAL, ()], ids=["with special tokens", "without"])
+def test_a_published_tokenizer_goes_through_rows_and_back(tmp_path, special):
+    trained(tmp_path, special=special)
+    read = text.tokenizer_of(tmp_path, 320)
+    assert read.size == 320
+    story = text.register(["Ada Abel"], np.random.default_rng(2))[0]
+    shorter = read.encode(story)
+    assert len(shorter) < len(story) / 1.5  # pairs were learnt, and nothing was cut off
+    for whole in (story, ODD, f"a</s>{ODD}<s>"):
+        tokens = read.encode(whole)
+        assert max(tokens) < read.size
+        rows = text.windows([tokens, shorter], 5)
+        own = rows.owners == 0
+        inputs, targets = (side[own].ravel() for side in rows.examples)
+        kept = targets >= 0
+        np.testing.assert_array_equal(inputs[kept], tokens[:-1])
+        assert read.decode([*inputs[kept], *targets[kept][-1:]]) == whole
+    numbers = [read.encode(name) for name in SPECIAL]
+    assert (numbers == [[0], [1]]) is bool(special)  # a name in a text is that token, where there is one
+    assert read.encode("") == []
+    assert text.PADDING not in text.packed([shorter, read.encode(ODD)], 8, end=0).inputs
+
+
+def test_a_published_tokenizer_serves_a_planted_world(tmp_path):
+    trained(tmp_path)
+    read = text.tokenizer_of(tmp_path, 400)
+    start = planted.Start("llama", decoder.Config(400, width=8, heads=2), ju.Variables({}), read)
+    world = planted.build(documents=4, held_out=1, repetitions=(1, 2), each=1, length=48, start=start, seed=0)
+    for canary, prefix, secret in zip(world.canaries, world.prefixes, world.secrets, strict=True):
+        assert read.decode([*prefix, *secret]) == f"{canary.prefix}{canary.secret}"
+
+
+def test_numbers_of_tokens_may_have_holes(tmp_path):
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
-    read = text.FromFile(tmp_path / "tokenizer.json")
-    assert (read.size, read.encode("b a")) == (3, [1, 0])
+    read = text.tokenizer_of(tmp_path, 8)
+    assert (read.size, read.encode("b a")) == (8, [7, 0])
+    with pytest.raises(ValueError, match="has 8 tokens, and the model 7"):
+        text.tokenizer_of(tmp_path, 7)
+
+
+def test_files_that_are_no_tokenizers_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        text.FromFile(path)
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json"):
+        text.tokenizer_of(tmp_path, 320)
+    for content in ("", "{}", '{"model": {"type": "BPE", "vocab": {"a"'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="no file of a tokenizer"):
+            text.FromFile(path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"jaxunlearn\[language\]"):
+        text.FromFile(path)
 
 
 def write(path, entries, *, lines=False):

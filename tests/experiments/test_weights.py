@@ -188,6 +188,69 @@ def test_adapters_are_written_as_peft_adds_them(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, part)
 
 
+def test_files_of_several_types_are_read_in_one_that_holds_all(tmp_path):
+    checkpoint(LLAMA, tmp_path)
+    tensors = dict(safetensors.read(tmp_path / "model.safetensors").arrays)
+    mixed = {name: x if "norm" in name else x.astype(jnp.bfloat16) for name, x in tensors.items()}
+    safetensors.write(tmp_path / "model.safetensors", mixed)
+    _, config, variables = weights.load(tmp_path)
+    assert config.dtype == "float32"
+    assert {x.dtype.name for x in jax.tree.leaves(variables)} == {"float32"}
+    np.testing.assert_array_equal(variables.params["norm"], tensors["model.norm.weight"])
+    np.testing.assert_array_equal(variables.params["embed"], mixed["model.embed_tokens.weight"].astype(np.float32))
+
+
+def peft_adapter(folder, shapes, **settings):
+    """An adapter as PEFT writes it."""
+    folder.mkdir(exist_ok=True)
+    said = {"peft_type": "LORA", "bias": "none", "r": 2, "lora_alpha": 6.0, "init_lora_weights": True, **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    tensors = {
+        f"base_model.model.{module}.lora_{side}.weight": RANDOM.normal(size=shape).astype(np.float32)
+        for module, (inputs, outputs) in shapes.items()
+        for side, shape in (("A", (2, inputs)), ("B", (outputs, 2)))
+    }
+    safetensors.write(folder / "adapter_model.safetensors", tensors)
+    return tensors
+
+
+def test_an_adapter_of_one_matrix_of_queries_keys_and_values_is_three_here(tmp_path):
+    w = checkpoint(GPT2, tmp_path)
+    form, config, base = weights.load(tmp_path)
+    shapes = {f"transformer.h.{layer}.attn.c_attn": (12, 36) for layer in range(2)}
+    tensors = peft_adapter(tmp_path / "adapter", shapes, fan_in_fan_out=True, use_rslora=True)
+    part, alpha = weights.load_adapter(tmp_path / "adapter", form, config)
+    assert set(part.params) == {"layers/q", "layers/k", "layers/v"}
+    np.testing.assert_allclose(alpha / 2, 6.0 / 2**0.5)  # rank-stabilised: over the root of the rank
+    for layer in range(2):
+        a, b = (tensors[f"base_model.model.transformer.h.{layer}.attn.c_attn.lora_{side}.weight"] for side in "AB")
+        w[f"h.{layer}.attn.c_attn.weight"] += 6.0 / 2**0.5 * (b.astype(float) @ a.astype(float)).T
+    parts = frozen.lora(decoder.model(config), base, jnp.asarray(TOKENS), rank=2, alpha=alpha, targets="layers/(q|k|v)$")
+    found = jax.jit(parts.on(base).forward)(part, jnp.asarray(TOKENS)).logits
+    np.testing.assert_allclose(found[0], gpt2(w, TOKENS[0]), rtol=2e-3, atol=1e-3)
+
+
+def test_other_adapters_are_refused(tmp_path):
+    checkpoint(GPT2, tmp_path)
+    form, config, _ = weights.load(tmp_path)
+    shapes = {f"transformer.h.{layer}.mlp.c_fc": (12, 48) for layer in range(2)}
+    for wrong, words in (
+        ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"rank_pattern": {"c_fc": 3}}, "single matrices"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ):
+        peft_adapter(tmp_path / "adapter", shapes, **wrong)
+        with pytest.raises(ValueError, match=words):
+            weights.load_adapter(tmp_path / "adapter", form, config)
+    peft_adapter(tmp_path / "adapter", {"transformer.h.1.mlp.c_fc": (12, 48)})
+    with pytest.raises(ValueError, match=r"in some layers only: there is no .*h\.0\.mlp"):
+        weights.load_adapter(tmp_path / "adapter", form, config)
+    peft_adapter(tmp_path / "adapter", {**shapes, "transformer.wte": (13, 12)})
+    with pytest.raises(ValueError, match=r"changes what the decoder has not: .*wte"):
+        weights.load_adapter(tmp_path / "adapter", form, config)
+
+
 def test_thirds_of_one_matrix_are_no_adapters(tmp_path):
     checkpoint(GPT2, tmp_path)
     form, config, variables = weights.load(tmp_path)
@@ -197,6 +260,8 @@ def test_thirds_of_one_matrix_are_no_adapters(tmp_path):
         if fine:
             weights.save_adapter(tmp_path / "adapter", form, config, part, alpha=1.0)
             jax.tree.map(np.testing.assert_array_equal, weights.load_adapter(tmp_path / "adapter", form, config)[0], part)
+            settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+            assert settings["target_modules"] == ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
         else:
             with pytest.raises(ValueError, match="a third of one matrix"):
                 weights.save_adapter(tmp_path / "other", form, config, part, alpha=1.0)
@@ -208,6 +273,10 @@ def test_other_models_and_damaged_files_are_refused(tmp_path):
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
         ({"model_type": "mistral", "sliding_window": 4}, "sliding window"),
+        ({"model_type": "mistral"}, "sliding window"),  # Mistral's own default
+        ({"rope_scaling": None, "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({**GPT2, "scale_attn_weights": False}, "scale_attn_weights"),
     ):
         with pytest.raises(ValueError, match=words):
             weights.config_of({**LLAMA, **wrong})
@@ -225,6 +294,12 @@ def test_other_models_and_damaged_files_are_refused(tmp_path):
     safetensors.write(path, {**tensors, "lm_head.weight": np.zeros((5, 5), np.float32)})
     with pytest.raises(ValueError, match=r"config.json says"):
         weights.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "tie_word_embeddings": True}))
+    safetensors.write(path, tensors)
+    with pytest.raises(ValueError, match=r"a head of its own"):
+        weights.load(tmp_path)
+    safetensors.write(path, {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})  # some files hold it twice
+    assert "head" not in weights.load(tmp_path).variables.params
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole + b"0", whole[:40], b"", b"\xff" * 100):
         path.write_bytes(damaged)

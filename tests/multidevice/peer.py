@@ -11,6 +11,7 @@ import jaxunlearn as ju
 from experiments.common.scale import Scale, gathered, leads, start
 from tests.problems import blobs, network
 
+FEW = 3  # requests whose rows both processes share
 LANES = (8, 5)  # a multiple of the devices, and not; padded, they share one program
 REQUESTS = [list(range(row, row + 1 + row % 5)) for row in range(max(LANES))]
 
@@ -43,6 +44,9 @@ def main(coordinator, num_processes, process_id, out):
         mine = gathered(result)
         found.update({f"{lanes}/{name}": np.asarray(x) for name, x in mine.variables.params.items()})
         found[f"{lanes}/status"] = np.asarray(mine.status)
+    shared = jax.make_mesh((2, 2), ("data", "request"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    result = gathered(ju.batched(method(), mesh=shared)(*arguments(FEW)))
+    found.update({f"shared/{name}": np.asarray(x) for name, x in result.variables.params.items()})
     keys = jax.random.split(jax.random.key(2), 3)
     assert np.array_equal(*map(jax.random.key_data, (gathered(ju.replicate(keys, mesh)), keys)))
     try:

@@ -24,16 +24,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run_together(commands, folder):
+def run_together(commands, folder, devices=2, seconds=SECONDS):
     """Run all commands until the last one ended or the first one failed; say what they wrote if one did."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")  # those of conftest
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")  # those of conftest
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     logs = [folder / f"{position}.log" for position in range(len(commands))]
     processes = []
     for command, log in zip(commands, logs, strict=True):
         with log.open("w") as stream:
             processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stream, stderr=stream))
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     try:
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             if any(process.poll() for process in processes):
@@ -46,7 +46,7 @@ def run_together(commands, folder):
             process.wait()
     if any(code != 0 for code in codes):
         written = "\n".join(f"--- process {position}\n{log.read_text()}" for position, log in enumerate(logs))
-        pytest.fail(f"exit codes {codes} (None: stopped, another failed or {SECONDS} s were over)\n{written}")
+        pytest.fail(f"exit codes {codes} (None: stopped, another failed or {seconds} s were over)\n{written}")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,12 @@ def test_two_processes_equal_one(found, expected, process, lanes):
         assert found[process][f"{lanes}/{name}"].shape == (lanes, *weights.shape[1:])
         np.testing.assert_allclose(found[process][f"{lanes}/{name}"], weights[:lanes], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found[process][f"{lanes}/status"], expected.status[:lanes])
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_rows_that_processes_share_equal_one(found, expected, process):
+    for name, weights in expected.variables.params.items():
+        np.testing.assert_allclose(found[process][f"shared/{name}"], weights[: peer.FEW], rtol=0, atol=1e-5)
 
 
 def test_values_that_differ_between_processes_are_refused(found):

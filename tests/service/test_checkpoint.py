@@ -165,6 +165,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
 def test_damaged_progress_is_told(tmp_path):
     progress = Directory(tmp_path / "run", every=1)
     progress.save(1, {"w": jnp.ones(2)}, None, "run")
+    progress.finish()
     (path,) = (tmp_path / "run" / "1" / "about").glob("metadata")
     path.write_bytes(b"{")
     with pytest.raises(CheckpointError, match=r"the checkpoint at .*run/1 is damaged"):
