@@ -95,8 +95,17 @@ class Cached(NamedTuple):
     place: Int[Array, ""]  # of the first of the tokens
 
 
+class Patched(NamedTuple):
+    """Tokens of which some states behind one layer are others, as inputs of the forward pass."""
+
+    tokens: Int[Array, "b t"]
+    layer: Int[Array, ""]
+    states: Float[Array, "b t d"]
+    where: Bool[Array, "b t"]
+
+
 def model(config: Config, loss: ExampleLoss = ju.losses.sequence_cross_entropy) -> ju.Model:
-    """The decoder as a `jaxunlearn.Model` with inputs Int[b, t], or `Cached`, and logits Float[b, t, v] in float32.
+    """The decoder as a `jaxunlearn.Model` with inputs Int[b, t], `Cached` or `Patched`, and logits Float[b, t, v] in float32.
 
     Its features are "final" [b, t, d], in front of the head, and those of `config.features`, behind the layer. With a cache
     there are "keys", "values" and "seen" for the next one.
@@ -146,7 +155,8 @@ def forward(
     """The forward pass, see `model`."""
     params: Params = variables.params
     cache = inputs if isinstance(inputs, Cached) else None
-    tokens = jnp.asarray(inputs if cache is None else cache.tokens)
+    patch = inputs if isinstance(inputs, Patched) else None
+    tokens = jnp.asarray(inputs.tokens if isinstance(inputs, (Cached, Patched)) else inputs)
     counts = (tokens >= 0) if config.pad is None else (tokens >= 0) & (tokens != config.pad)
     place = jnp.int32(0) if cache is None else cache.place
     seen = counts if cache is None else jax.lax.dynamic_update_slice(cache.seen, counts, (0, place))
@@ -162,7 +172,10 @@ def forward(
     turns = _turns(config, positions) if config.rotary else None
     layer = partial(_layer, config, mask, turns, place)
     held = None if cache is None else (cache.keys, cache.values)
-    x, (between, held) = jax.lax.scan(jax.checkpoint(layer) if config.remat else layer, x, (params["layers"], held))
+    if patch is not None:
+        layer = partial(_patched, layer, patch)
+    layers = (params["layers"], held) if patch is None else (params["layers"], held, jnp.arange(config.layers))
+    x, (between, held) = jax.lax.scan(jax.checkpoint(layer) if config.remat else layer, x, layers)
     x = _normed(config, params, "norm", x)
     features = {"final": x, **{f"layer_{place}": between[place] for place in config.features}}
     if cache is not None:
@@ -172,6 +185,12 @@ def forward(
     else:
         logits = jnp.einsum("btd,dv->btv", x, params["head"], preferred_element_type=jnp.float32)
     return ju.Outputs(logits, features, variables.state)
+
+
+def _patched(layer: Callable, patch: Patched, x: Array, part: Any) -> tuple[Array, Any]:
+    x, (between, held) = layer(x, part[:2])
+    x = jnp.where((part[2] == patch.layer) & patch.where[..., None], patch.states.astype(x.dtype), x)
+    return x, (None if between is None else x, held)
 
 
 def _layer(config: Config, mask: Array, turns: Any, place: Array, x: Array, layer: Any) -> tuple[Array, Any]:

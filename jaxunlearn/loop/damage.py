@@ -1,15 +1,17 @@
 """Whether a run damaged the model, by the loss of some retained rows before and after it, and whether labels are classes."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxunlearn import checks
-from jaxunlearn.evaluation import evaluate
+from jaxunlearn.evaluation import evaluate, map_rows
 from jaxunlearn.likelihoods import num_classes
 from jaxunlearn.losses.sequences import are_tokens
-from jaxunlearn.types import Data, Model, Scalar, Variables, Weighted
+from jaxunlearn.types import Data, Examples, Model, Scalar, Variables, Weighted
 
 ROWS = 64  # retained rows that are looked at
+TOGETHER = 2**22  # entries of their outputs that are in memory together, or one row: those of language models are large
 
 
 def damage(
@@ -30,20 +32,28 @@ def damage(
     Returns:
         Statistics `retain_loss_before` and `retain_loss_after`, Float[], NaN without rows; conditions for `status.combine`.
     """
-    outputs, first = evaluate(model, before, rows.examples)
-    last = evaluate(model, after, rows.examples)[1]
     some = jnp.any(rows.weights > 0)
+    shapes = jax.eval_shape(lambda inputs: model.forward(before, inputs, train=False), rows.examples.inputs)
+    size = sum(x.size for x in jax.tree.leaves((shapes.logits, shapes.features))) // rows.weights.shape[0]
+
+    def look(part: Examples) -> tuple[Array, ...]:
+        outputs, first = evaluate(model, before, part)
+        last = evaluate(model, after, part)[1]
+        if limit is not None:
+            return first, last
+        guesses = num_classes(model, outputs, part) is not None or are_tokens(outputs.logits, part.targets)
+        guessing = outputs._replace(logits=jnp.zeros_like(outputs.logits))
+        guess = checks.row_losses(model, guessing, part) if guesses else jnp.full_like(first, jnp.inf)
+        return first, last, guess
 
     def mean(losses):
         total = jnp.sum(jnp.where(rows.weights > 0, losses.astype(jnp.float32), 0))
         return jnp.where(some, total / jnp.maximum(jnp.sum(rows.weights > 0), 1), jnp.nan)
 
-    stats = {"retain_loss_before": mean(first), "retain_loss_after": mean(last)}
+    means = [mean(x) for x in map_rows(look, rows.examples, chunk=max(1, TOGETHER // max(size, 1)))]
+    stats = {"retain_loss_before": means[0], "retain_loss_after": means[1]}
     if limit is None:
-        guesses = num_classes(model, outputs, rows.examples) is not None or are_tokens(outputs.logits, rows.examples.targets)
-        guessing = outputs._replace(logits=jnp.zeros_like(outputs.logits))
-        guess = mean(checks.row_losses(model, guessing, rows.examples)) if guesses else jnp.inf
-        limit = jnp.maximum(guess, 2 * stats["retain_loss_before"])
+        limit = jnp.maximum(means[2], 2 * means[0])
     broken = some & ~jnp.isfinite(stats["retain_loss_after"])
     return stats, {"DAMAGED": stats["retain_loss_after"] > limit, "NONFINITE": broken}
 

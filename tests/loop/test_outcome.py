@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from jaxunlearn.loop import damage
 from jaxunlearn.loop.damage import strange_labels
 from tests.problems import blobs, lane, linear_regression, network, regression_data
 
@@ -184,3 +185,29 @@ def test_labels_of_eight_bits_may_name_256_classes():
         data = ju.training_data(np.zeros((2, 1), np.float32), np.array([0, classes - 1], dtype))
         assert not strange_labels(classes, data)
         assert strange_labels(classes - 1, data)
+
+
+def test_rows_of_large_outputs_are_looked_at_a_few_at_a_time(monkeypatch):
+    """Logits of a language model for 64 rows would be most of what a run needs of memory."""
+    rows = ju.types.Weighted(jax.tree.map(lambda x: x[:7], blobs().train), jnp.array([1.0, 1, 0, 1, 1, 1, 0]), jnp.arange(7))
+    other = jax.tree.map(lambda x: 1.1 * x, trained())
+
+    def look():
+        return damage.damage(MODEL, trained(), other, rows, None)
+
+    whole, sizes = look(), []
+    evaluate = damage.evaluate
+
+    def seen(model, variables, part):
+        sizes.append(part.targets.shape[0])
+        return evaluate(model, variables, part)
+
+    monkeypatch.setattr(damage, "evaluate", seen)
+    outputs = jax.eval_shape(MODEL.forward, trained(), rows.examples.inputs)
+    entries = sum(x.size for x in jax.tree.leaves((outputs.logits, outputs.features))) // 7
+    for together, most in ((2 * entries, 2), (1, 1), (100 * entries, 7)):
+        sizes.clear()
+        monkeypatch.setattr(damage, "TOGETHER", together)
+        part = look()
+        assert max(sizes) == most
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), whole, part)

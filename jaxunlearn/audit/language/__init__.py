@@ -35,6 +35,8 @@ from jaxunlearn.audit.language.neighbourhood import perturb as perturb
 from jaxunlearn.audit.language.overlap import RougeL as RougeL
 from jaxunlearn.audit.language.overlap import common_length as common_length
 from jaxunlearn.audit.language.overlap import rouge_l as rouge_l
+from jaxunlearn.audit.language.patching import patching as patching
+from jaxunlearn.audit.language.patching import unlearning_depth as unlearning_depth
 from jaxunlearn.audit.language.remind import FEATURES as FEATURES
 from jaxunlearn.audit.language.remind import Remind as Remind
 from jaxunlearn.audit.language.remind import Separation as Separation
