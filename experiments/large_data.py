@@ -136,7 +136,7 @@ def _fed(
 ) -> tuple[ju.Variables, dict[str, Any]]:  # fmt: skip
     """One run with a progress bar; what it came to, and how fast it was."""
     num_steps = config.training_steps if name == "training" else config.steps
-    sizes = {"num_steps": num_steps, "batch_size": config.batch_size}
+    sizes: dict[str, Any] = {"num_steps": num_steps, "batch_size": config.batch_size}
     if config.workers:
         source: Any = _grain(config, sources.draw(method, index, request, key, **sizes), data)
     else:

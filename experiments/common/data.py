@@ -125,7 +125,8 @@ def on_disk(name: str, data_dir: str | None = None) -> OnDisk:
     """
     builder = _builder(name, data_dir)
     features = builder.info.features
-    return OnDisk(*(_split(builder, part) for part in PARTS), features["image"].shape, features["label"].num_classes)
+    train, test = (_split(builder, part) for part in PARTS)
+    return OnDisk(train, test, features["image"].shape, features["label"].num_classes)
 
 
 def as_example(record: Any) -> Examples:

@@ -61,30 +61,35 @@ class Reader:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step; ValueError beyond the plan."""
-        return Batch(*(self._side(side, int(step), lambda drawn: drawn) for side in (self.plan.forget, self.plan.retain)))
+        forget, retain = (self._side(side, int(step), slice(None)) for side in (self.plan.forget, self.plan.retain))
+        return Batch(forget, retain)
 
     def placed(self, step: int, sharding: Sharding | None) -> Batch:
         """The batch of a step on the devices; a process reads those rows only that its own devices get."""
-        return Batch(*(self._placed(side, step, sharding) for side in (self.plan.forget, self.plan.retain)))
+        forget, retain = (self._placed(side, step, sharding) for side in (self.plan.forget, self.plan.retain))
+        return Batch(forget, retain)
 
-    def _side(self, side: Drawn, step: int, chosen: Callable[[np.ndarray], np.ndarray]) -> Weighted:
+    def _side(self, side: Drawn, step: int, places: Any) -> Weighted:
         if not 0 <= step < len(side.rows):
             raise ValueError(f"the plan has {len(side.rows)} steps, and step {step} was asked for: draw with more num_steps")
-        rows, weights, slots = (chosen(x[step]) for x in side)
+        values: Any = [x[step][places] for x in side]
+        rows, weights, slots = values
         return Weighted(_read(self.rows, self.parse, rows), weights, slots)
 
     def _placed(self, side: Drawn, step: int, sharding: Sharding | None) -> Weighted:
         if sharding is None:
-            return jax.tree.map(jnp.asarray, self._side(side, step, lambda drawn: drawn))
+            return jax.tree.map(jnp.asarray, self._side(side, step, slice(None)))
         size = side.rows.shape[1]
         mine = _own(sharding, size)
-        local = self._side(side, step, lambda drawn: drawn[mine])
+        local = self._side(side, step, mine)
         place = np.zeros(size, np.int64)
         place[mine] = np.arange(len(mine))
 
         def put(x):
-            # positions of this process are found in what it read
-            return jax.make_array_from_callback((size, *x.shape[1:]), sharding, lambda at: x[place[at[0]]])
+            def part(at: Any) -> np.ndarray:
+                return x[place[at[0]]]  # places of this process are found in what it read
+
+            return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
 
         return jax.tree.map(put, local)
 
@@ -197,9 +202,10 @@ def blocks(
     count = -(-len(numbers) // size)
 
     def read(place: int) -> Weighted:
-        own = numbers[place * size : (place + 1) * size]
+        own: Any = numbers[place * size : (place + 1) * size]
         places = np.minimum(np.arange(size), len(own) - 1)
-        return Weighted(_read(rows, parse, own[places]), (np.arange(size) < len(own)).astype(np.float32), own[places])
+        weights: Any = (np.arange(size) < len(own)).astype(np.float32)
+        return Weighted(_read(rows, parse, own[places]), weights, own[places])
 
     def start() -> Iterator[Weighted]:
         source = _read_ahead(read, count, ahead)
@@ -275,7 +281,7 @@ def _read_ahead(read: Callable[[int], T], count: int, ahead: int) -> Callable[[i
             waiting.pop(other).cancel()
         for other in wanted:
             if other not in waiting:
-                waiting[other] = pool.submit(in_precision, other, jax.config.jax_enable_x64)
+                waiting[other] = pool.submit(in_precision, other, jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
         return waiting.pop(place).result() if place in waiting else read(place)
 
     return source

@@ -8,6 +8,8 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.service.checkpoint import Directory
+from jaxunlearn.service.errors import CheckpointError
+from jaxunlearn.tree import content_digest
 from tests.loop.runs import DATA, FINETUNE, KEY, MODEL, REQUEST, VARIABLES, drawn
 from tests.problems import distance
 
@@ -132,3 +134,44 @@ def test_divergence_is_reported():
     result = ju.feed(ju.finetune(MODEL, optax.sgd(jnp.inf)), VARIABLES, drawn, REQUEST, KEY, num_steps=1)
     assert int(result.status) == ju.Status.NONFINITE
     assert not all(np.isfinite(x).all() for x in jax.tree.leaves(result.variables))
+
+
+def test_a_run_that_is_over_is_told_again_as_it_was(tmp_path):
+    def go(method, source):
+        kept = Directory(tmp_path / method.sample.__qualname__, every=2)
+        return ju.feed(method, VARIABLES, source, REQUEST, KEY, num_steps=4, checkpoint=kept, damaged_at=0.0)
+
+    for method, source in ((SCRUB, lambda: drawn), (FINETUNE, lambda: Loader(drawn))):
+        first, again = go(method, source()), go(method, source())
+        assert int(first.status) == ju.Status.DAMAGED  # by the loss of the last batch, which is read again
+        assert content_digest(again) == content_digest(first)
+
+
+def test_another_length_is_refused_where_a_step_reads_it(tmp_path):
+    def go(method, num_steps, folder):
+        return ju.feed(method, VARIABLES, drawn, REQUEST, KEY, num_steps=num_steps, checkpoint=Directory(folder, every=2))
+
+    l1_sparse = ju.l1_sparse(MODEL, optax.sgd(0.1), gamma=0.05)  # fades with the progress of the run
+    go(l1_sparse, 2, tmp_path / "reads")
+    with pytest.raises(ValueError, match=r"belongs to a run of 2 steps.*pass num_steps=2, or choose another directory"):
+        go(l1_sparse, 4, tmp_path / "reads")
+    go(FINETUNE, 2, tmp_path / "does not")
+    assert distance(go(FINETUNE, 4, tmp_path / "does not").variables, go(FINETUNE, 4, tmp_path / "whole").variables) == 0
+
+
+def test_other_rows_are_told_by_the_first_batch(tmp_path):
+    def go(source):
+        return ju.feed(FINETUNE, VARIABLES, source, REQUEST, KEY, num_steps=2, checkpoint=Directory(tmp_path, every=1))
+
+    go(drawn)
+    with pytest.raises(ValueError, match="another method, key, request, first batch"):
+        go(lambda step: jax.tree.map(lambda x: x + 1, drawn(step)))
+
+
+def test_one_run_at_a_time_holds_a_directory(tmp_path):
+    def second(step, stats):
+        with pytest.raises(CheckpointError, match="is open for writing already"):
+            ju.feed(FINETUNE, VARIABLES, drawn, REQUEST, KEY, num_steps=1, checkpoint=Directory(tmp_path, every=1))
+
+    ju.feed(FINETUNE, VARIABLES, drawn, REQUEST, KEY, num_steps=1, checkpoint=Directory(tmp_path, every=1), callback=second)
+    ju.feed(FINETUNE, VARIABLES, drawn, REQUEST, KEY, num_steps=1, checkpoint=Directory(tmp_path, every=1))

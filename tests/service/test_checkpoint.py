@@ -1,6 +1,7 @@
 """Weights on disk."""
 
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -168,8 +169,49 @@ def test_damaged_progress_is_told(tmp_path):
     progress.finish()
     (path,) = (tmp_path / "run" / "1" / "about").glob("metadata")
     path.write_bytes(b"{")
-    with pytest.raises(CheckpointError, match=r"the checkpoint at .*run/1 is damaged"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint at .*run/1 is damaged.*remove that folder: .* starts anew"):
         Directory(tmp_path / "run", every=1).restore({"w": jnp.zeros(2)}, "run")
+
+
+@pytest.mark.usefixtures("leftovers")
+@pytest.mark.filterwarnings("ignore")  # of orbax, about what was removed
+def test_without_its_damaged_folder_a_run_resumes_from_the_save_before(tmp_path):
+    progress = Directory(tmp_path, every=1)
+    for step in (1, 2):
+        progress.save(step, {"w": jnp.full(2, step)}, {"at": step}, "run")
+    progress.finish()
+    for file in (tmp_path / "2" / "tree").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"the run then resumes from step 1"):
+        progress.restore({"w": jnp.zeros(2, int)}, "run")
+    progress.finish()
+    shutil.rmtree(tmp_path / "2")
+    step, found, position = progress.restore({"w": jnp.zeros(2, int)}, "run") or (0, {}, None)
+    progress.finish()
+    assert (step, found["w"].tolist(), position) == (1, [1, 1], {"at": 1})
+
+
+def test_saves_are_due_by_count_or_by_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("jaxunlearn.service.checkpoint.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for name, options, expected in [
+        ("count", {"every": 3}, [3, 6]),
+        ("time", {"every": None, "minutes": 1.0}, [2, 4, 6]),  # after 40, 80, 120, 140, 180 and 220 seconds
+        ("both", {"every": 3, "minutes": 1.0}, [2, 3, 5, 6]),
+    ]:
+        now[0] = 0.0
+        progress = Directory(tmp_path / name, keep=9, **options)
+        assert progress.restore({"w": jnp.zeros(1)}, "run") is None
+        for step in range(1, 7):
+            now[0] += 40.0 if step != 4 else 20.0
+            progress.save(step, {"w": jnp.zeros(1)}, None, "run")
+        progress.finish()
+        assert sorted(int(path.name) for path in (tmp_path / name).iterdir() if path.name.isdecimal()) == expected
+    with pytest.raises(ValueError, match="nothing would be saved"):
+        Directory(tmp_path, every=None)
+    with pytest.raises(ValueError, match="minutes must be positive"):
+        Directory(tmp_path, minutes=0)
 
 
 def test_an_interrupt_is_no_damage(saved, monkeypatch):

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +223,7 @@ def test_part_holds_the_request_slot_by_slot():
 
 def test_pace_is_told_now_and_then(monkeypatch):
     clock = iter([0.0, 0.0, *np.repeat(np.arange(1.0, 10.0), 2)])
-    monkeypatch.setattr("jaxunlearn.sources.pace.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("jaxunlearn.sources.pace.time", SimpleNamespace(monotonic=lambda: next(clock)))
     told = []
     callback = sources.paced(told.append, 9, seconds=1.0)
     for step in range(5, 8):
