@@ -32,6 +32,7 @@ WITHOUT_KEY = {
         "projective_residual",
         "ntk_forgetting",
         "rewind_to_delete",
+        "hessian_free",
         "ssd",
         "lfssd",
         "assd",
@@ -41,7 +42,7 @@ WITHOUT_KEY = {
 # notices that what was prepared belongs to other weights or rows, and computes afresh what is wrong about it
 RECOVERS = {"woodbury_removal"}
 # hands on what it needs, or undoes what it did itself: a stream does not make it stale
-STREAMS = RECOVERS | {"amnesiac"}
+STREAMS = RECOVERS | {"amnesiac", "hessian_free"}
 # has no steps, and is judged by the loss of retained rows all the same: what it samples may be any network
 JUDGED = {"hyperforget"}
 
@@ -127,7 +128,7 @@ def test_labels_that_are_no_class_are_noticed(case):
     strange = case.ready._replace(train=case.ready.train._replace(targets=targets))
     (result,) = case.answers(case.ask(0, data=strange))
     noticed = result.status in (ju.Status.INVALID_LABELS, ju.Status.NONFINITE)
-    assert noticed == (case.name not in {"amnesiac", "output_perturbation"})  # which read no label
+    assert noticed == (case.name not in {"amnesiac", "hessian_free", "output_perturbation"})  # which read no label
 
 
 def test_order_of_requests_and_content_of_padding_do_not_matter(case):
