@@ -32,6 +32,10 @@ from jaxunlearn.certificates.objective_perturbation import removal_budget as rem
 from jaxunlearn.certificates.publish import Release as Release
 from jaxunlearn.certificates.publish import load_release as load_release
 from jaxunlearn.certificates.publish import publish as publish
+from jaxunlearn.certificates.reachable import Box as Box
+from jaxunlearn.certificates.reachable import Stable as Stable
+from jaxunlearn.certificates.reachable import reachable as reachable
+from jaxunlearn.certificates.reachable import stable_predictions as stable_predictions
 from jaxunlearn.certificates.recheck import Recheck as Recheck
 from jaxunlearn.certificates.recheck import recheck as recheck
 from jaxunlearn.certificates.runs.certify_run import certify_run as certify_run

@@ -147,8 +147,7 @@ def _vectors(model, variables, data, batches, rates, counts, chunk):
 def hessian_free(model: Model) -> UnlearnFn:
     """Add the vectors of the forget set to the weights.
 
-    Reads slot `recollections`, see `recollect`; no row and no pass. Requests of a stream add up: `Result.extra` carries the slot
-    on.
+    Reads slot `recollections`, see `recollect`; no row and no pass. A stream adds up, as `Result.extra` carries it on.
 
     Args:
         model: any; it is not run.
@@ -187,11 +186,12 @@ def hessian_free(model: Model) -> UnlearnFn:
         change = jax.tree.map(total, known.vectors)
         params = jax.tree.map(lambda w, a: (w.astype(a.dtype) + a).astype(w.dtype), variables.params, change)
         after: Variables = variables._replace(params=params)
-        gone = known.trained & (sampling.retain_weights(data, request) <= 0)
+        retained = sampling.retain_weights(data, request)
+        gone = known.trained & (retained <= 0)
         hits = jnp.sum(gone[known.batches], axis=1, dtype=jnp.int32)
         stats = {"step_norm": tree.norm(change), "hits": hits, "gone": jnp.sum(gone, dtype=jnp.int32), "rates": known.rates}
         stats |= {"batch_size": jnp.int32(known.batches.shape[1]), "asked": sampling.asked(data, request)}
-        extra = {RECOLLECTIONS.name: RECOLLECTIONS.made(known, at=after, data=data)}
+        extra = {RECOLLECTIONS.name: RECOLLECTIONS.made(known, at=after, data=data._replace(present=retained))}
         return Result(after, combine(STALE=stale), stats, extra)
 
     return one_shot(remove, on_empty=METHOD.on_empty, may_rest=True)

@@ -234,7 +234,7 @@ def test_prepare_alone_makes_data_ready(case):
     """Attributes and recorded updates are facts about the rows and about training, which no preparation can find."""
     made = set(case.ready.extra) - set(case.fresh.extra)
     needed = {word for word in case.card.reads if word in ju.slots.SLOTS}
-    assert needed - {"attributes", "updates"} <= made
+    assert needed - {"attributes", "updates", "recollections"} <= made
     assert case.alone(0)[1] == case.answers(case.ask(0))[0].status == ju.Status.OK
     if needed & made:
         with pytest.raises(ValueError, match=r"fill it with jaxunlearn\.prepare"):
@@ -255,7 +255,7 @@ def test_what_was_prepared_for_other_weights_is_stale(case):
     # features lie ready here, and are left to the method above
     _, alone = case.alone(0, variables=other)
     assert alone == (ju.Status.STALE if needed or "features" in case.ready.extra else ju.Status.OK)
-    if case.card.reads & {"updates"}:
+    if case.card.reads & {"updates", "recollections"}:
         return
     (renewed,) = case.answers(case.ask(0, variables=other, data=case.prepared(case.fresh, other)))
     assert renewed.status == ju.Status.OK

@@ -128,7 +128,7 @@ def certified(result, ready, request, *, gradient, smooth, third, source="declar
     return c.certify_run(result, data, request, mechanism=mechanism, epsilon=1.0, delta=1e-5, **SAID)
 
 
-def test_errors_stay_below_their_bound_on_a_logistic_regression():
+def test_errors_stay_below_their_bound_on_a_logistic_regression(tmp_path):
     """|x| <= 1, so G = 1, L = 1 / 4 and M = 1 / (6 sqrt 3) hold everywhere."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(40, 4)).astype(np.float32)
@@ -149,7 +149,7 @@ def test_errors_stay_below_their_bound_on_a_logistic_regression():
     guessed = certified(result, ready, request, gradient=1.0, smooth=0.25, third=0.1, source="estimated")
     assert sum(each.source == "estimated" for each in guessed.assumptions) == 3
     with pytest.raises(c.ReleaseError, match="estimated"):
-        c.publish(result, guessed)
+        c.publish(result, guessed, tmp_path)
 
 
 def test_bounds_add_up_and_refuse_what_is_none():

@@ -9,8 +9,8 @@ of which have to go. With gradients of rows bounded by G, Hessians of rows by L 
 where the last term is none for a single row: its vector leaves exactly that row out of every Hessian.
 
 **Proof.** With D the difference of the trainings and a^u the vectors, both of sum at most d_t, D moves by the Hessian of the
-batch without the rows at w_t, by what is left of Taylor's series, and by the gradients of the rows at w_t. So does the sum, but for
-the Hessians of the other rows of the request, which a^u does not leave out. A quadratic loss has M = 0: one row has no error.
+batch without the rows at w_t, by what is left of Taylor's series, and by the gradients of the rows at w_t. So does the sum, but
+for the Hessians of the other rows of the request, which a^u does not leave out. For a quadratic loss, M = 0.
 """
 
 import math
