@@ -106,7 +106,9 @@ def _apply(equation: Any, values: list[Any]) -> list[Any]:
     if not jnp.issubdtype(dtype, jnp.floating):
         return [found]
     times = ELEMENTARY if name in RISING or name in ("rsqrt", "integer_pow", "pow") else ARITHMETIC
-    return [found if name in EXACT else rounded(found, dtype, times)]
+    found = found if name in EXACT else rounded(found, dtype, times)
+    least, most = RANGES.get(name, (-jnp.inf, jnp.inf))
+    return [Interval(jnp.clip(found.low, least, most), jnp.clip(found.high, least, most))]
 
 
 def rounded(found: Interval, dtype: Any, times: float, size: Any = None) -> Interval:
@@ -301,4 +303,6 @@ RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "dot_general": _product,
     "conv_general_dilated": _product,
 }
+RANGES = {"exp": (0, jnp.inf), "exp2": (0, jnp.inf), "logistic": (0, 1), "sqrt": (0, jnp.inf), "square": (0, jnp.inf)}
+RANGES |= {"tanh": (-1, 1), "erf": (-1, 1), "rsqrt": (0, jnp.inf)}
 EXACT = ("neg", "abs", "select_n", "reduce_sum", "scatter-add", "dot_general", "conv_general_dilated")

@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 
 def box_of(model, data, batches, start, **options):
     """One program for every number of removals."""
-    options = {"learning_rate": 0.02, **options}
+    options = {"learning_rate": 0.01, **options}
 
     @jax.jit
     def make(k):
@@ -27,7 +27,7 @@ def box_of(model, data, batches, start, **options):
     return lambda k: jax.device_get(make(k))
 
 
-def retrained(model, data, batches, start, counts, rate=0.02, divide="remaining"):
+def retrained(model, data, batches, start, counts, rate=0.01, divide="remaining"):
     rates = jnp.full(len(batches), rate, jnp.float32)
     run = jax.jit(jax.vmap(lambda one: along(model, start, data, batches, rates, one, divide=divide)))
     return run(jnp.asarray(counts, jnp.float32))
@@ -64,7 +64,9 @@ def width(box):
 @pytest.fixture(scope="module")
 def deep():
     model, data = network(), blobs()
-    start, batches = model.init(KEY), ju.fixed_batches(60, KEY, num_steps=6, batch_size=20)
+    public, everything = ju.training_data(*held_out()), jnp.tile(jnp.arange(20), (100, 1))
+    start = ju.Variables(along(model, model.init(KEY), public, everything, jnp.full(100, 0.3), jnp.ones(20)))
+    batches = ju.fixed_batches(60, KEY, num_steps=4, batch_size=20)
     return model, data, batches, start, box_of(model, data, batches, start)
 
 
@@ -75,7 +77,7 @@ def test_without_removals_the_box_is_the_training_up_to_rounding(deep):
     assert width(box) < 2e-4
 
 
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("k", [1, 2])
 def test_two_hundred_removals_lie_inside(deep, k):
     model, data, batches, start, make = deep
     counts = removals(batches, 60, k, 200)
@@ -88,14 +90,17 @@ def test_two_hundred_removals_lie_inside(deep, k):
 
 def test_boxes_grow_with_removals_and_all_rows_of_a_batch_may_go(deep):
     model, data, batches, start, make = deep
-    boxes = [make(k) for k in (0, 1, 19, 20, 30)]
+    first = batches[:1]
+    once = box_of(model, data, first, start)
+    boxes = [once(k) for k in (0, 1, 19, 20, 30)]
     for small, large in itertools.pairwise(boxes):
         for name in small.lower:
             assert np.all(large.lower[name] <= small.lower[name])
             assert np.all(small.upper[name] <= large.upper[name])
-    whole = removals(batches, 60, 20, 4)
-    assert not whole.any()
-    assert inside(boxes[3], retrained(model, data, batches, start, whole))[0]
+    whole = np.ones((2, 60))
+    whole[0, np.asarray(first)[0]] = 0  # all of the batch
+    whole[1, np.asarray(first)[0, 1:]] = 0  # all but one
+    assert inside(boxes[3], retrained(model, data, first, start, whole))[0]
 
 
 def test_one_step_of_linear_regression_is_its_closed_form():
@@ -148,7 +153,7 @@ def test_relu_squared_hinge_one_logit_and_parameters_in_tuples():
     start = ju.Variables(((jax.random.normal(first, (4, 6)) * 0.3, jnp.zeros(6)), jax.random.normal(last, (6, 1)) * 0.3))
     batches = ju.fixed_batches(60, KEY, num_steps=4, batch_size=15)
     counts = removals(batches, 60, 2, 100)
-    box = c.reachable(model, start, data, batches, learning_rate=0.02, removals=2)
+    box = c.reachable(model, start, data, batches, learning_rate=0.01, removals=2)
     assert inside(box, retrained(model, data, batches, start, counts))[0]
     labels = c.stable_predictions(model, box, data.train.inputs).labels
     assert set(np.asarray(labels).tolist()) <= {-1, 0, 1}
@@ -160,7 +165,7 @@ def test_duplicated_rows_and_bfloat16():
     start = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.init(KEY))
     data, batches = data._replace(train=twice), ju.fixed_batches(60, KEY, num_steps=2, batch_size=20)
     counts = removals(batches, 60, 1, 50)
-    box = c.reachable(model, start, data, batches, learning_rate=0.02, removals=1)
+    box = c.reachable(model, start, data, batches, learning_rate=0.01, removals=1)
     assert inside(box, retrained(model, data, batches, start, counts))[0]
 
 
