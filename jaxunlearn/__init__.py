@@ -31,6 +31,7 @@ from jaxunlearn.loop.compose import filtered as filtered
 from jaxunlearn.loop.compose import then as then
 from jaxunlearn.loop.descend import descend as descend
 from jaxunlearn.loop.feed import feed as feed
+from jaxunlearn.loop.fixed_batches import fixed_batches as fixed_batches
 from jaxunlearn.loop.iterate import iterate as iterate
 from jaxunlearn.loop.one_shot import one_shot as one_shot
 from jaxunlearn.loop.preparation import prepare as prepare
@@ -41,6 +42,7 @@ from jaxunlearn.meshes import request_mesh as request_mesh
 from jaxunlearn.meshes import shard as shard
 from jaxunlearn.methods import *
 from jaxunlearn.methods.amnesiac import record as record
+from jaxunlearn.methods.hessian_free import recollect as recollect
 from jaxunlearn.requests import buckets as buckets
 from jaxunlearn.requests import empty_request as empty_request
 from jaxunlearn.requests import from_attributes as from_attributes

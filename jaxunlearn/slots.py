@@ -128,6 +128,7 @@ FEATURES = Slot("features", "features of all rows, Float[n, D]", _PREPARE, of_ro
 MOMENTS = Slot("moments", "second moments of the features of all present rows, Float64[D + 1, D + 1]", _PREPARE)
 FACTORISATION = Slot("factorisation", "a jaxunlearn.convex.Factorisation", _PREPARE)
 UPDATES = Slot("updates", "the updates of every training step", "jaxunlearn.record(...)", of_rows=False)
+RECOLLECTIONS = Slot("recollections", "vectors of all rows, their part in the training", "jaxunlearn.recollect(...)")
 INITIAL_PARAMS = Slot(
     "initial_params", "the weights before training, a tree like params", "slots.INITIAL_PARAMS.put(data, params)", stamped=False
 )
@@ -159,7 +160,7 @@ SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         *(CURVATURE, FISHER_DIAGONAL, IMPORTANCES, SENSITIVITIES, FEATURES, MOMENTS, FACTORISATION, UPDATES),
-        *(INITIAL_PARAMS, CHECKPOINT, PERTURBATION, ATTRIBUTES, BASE, REFUSALS, USER),
+        *(RECOLLECTIONS, INITIAL_PARAMS, CHECKPOINT, PERTURBATION, ATTRIBUTES, BASE, REFUSALS, USER),
     )
 }
 

@@ -312,7 +312,9 @@ def recorded():
     found = jax.jit(heads.prepare(headed()))(trained("representation_unlearning"), data, key)
     # features themselves are left to the methods, so that it shows what they read
     attributes = jnp.arange(2 * NUM_ROWS).reshape(NUM_ROWS, 2) // 3 % 2
-    extra = {**data.extra, **done.extra, "moments": found.extra["moments"]}
+    remember = jax.jit(ju.recollect(network(), learning_rate=0.1, num_steps=12, batch_size=4))
+    vectors = remember(network().init(key), data, ju.empty_request(), key).extra
+    extra = {**data.extra, **done.extra, **vectors, "moments": found.extra["moments"]}
     return ju.slots.ATTRIBUTES.put(data._replace(extra=extra), attributes), done.variables
 
 

@@ -177,6 +177,8 @@ def left_out(name: str, setting: Study, *, on_classes: bool, seeds: int) -> str 
     like = jax.eval_shape(setting.model.init, jax.random.key(0))
     if AXES in settings_of(name) and not any(x.ndim == 4 for x in jax.tree.leaves(like.params)):
         return "turns convolutions, and the network has none"
+    if "recollections" in card.reads:
+        return "it needs a training on fixed batches by plain SGD, and a vector for every row"
     if "updates" in card.reads:
         size = seeds * setting.num_steps * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like.params))
         if size > LARGEST_RECORD:

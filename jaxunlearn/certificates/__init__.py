@@ -32,6 +32,10 @@ from jaxunlearn.certificates.objective_perturbation import removal_budget as rem
 from jaxunlearn.certificates.publish import Release as Release
 from jaxunlearn.certificates.publish import load_release as load_release
 from jaxunlearn.certificates.publish import publish as publish
+from jaxunlearn.certificates.reachable import Box as Box
+from jaxunlearn.certificates.reachable import Stable as Stable
+from jaxunlearn.certificates.reachable import reachable as reachable
+from jaxunlearn.certificates.reachable import stable_predictions as stable_predictions
 from jaxunlearn.certificates.recheck import Recheck as Recheck
 from jaxunlearn.certificates.recheck import recheck as recheck
 from jaxunlearn.certificates.runs.certify_run import certify_run as certify_run
@@ -49,6 +53,8 @@ from jaxunlearn.certificates.runs.projections import projected_delta as projecte
 from jaxunlearn.certificates.runs.projections import projected_epsilon as projected_epsilon
 from jaxunlearn.certificates.runs.projections import projected_noise as projected_noise
 from jaxunlearn.certificates.runs.projections import projected_ratio as projected_ratio
+from jaxunlearn.certificates.runs.recollections import HessianFree as HessianFree
+from jaxunlearn.certificates.runs.recollections import recollection_error as recollection_error
 from jaxunlearn.certificates.runs.shifts import decreasing as decreasing
 from jaxunlearn.certificates.runs.shifts import gaussian_mu as gaussian_mu
 from jaxunlearn.certificates.runs.shifts import step_noise as step_noise

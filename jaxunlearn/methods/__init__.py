@@ -22,6 +22,7 @@ from jaxunlearn.methods.finetune import finetune as finetune
 from jaxunlearn.methods.fisher_forgetting import fisher_forgetting as fisher_forgetting
 from jaxunlearn.methods.gradient_ascent import gradient_ascent as gradient_ascent
 from jaxunlearn.methods.gradient_difference import gradient_difference as gradient_difference
+from jaxunlearn.methods.hessian_free import hessian_free as hessian_free
 from jaxunlearn.methods.hyperforget import hyperforget as hyperforget
 from jaxunlearn.methods.idk import idk as idk
 from jaxunlearn.methods.image_to_image import image_to_image as image_to_image

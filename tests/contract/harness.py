@@ -44,7 +44,16 @@ def start(name, data):
     if "updates" in reads:
         done = training()(variables, data, ju.empty_request(), jax.random.key(3))
         data, variables = data._replace(extra={**data.extra, **done.extra}), done.variables
+    if "recollections" in reads:
+        done = remembered()(variables, data, ju.empty_request(), jax.random.key(3))
+        data, variables = data._replace(extra={**data.extra, **done.extra}), done.variables
     return variables, data
+
+
+@cache
+def remembered():
+    """A training that leaves a vector for every row."""
+    return jax.jit(ju.recollect(network(), learning_rate=0.1, num_steps=12, batch_size=4))
 
 
 @cache

@@ -32,6 +32,7 @@ WITHOUT_KEY = {
         "projective_residual",
         "ntk_forgetting",
         "rewind_to_delete",
+        "hessian_free",
         "ssd",
         "lfssd",
         "assd",
@@ -41,7 +42,7 @@ WITHOUT_KEY = {
 # notices that what was prepared belongs to other weights or rows, and computes afresh what is wrong about it
 RECOVERS = {"woodbury_removal"}
 # hands on what it needs, or undoes what it did itself: a stream does not make it stale
-STREAMS = RECOVERS | {"amnesiac"}
+STREAMS = RECOVERS | {"amnesiac", "hessian_free"}
 # has no steps, and is judged by the loss of retained rows all the same: what it samples may be any network
 JUDGED = {"hyperforget"}
 
@@ -127,7 +128,7 @@ def test_labels_that_are_no_class_are_noticed(case):
     strange = case.ready._replace(train=case.ready.train._replace(targets=targets))
     (result,) = case.answers(case.ask(0, data=strange))
     noticed = result.status in (ju.Status.INVALID_LABELS, ju.Status.NONFINITE)
-    assert noticed == (case.name not in {"amnesiac", "output_perturbation"})  # which read no label
+    assert noticed == (case.name not in {"amnesiac", "hessian_free", "output_perturbation"})  # which read no label
 
 
 def test_order_of_requests_and_content_of_padding_do_not_matter(case):
@@ -233,7 +234,7 @@ def test_prepare_alone_makes_data_ready(case):
     """Attributes and recorded updates are facts about the rows and about training, which no preparation can find."""
     made = set(case.ready.extra) - set(case.fresh.extra)
     needed = {word for word in case.card.reads if word in ju.slots.SLOTS}
-    assert needed - {"attributes", "updates"} <= made
+    assert needed - {"attributes", "updates", "recollections"} <= made
     assert case.alone(0)[1] == case.answers(case.ask(0))[0].status == ju.Status.OK
     if needed & made:
         with pytest.raises(ValueError, match=r"fill it with jaxunlearn\.prepare"):
@@ -254,7 +255,7 @@ def test_what_was_prepared_for_other_weights_is_stale(case):
     # features lie ready here, and are left to the method above
     _, alone = case.alone(0, variables=other)
     assert alone == (ju.Status.STALE if needed or "features" in case.ready.extra else ju.Status.OK)
-    if case.card.reads & {"updates"}:
+    if case.card.reads & {"updates", "recollections"}:
         return
     (renewed,) = case.answers(case.ask(0, variables=other, data=case.prepared(case.fresh, other)))
     assert renewed.status == ju.Status.OK

@@ -46,7 +46,12 @@ REFUSED = {
     "representation_unlearning": "give the model its last layer",
     "unseen_matching": "pass score=",
 }
-ELSEWHERE = {"amnesiac", "decremental", "image_to_image"}  # a training record, action values and images: no labels of tokens
+ELSEWHERE = {
+    "amnesiac",
+    "decremental",
+    "hessian_free",
+    "image_to_image",
+}  # training records, action values and images: no labels of tokens
 FIT = [
     name
     for name, card in ju.METHODS.items()

@@ -15,6 +15,8 @@ from jaxunlearn.certificates.runs.projections import projected_delta as projecte
 from jaxunlearn.certificates.runs.projections import projected_epsilon as projected_epsilon
 from jaxunlearn.certificates.runs.projections import projected_noise as projected_noise
 from jaxunlearn.certificates.runs.projections import projected_ratio as projected_ratio
+from jaxunlearn.certificates.runs.recollections import HessianFree as HessianFree
+from jaxunlearn.certificates.runs.recollections import recollection_error as recollection_error
 from jaxunlearn.certificates.runs.shifts import decreasing as decreasing
 from jaxunlearn.certificates.runs.shifts import gaussian_mu as gaussian_mu
 from jaxunlearn.certificates.runs.shifts import step_noise as step_noise
