@@ -55,6 +55,38 @@ def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95
     return Interval(k / n, jnp.where(k == 0, 0, jax.nn.sigmoid(low)), jnp.where(k == n, 1, jax.nn.sigmoid(-high)))
 
 
+def upper_limit(successes: ArrayLike, trials: ArrayLike, doubt: ArrayLike) -> Float[Array, "..."]:
+    """Exact upper limit of a proportion, one-sided: so few successes or fewer have the probability `doubt` there.
+
+    In float64 and by bisection, so that tiny values of `doubt`, such as those of many hypotheses, are exact and may be traced.
+
+    Args:
+        successes: k, any shape, may be traced.
+        trials: n, at least 1; broadcast.
+        doubt: one minus the confidence, in (0, 1); broadcast.
+
+    Returns:
+        Float64[...]; 1 for k = n.
+
+    Example:
+        >>> from jaxunlearn.proportions import upper_limit
+        >>> print(f"{upper_limit(0, 10, 0.05):.4f}")  # 1 - 0.05^{1/10}
+        0.2589
+    """
+    with jax.enable_x64(True):
+        k, n, doubt = jnp.broadcast_arrays(*(jnp.asarray(x).astype(jnp.float64) for x in (successes, trials, doubt)))
+        rest = jnp.maximum(n - k, 1)
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            likely = jax.scipy.special.betainc(rest, k + 1, 1 - middle) > doubt
+            return jnp.where(likely, middle, low), jnp.where(likely, high, middle)
+
+        ends = jnp.zeros_like(k), jnp.ones_like(k)
+        return jnp.where(k >= n, 1.0, jax.lax.fori_loop(0, 60, halve, ends)[1])
+
+
 def beta_logit_quantile(a: Float[Array, "..."], b: Float[Array, "..."], tail: float) -> Float[Array, "..."]:
     """Logit of the lower `tail` quantile of Beta(a, b), for a and b of at least 1.
 
