@@ -1,7 +1,7 @@
 """Bounds from canaries against jax_privacy 2.0.0, against counts by hand, and where nothing leaks.
 
 Values of jax_privacy, `auditor = jax_privacy.auditing.CanaryScoreAuditor(included, excluded)`, significance 0.05: `rates` is
-`epsilon_clopper_pearson`, `one run` is `epsilon_one_run`, `gaussian` is `epsilon_from_gdp`, all with its default `Bonferroni()`,
+`epsilon_clopper_pearson`, `one run` is `epsilon_one_run`, `gaussian` is `epsilon_from_gdp`, with its default `Bonferroni()`,
 `at 1` with `Explicit(1.0)`, `split` with `Split(0.5, seed=7)`.
 """
 
