@@ -42,7 +42,7 @@ from experiments.common.running import timed
 from experiments.common.scale import leads
 from jaxunlearn import certificates
 
-MARGIN = 1.0001  # of the noise, for the rounding of settings to float32
+MARGIN = 1.001  # of the noise, for the rounding of settings and weights to float32
 SHARE = 0.9  # of the retrained accuracy that counts as useful
 ALONE, FRESH, RETRAINED, NOTHING = "output perturbation", "fresh start, as many steps", "retrained", "do nothing"
 NETWORK_COLUMNS = [
@@ -216,8 +216,11 @@ def network(config: Config, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     extractor = partial(certified_head.extractor, model, adam(config, config.training_steps), config)
     rows += certified_head.rows(dataset, extractor, config)
     programs: dict[Any, Any] = {}
+
+    def program_of(each, trains):
+        return programs.setdefault((each.start, trains), many_of(config, model, each, trains))
+
     for each in settings(config, model):
-        program = programs.setdefault(each.start, many_of(config, model, each))
         noisy_steps = 0 if each.name == ALONE else config.noisy_steps
         for epsilon in config.epsilons:
             for norm in config.norms:
@@ -226,10 +229,9 @@ def network(config: Config, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
                 for after in (0, config.after_steps):
                     began = time.perf_counter()
                     call = (norm, sigma, each.decay), noisy_steps + after, original, data, requests, keys
-                    results.append(jax.block_until_ready(program(*call)))
+                    results.append(jax.block_until_ready(program_of(each, after > 0 or each.name != ALONE)(*call)))
                     seconds.append(time.perf_counter() - began)  # the first call of a program is compiled, the last is not
-                first = results[each.name == ALONE]  # training of no step at all says that it changed nothing
-                require_certified(jax.tree.map(lambda x: x[0], first), data, requests, each, epsilon, config.delta)
+                require_certified(jax.tree.map(lambda x: x[0], results[0]), data, requests, each, epsilon, config.delta)
                 bare, found = (measure(result.variables) for result in results)
                 own = {"method": each.name, "norm": norm, "epsilon": epsilon, "noise": sigma, "bare": bare["test"]}
                 own["milliseconds"] = 1e3 * seconds[-1] / config.requests
@@ -238,8 +240,8 @@ def network(config: Config, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def many_of(config: Config, model: ju.Model, each: Setting) -> Callable[..., ju.Result]:
-    """All requests in one compiled call, for every norm, noise and number of steps."""
+def many_of(config: Config, model: ju.Model, each: Setting, trains: bool) -> Callable[..., ju.Result]:
+    """All requests in one compiled call, for every norm, noise and number of steps; without `trains` by the method alone."""
 
     @jax.jit
     def call(values, steps, original, data, requests, keys):
@@ -249,7 +251,7 @@ def many_of(config: Config, model: ju.Model, each: Setting) -> Callable[..., ju.
         method = each.start(*values)
         if isinstance(method, ju.Unlearner):
             method = run(method, config.noisy_steps + config.after_steps)
-        else:
+        elif trains:
             method = ju.then(method, run(ju.finetune(model, adam(config, config.after_steps)), config.after_steps))
         return ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(keys))(original, data, requests, keys)
 
@@ -284,9 +286,8 @@ def require_certified(
 ) -> None:
     """Stop unless the run is certified at the epsilon of its row."""
     mechanism: Any = certificates.NoisyFinetune()
-    if each.name == ALONE:  # the statistics of both parts have a prefix
+    if each.name == ALONE:
         mechanism = certificates.OutputPerturbation(own_noise=True)
-        result = result._replace(stats={name.split("/")[-1]: value for name, value in result.stats.items()})
     certificate = certificates.certify_run(
         result, data, jax.tree.map(lambda x: np.asarray(x)[0], requests),
         mechanism=mechanism, epsilon=epsilon, delta=delta, extractor="none", adaptive=False, secret_key=True,

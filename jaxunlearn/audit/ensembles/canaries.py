@@ -115,8 +115,9 @@ def canary_epsilon(
 
 def _rates(counts: _Counts, doubt: Array | float) -> tuple[Float[Array, " t"], Float[Array, " t"]]:
     """Upper limits of false negative and false positive rate."""
-    missed = upper_limit(counts.missed, counts.included, doubt / 2)
-    return missed, upper_limit(counts.excluded - counts.cleared, counts.excluded, doubt / 2)
+    both = jnp.stack([counts.missed, counts.excluded - counts.cleared])
+    missed, wrong = upper_limit(both, jnp.array([[counts.included], [counts.excluded]]), doubt / 2)
+    return missed, wrong
 
 
 def _by_rates(counts: _Counts, doubt: Array | float, delta: Array) -> CanaryBound:
