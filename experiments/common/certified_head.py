@@ -1,6 +1,6 @@
 """Frozen features with a certified head: the features know half of the rows, which stay; the head forgets any of the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -21,7 +21,7 @@ SENSITIVITY = 1e-3  # largest distance to the retrained head that counts as remo
 class Asked(Protocol):
     """What of the command line is read."""
 
-    epsilons: Sequence[float]
+    epsilons: tuple[float, ...]
     delta: float
     requests: int
     request_size: int
@@ -91,7 +91,7 @@ def rows(
         for kernel, gone in zip(kernels, np.asarray(requests.indices)[:, :size], strict=True):
             parts = test, subset(own, np.setdiff1d(np.arange(len(own.targets)), gone)), subset(own, gone)
             found.append([accuracy(kernel, part) for part in parts])
-        limits: Any = (ju.audit.Interval(*map(float, ju.audit.t_interval(x))) for x in np.array(found).T)
+        limits: Any = (ju.audit.Interval(*map(float, ju.audit.t_interval(x))) for x in np.array(found).T)  # type: ignore[arg-type]
         return dict(zip(("test", "retain", "forget"), limits, strict=True))
 
     table = [{"method": REFIT, "milliseconds": milliseconds[1], **measured(anew, 0.0)}]

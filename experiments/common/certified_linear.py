@@ -1,6 +1,5 @@
 """One row leaves a logistic regression: one noisy step, one step and noise, or an exact removal and noise."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -20,7 +19,7 @@ class Asked(Protocol):
 
     dataset: str
     data_dir: str | None
-    epsilons: Sequence[float]
+    epsilons: tuple[float, ...]
     draws: int
     burn_in: int
     seed: int

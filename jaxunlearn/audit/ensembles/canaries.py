@@ -102,8 +102,8 @@ def canary_epsilon(
         ins, outs, delta = (jnp.asarray(x).astype(jnp.float64) for x in (included, excluded, delta))
         doubt = 1 - level
         if threshold == "split":
-            first, second = zip(*((x[: x.size // 2], x[x.size // 2 :]) for x in (ins, outs)), strict=True)
-            found = bound(_at(*second, bound(_frontier(*first), doubt, delta).threshold), doubt, delta)
+            chosen = bound(_frontier(ins[: ins.size // 2], outs[: outs.size // 2]), doubt, delta).threshold
+            found = bound(_at(ins[ins.size // 2 :], outs[outs.size // 2 :], chosen), doubt, delta)
         elif isinstance(threshold, str):
             counts = _frontier(ins, outs)
             found = bound(counts, doubt / (ins.size + outs.size if threshold == "all" else jnp.sum(counts.used)), delta)
@@ -185,13 +185,12 @@ METHODS: dict[str, Callable[[_Counts, Array | float, Array], CanaryBound]] = {
 
 
 def _at(included: Array, excluded: Array, threshold: Float[Array, ""]) -> _Counts:
-    below = [jnp.sum(x < threshold).astype(jnp.float64)[None] for x in (included, excluded)]
-    return _Counts(threshold[None], *below, jnp.array([True]), included.size, excluded.size)
+    missed, cleared = (jnp.sum(x < threshold).astype(jnp.float64)[None] for x in (included, excluded))
+    return _Counts(threshold[None], missed, cleared, jnp.array([True]), included.size, excluded.size)
 
 
 def _frontier(included: Array, excluded: Array) -> _Counts:
     """Corners of the concave hull of the counts: no threshold between two of them is better than a coin that takes either."""
-    sizes = included.size, excluded.size
     scores = jnp.concatenate([jnp.sort(jnp.concatenate([included, excluded])), jnp.array([jnp.inf])])
     missed, cleared = (jnp.searchsorted(jnp.sort(x), scores).astype(jnp.float64) for x in (included, excluded))
     known = jnp.concatenate([jnp.array([True]), scores[1:] > scores[:-1]])  # equal scores are one threshold
@@ -205,7 +204,9 @@ def _frontier(included: Array, excluded: Array) -> _Counts:
         return known[place] & ((place == 0) | (place == scores.size - 1) | (before > after))
 
     corners = jax.lax.map(corner, places)
-    most = min(scores.size, 8 + int(4 * max(sizes) ** (2 / 3)))  # corners of a lattice polygon: four times what theory allows
+    most = min(
+        scores.size, 8 + int(4 * max(included.size, excluded.size) ** (2 / 3))
+    )  # corners of a lattice polygon: four times what theory allows
     chosen = jnp.nonzero(corners, size=most, fill_value=scores.size - 1)[0]
     used = jnp.arange(most) < jnp.sum(corners)
-    return _Counts(scores[chosen], missed[chosen], cleared[chosen], used, *sizes)
+    return _Counts(scores[chosen], missed[chosen], cleared[chosen], used, included.size, excluded.size)

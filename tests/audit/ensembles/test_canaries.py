@@ -1,8 +1,8 @@
 """Bounds from canaries against jax_privacy 2.0.0, against counts by hand, and where nothing leaks.
 
-Values of jax_privacy, with `auditor = jax_privacy.auditing.CanaryScoreAuditor(included, excluded)`, significance 0.05: `rates` is
-`epsilon_clopper_pearson`, `one run` is `epsilon_one_run`, `gaussian` is `epsilon_from_gdp`, with its default `Bonferroni()`,
-`at 1` with `Explicit(1.0)`, `split` with `Split(0.5, seed=7)`.
+With `auditor = jax_privacy.auditing.CanaryScoreAuditor(included, excluded)` and significance 0.05, `rates` is
+`auditor.epsilon_clopper_pearson`, `one run` is `epsilon_one_run`, `gaussian` is `epsilon_from_gdp`; `frontier` is the default
+`Bonferroni()`, 1.0 is `Explicit(1.0)`, `split` is `Split(0.5, seed=7)`.
 """
 
 from functools import cache, partial
