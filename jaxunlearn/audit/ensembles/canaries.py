@@ -135,8 +135,10 @@ def _by_gaussian(counts: _Counts, doubt: Array | float, delta: Array) -> CanaryB
 
 
 def _best(counts: _Counts, worth: Float[Array, " t"]) -> CanaryBound:
-    place = jnp.where(jnp.any(worth > -jnp.inf), jnp.argmax(worth), jnp.sum(counts.used) - 1)
-    return CanaryBound(jnp.maximum(worth[place], 0), counts.thresholds[place])
+    best, last = jnp.max(worth), worth.size - 1  # argmax is lowered in the precision of the session, not of the call
+    first = jnp.min(jnp.where(worth == best, jnp.arange(worth.size), last))
+    place = jnp.where(best > -jnp.inf, first, jnp.sum(counts.used) - 1)
+    return CanaryBound(jnp.maximum(best, 0), counts.thresholds[place])
 
 
 def _by_one_run(counts: _Counts, doubt: Array | float, delta: Array) -> CanaryBound:
