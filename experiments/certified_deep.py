@@ -1,18 +1,21 @@
 """What certificates of networks are worth: accuracy at equal epsilon, epsilon at equal accuracy, beside noise alone.
 
     python experiments/certified_deep.py                                            # digits, offline
+    python experiments/certified_deep.py --network cnn --requests 16                # a small CNN without normalisation
     python experiments/certified_deep.py --dataset mnist --data-dir DIR --parts linear     # 11,982 rows of 785, one step
     python experiments/certified_deep.py --smoke                                    # tiny, to see whether it runs
 
 **Network.** Random requests to a trained network, each answered with a certificate of the same epsilon, and then trained on
 without noise for the same number of steps. Whoever certifies has to beat two rows: output perturbation, which clips the weights
-and adds noise without a look at any row, and a fresh start, which forgets everything and costs no noise.
+and adds noise without a look at any row, and a fresh start, which forgets everything and costs no noise. Beside them stand
+frozen features of a network that was trained on half of the rows, which may never leave, with a certified convex head on the
+others: nothing is trained after its noise.
 
 **Linear.** One row leaves a logistic regression after which one step is made (Langevin unlearning and its noise in learning,
 with the exact accountant and with the published one; descent-to-delete), or which is solved anew (delete, then noise). Figures
 of the authors for one row and one step on MNIST: 0.911 at epsilon 1, descent-to-delete 0.597.
 
-Written to the folder `--out`: `report.html`, `certified_deep.json`.
+Written to the folder `--out`: `report.html`, `certified_deep.png`, `certified_deep.json`.
 """
 
 import sys
@@ -31,14 +34,15 @@ import numpy as np
 import optax
 
 import jaxunlearn as ju
-from experiments.common import models, script
-from experiments.common.certified import accuracy, accuracy_of_releases, kernel_of
-from experiments.common.data import load, subset
+from experiments.common import certified_head, models, plots, script
+from experiments.common.certified_linear import linear
+from experiments.common.data import load
 from experiments.common.report import Column, Section, Table
-from jaxunlearn import certificates, convex
+from experiments.common.running import timed
+from experiments.common.scale import leads
+from jaxunlearn import certificates
 
-PAIR = (3, 8)
-MARGIN = 1.0001  # of the noise, for the rounding of settings to float32
+MARGIN = 1.001  # of the noise, for the rounding of settings and weights to float32
 SHARE = 0.9  # of the retrained accuracy that counts as useful
 ALONE, FRESH, RETRAINED, NOTHING = "output perturbation", "fresh start, as many steps", "retrained", "do nothing"
 NETWORK_COLUMNS = [
@@ -50,6 +54,7 @@ NETWORK_COLUMNS = [
     Column("test", "test", ".1%"),
     Column("retain", "retain set", ".1%"),
     Column("forget", "forget set", ".1%"),
+    Column("milliseconds", "ms per request", ".1f"),
 ]
 USEFUL_COLUMNS = [
     Column("method", "method"),
@@ -76,7 +81,11 @@ class Config(script.OnData):
     """Radii that weights are clipped to."""
     requests: int = 64
     request_size: int = 50
+    network: Literal["mlp", "cnn"] = "mlp"
     widths: tuple[int, ...] = (32,)
+    """Of the MLP."""
+    channels: tuple[int, ...] = (8, 16)
+    """Of the CNN."""
     training_steps: int = 600
     """Steps of training and retraining."""
     noisy_steps: int = 10
@@ -176,10 +185,11 @@ def adam(config: Config, steps: int) -> optax.GradientTransformation:
 
 def network(config: Config, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     """Every method at every epsilon and norm, for all requests in one compiled call each."""
-    dataset = load(config.dataset, config.data_dir, scaling="standardise", max_rows=5000, progress=False)
-    train, test = (x._replace(inputs=x.inputs.reshape(len(x.targets), -1)) for x in (dataset.train, dataset.test))
+    dataset = load(config.dataset, config.data_dir, max_rows=5000, progress=False)  # no scale that depends on rows
+    train, test = dataset.train, dataset.test
     data = ju.training_data(*train)
-    model = models.build("mlp", train.inputs.shape[1:], dataset.num_classes, widths=config.widths)
+    shape: dict[str, Any] = {"widths": config.widths} if config.network == "mlp" else {"channels": config.channels, "width": 32}
+    model = models.build(config.network, train.inputs.shape[1:], dataset.num_classes, **shape)
     generator = np.random.default_rng(config.seed)
     lists = [generator.choice(len(train.targets), config.request_size, replace=False) for _ in range(config.requests)]
     requests, keys = ju.from_indices(data, lists), jax.random.split(jax.random.key(config.seed), config.requests)
@@ -191,36 +201,47 @@ def network(config: Config, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
         method = ju.iterate(ju.retrain(model, adam(config, steps)), steps, batch_size=1, retain_batch_size=config.batch_size)
         asked = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), requests)  # the last request is for nothing
         many = ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(keys) + 1)
-        return jax.jit(many)(like, data, asked, jax.random.split(jax.random.key(config.seed), len(keys) + 1)).variables
+        done = timed(many, like, data, asked, jax.random.split(jax.random.key(config.seed), len(keys) + 1))
+        return done.result.variables, 1e3 * done.run_seconds / (len(keys) + 1)
 
-    with_and_without = trained(config.training_steps)
+    (with_and_without, retraining), (fresh, short) = trained(config.training_steps), trained(config.after_steps)
     original = jax.tree.map(lambda x: x[-1], with_and_without)
+    without, fresh = (jax.tree.map(lambda x: x[:-1], each) for each in (with_and_without, fresh))
     rows = [
         {"method": NOTHING, **measure(jax.tree.map(lambda x: jnp.stack([x] * config.requests), original))},
-        {"method": RETRAINED, **measure(jax.tree.map(lambda x: x[:-1], with_and_without))},
-        {"method": FRESH, **measure(jax.tree.map(lambda x: x[:-1], trained(config.after_steps)))},
+        {"method": RETRAINED, "milliseconds": retraining, **measure(without)},
+        {"method": FRESH, "milliseconds": short, **measure(fresh)},
     ]
+    tell("head on frozen features")
+    extractor = partial(certified_head.extractor, model, adam(config, config.training_steps), config)
+    rows += certified_head.rows(dataset, extractor, config)
     programs: dict[Any, Any] = {}
+
+    def program_of(each, trains):
+        return programs.setdefault((each.start, trains), many_of(config, model, each, trains))
+
     for each in settings(config, model):
-        program = programs.setdefault(each.start, many_of(config, model, each))
         noisy_steps = 0 if each.name == ALONE else config.noisy_steps
         for epsilon in config.epsilons:
             for norm in config.norms:
                 sigma = each.sigma(norm, epsilon) * MARGIN
-                results = [
-                    program((norm, sigma, each.decay), noisy_steps + after, original, data, requests, keys)
-                    for after in (0, config.after_steps)
-                ]
+                results, seconds = [], []
+                for after in (0, config.after_steps):
+                    began = time.perf_counter()
+                    call = (norm, sigma, each.decay), noisy_steps + after, original, data, requests, keys
+                    results.append(jax.block_until_ready(program_of(each, after > 0 or each.name != ALONE)(*call)))
+                    seconds.append(time.perf_counter() - began)  # the first call of a program is compiled, the last is not
                 require_certified(jax.tree.map(lambda x: x[0], results[0]), data, requests, each, epsilon, config.delta)
                 bare, found = (measure(result.variables) for result in results)
                 own = {"method": each.name, "norm": norm, "epsilon": epsilon, "noise": sigma, "bare": bare["test"]}
+                own["milliseconds"] = 1e3 * seconds[-1] / config.requests
                 rows.append({**own, **found})
                 tell(f"{each.name}, epsilon {epsilon:g}, norm {norm:g}: {float(found['test'].estimate):.1%}")
     return rows
 
 
-def many_of(config: Config, model: ju.Model, each: Setting) -> Callable[..., ju.Result]:
-    """All requests in one compiled call, for every norm, noise and number of steps."""
+def many_of(config: Config, model: ju.Model, each: Setting, trains: bool) -> Callable[..., ju.Result]:
+    """All requests in one compiled call, for every norm, noise and number of steps; without `trains` by the method alone."""
 
     @jax.jit
     def call(values, steps, original, data, requests, keys):
@@ -230,7 +251,7 @@ def many_of(config: Config, model: ju.Model, each: Setting) -> Callable[..., ju.
         method = each.start(*values)
         if isinstance(method, ju.Unlearner):
             method = run(method, config.noisy_steps + config.after_steps)
-        else:
+        elif trains:
             method = ju.then(method, run(ju.finetune(model, adam(config, config.after_steps)), config.after_steps))
         return ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(keys))(original, data, requests, keys)
 
@@ -265,9 +286,8 @@ def require_certified(
 ) -> None:
     """Stop unless the run is certified at the epsilon of its row."""
     mechanism: Any = certificates.NoisyFinetune()
-    if each.name == ALONE:  # the statistics of both parts have a prefix
+    if each.name == ALONE:
         mechanism = certificates.OutputPerturbation(own_noise=True)
-        result = result._replace(stats={name.split("/")[-1]: value for name, value in result.stats.items()})
     certificate = certificates.certify_run(
         result, data, jax.tree.map(lambda x: np.asarray(x)[0], requests),
         mechanism=mechanism, epsilon=epsilon, delta=delta, extractor="none", adaptive=False, secret_key=True,
@@ -291,80 +311,31 @@ def useful(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-# linear
-
-
-def linear(config: Config) -> list[dict[str, Any]]:
-    """One row leaves a logistic regression of 3 against 8."""
-    dataset = load(config.dataset, config.data_dir, progress=False)
-    parts = [subset(part, np.isin(part.targets, PAIR)) for part in (dataset.train, dataset.test)]
-    train, test = (
-        ju.Examples(convex.feature_rows(x.inputs.reshape(len(x.targets), -1)), (x.targets == PAIR[1]).astype(np.int32))
-        for x in parts
-    )
-    data, count = ju.training_data(*train), len(train.targets)
-    problem = convex.logistic(1e-6 * count)  # as the authors: 1e-6 per row in the sum
-    delta, rate = 1 / count, 1 / (problem.l2 + problem.max_curvature)
-    optimum, request = convex.fit(problem, data), ju.from_indices(data, [[0]])
-    one, key = jax.tree.map(lambda x: x[0], request), jax.random.key(config.seed)
-    alone = accuracy(kernel_of(optimum), test)
-    rows: list[dict[str, Any]] = [{"method": NOTHING, "accuracy": ju.audit.Interval(*np.full(3, alone))}]
-
-    def noisy(name, epsilon, kernel, scale):
-        found = accuracy_of_releases(kernel, scale, test, draws=config.draws, seed=config.seed)
-        rows.append({"method": name, "epsilon": epsilon, "noise": scale, "accuracy": found})
-
-    unit = certificates.unlearned_mu([certificates.langevin_mu(1, count, 1.0, problem.l2, rate, 1.0)], [1], problem.l2, rate)
-    learned = certificates.langevin_mu(1, count, 1.0, problem.l2, rate, 1.0)
-    lanes: list[tuple[str, float, float]] = []
-    stepped = jax.jit(convex.descent_to_delete(problem, steps=1))(optimum, data, one, key)
-    solved = jax.jit(convex.newton_removal(problem))(optimum, data, one, key)
-    for epsilon in config.epsilons:
-        contraction = float(stepped.stats["contraction"])
-        neel = certificates.neel_sensitivity(contraction, 1, float(stepped.stats["lipschitz"]), problem.l2, count)
-        noisy("descent to delete, one step", epsilon, kernel_of(stepped), certificates.neel_scale(neel, epsilon, delta))
-        noisy("delete, then noise", epsilon, kernel_of(solved), float(certificates.gaussian_scale(1e-3, epsilon, delta)))
-        bound = problem.max_slope / problem.l2  # every optimum lies in this ball
-        noisy("output perturbation", epsilon, kernel_of(optimum), float(certificates.gaussian_scale(2 * bound, epsilon, delta)))
-        lanes.append(("langevin, exact accountant", epsilon, unit * float(certificates.gaussian_scale(1.0, epsilon, delta))))
-        lanes.append(("langevin, published accountant", epsilon, published(learned, problem.l2, rate, epsilon, delta)))
-    sigmas = jnp.asarray(np.repeat([sigma for _, _, sigma in lanes], config.draws))
-    keys = jax.random.split(key, len(sigmas))
-
-    def learn_and_remove(sigma, key):
-        first, second = jax.random.split(key)
-        begun = convex.langevin(problem, sigma=sigma, steps=config.burn_in)(optimum, data, ju.empty_request(), first).variables
-        return convex.langevin(problem, sigma=sigma, steps=1)(begun, data, one, second).variables.params["kernel"]
-
-    with jax.enable_x64(True):
-        kernels = np.asarray(jax.jit(jax.vmap(learn_and_remove))(sigmas, keys))
-    for (name, epsilon, sigma), own in zip(lanes, kernels.reshape(len(lanes), config.draws, *kernels.shape[1:]), strict=True):
-        found = [accuracy(kernel, test) for kernel in own]
-        middle = ju.audit.Interval(np.mean(found), *np.quantile(found, (0.025, 0.975)))  # type: ignore[arg-type]
-        rows.append({"method": name, "epsilon": epsilon, "noise": sigma, "accuracy": middle})
-    return sorted(rows, key=lambda row: (row.get("epsilon", 0), row["method"]))
-
-
-def published(unit: float, convexity: float, rate: float, epsilon: float, delta: float) -> float:
-    """Noise at which the published bound says epsilon, by bisection."""
-    low, high = 1e-8, 1e8
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        good = certificates.published_langevin_epsilon(unit / middle, 1, convexity, rate, delta) <= epsilon
-        low, high = (low, middle) if good else (middle, high)
-    return high
-
-
 # report
 
 NETWORK = """\
 All rows of a table are certified at their epsilon against a clean algorithm, with the constants that the run enforced; the last
 columns are after the training without noise, which costs nothing. A method has to do better than output perturbation and than
-the fresh start, which is certified at every epsilon."""
+the fresh start, which is certified at every epsilon. The head on frozen features gets no training after its noise; its features
+are those of a network that was trained on half of the rows, which nobody can ask to forget."""
 LINEAR = """\
 One row leaves, one step is made, delta is one over the number of rows. Intervals hold 95 % of releases. Noise is that of the
 release, or sigma of a Langevin step. Output perturbation clips at the radius that holds every optimum. References differ:
 Langevin and delete-then-noise compare with retraining with the same noise."""
+
+
+def curves_of(rows: list[dict[str, Any]], column: str) -> Any:
+    """Accuracy against epsilon, a line per method, each at its best norm."""
+    best: dict[str, dict[float, float]] = {}
+    for row in rows:
+        if "epsilon" in row:
+            own = best.setdefault(row["method"], {})
+            own[row["epsilon"]] = max(own.get(row["epsilon"], 0.0), 100 * float(row[column].estimate))
+    retrained = next(100 * float(row["test"].estimate) for row in rows if row["method"] == RETRAINED)
+    return plots.curves(
+        {name: (np.array(list(own)), np.array(list(own.values()))) for name, own in best.items()},
+        x_label="epsilon", y_label="test accuracy [%]", log_x=True, level=(RETRAINED, retrained),
+    )  # fmt: skip
 
 
 def reported(config: Config, console: Any, rows: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
@@ -372,11 +343,18 @@ def reported(config: Config, console: Any, rows: dict[str, Any], seconds: dict[s
     sections, tables, extra = [], [], {}
     if "network" in rows:
         extra["useful"] = useful(rows["network"])
+        pictures = [
+            (curves_of(rows["network"], column), f"Best norm at every epsilon, {told}. Dashed: retrained.")
+            for column, told in (("bare", "no training after"), ("test", "with the training after"))
+        ]
+        if leads():
+            config.out.mkdir(parents=True, exist_ok=True)
+            (config.out / "certified_deep.png").write_bytes(plots.to_png(pictures[0][0]))
         shown = [
             Table(NETWORK_COLUMNS, rows["network"]),
             Table(USEFUL_COLUMNS, extra["useful"], f"smallest epsilon for {SHARE:.0%}"),
         ]
-        sections.append(Section("Network", NETWORK, shown))
+        sections.append(Section("Network", NETWORK, shown, pictures))
         tables += shown
     if "linear" in rows:
         sections.append(Section("Linear", LINEAR, [Table(LINEAR_COLUMNS, rows["linear"])]))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -53,6 +54,64 @@ def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95
     counts = jnp.maximum(jnp.stack([k, n - k]), 1)
     low, high = beta_logit_quantile(counts, n - counts + 1, (1 - level) / 2)
     return Interval(k / n, jnp.where(k == 0, 0, jax.nn.sigmoid(low)), jnp.where(k == n, 1, jax.nn.sigmoid(-high)))
+
+
+def upper_limit(successes: ArrayLike, trials: ArrayLike, doubt: ArrayLike) -> Float[Array, "..."]:
+    """Exact upper limit of a proportion, one-sided: so few successes or fewer have the probability `doubt` there.
+
+    In float64 and by bisection, so that tiny values of `doubt`, such as those of many hypotheses, are exact and may be traced.
+
+    Args:
+        successes: k, any shape, may be traced.
+        trials: n, at least 1; broadcast.
+        doubt: one minus the confidence, in (0, 1); broadcast.
+
+    Returns:
+        Float64[...]; 1 for k = n.
+
+    Example:
+        >>> from jaxunlearn.proportions import upper_limit
+        >>> print(f"{upper_limit(0, 10, 0.05):.4f}")  # 1 - 0.05^{1/10}
+        0.2589
+    """
+    with jax.enable_x64(True):
+        k, n, doubt = jnp.broadcast_arrays(*(jnp.asarray(x).astype(jnp.float64) for x in (successes, trials, doubt)))
+        rest = jnp.maximum(n - k, 1)
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            likely = _incomplete_beta(rest, k + 1, 1 - middle) > doubt
+            return jnp.where(likely, middle, low), jnp.where(likely, high, middle)
+
+        ends = jnp.zeros_like(k), jnp.ones_like(k)
+        return jnp.where(k >= n, 1.0, jax.lax.fori_loop(0, 60, halve, ends)[1])
+
+
+def _incomplete_beta(a: Float[Array, "..."], b: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Regularised, by Lentz's continued fraction; that of JAX is lowered in the precision of the session, not of the call."""
+    swapped = x > (a + 1) / (a + b + 2)  # the fraction converges on this side
+    a, b, x = jnp.where(swapped, b, a), jnp.where(swapped, a, b), jnp.where(swapped, 1 - x, x)
+    log_beta = gammaln(a) + gammaln(b) - gammaln(a + b)
+    front = jnp.exp(a * jnp.log(jnp.maximum(x, 1e-300)) + b * jnp.log1p(-x) - log_beta) / a
+
+    def safe(value):
+        return jnp.where(jnp.abs(value) < 1e-300, 1e-300, value)
+
+    def step(m, carry):
+        c, d, fraction = carry
+        m = m.astype(a.dtype)
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d, c = 1 / safe(1 + term * d), safe(1 + term / c)
+            fraction = fraction * c * d
+        return c, d, fraction
+
+    first = 1 / safe(1 - (a + b) * x / (a + 1))
+    fraction = jax.lax.fori_loop(1, 300, step, (jnp.ones_like(a), first, first))[2]  # about the root of the larger of a and b
+    return jnp.where(swapped, 1 - front * fraction, front * fraction)
 
 
 def beta_logit_quantile(a: Float[Array, "..."], b: Float[Array, "..."], tail: float) -> Float[Array, "..."]:

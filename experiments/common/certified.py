@@ -1,7 +1,8 @@
 """What experiments on certified removal share: streams of single removals with every bound checked, and accuracies of heads."""
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,8 +22,10 @@ class Stream(NamedTuple):
     left: ju.Data
     gone: ju.ForgetRequest  # all of them together
     stats: dict[str, np.ndarray]  # one number per removal
-    seconds: float
+    seconds: float  # of the removals
     compile_seconds: float
+    looked: list[Any]  # what `look` found behind every window
+    look_seconds: float
 
 
 def deletions(labels: Int[np.ndarray, " n"], number: int, seed: int, *, keep: float = KEPT) -> Int[np.ndarray, " number"]:
@@ -49,27 +52,49 @@ def stream(
     steps: int,
     capacity: int,
     key: PRNGKeyArray,
+    window: int | None = None,
+    look: Callable[[ju.Result, ju.Data, ju.ForgetRequest], Any] | None = None,
 ) -> Stream:
-    """Remove rows one after another in one compiled call, factorising anew whenever `capacity` columns are full.
+    """Remove rows one after another in one compiled program, factorising anew whenever `capacity` columns are full.
+
+    Args:
+        window: rows between two looks, a divisor of the number of rows; all of them by default.
+        look: `(result, data, request)` at the end of every window, with the rows of that window as one request; rows that
+            went before are not present in the data.
 
     Raises:
         UnlearningError: a removal failed.
         AssertionError: a residual above its quartic bound, or a quartic above a data bound.
+        ValueError: the window does not divide the number of rows.
     """
+    window = len(rows) if window is None else window
+    if len(rows) % window:
+        raise ValueError(f"a window of {window} does not divide a stream of {len(rows)} rows")
     requests = ju.from_indices(data, [[row] for row in rows], capacity=1)
     unlearn = ju.convex.woodbury_removal(problem, steps=steps, carry=capacity)
-    begun = jax.jit(ju.prepare(unlearn))(head, data, key)
-    keys = jax.random.split(key, len(rows))
-    run = jax.jit(ju.streamed(unlearn))
+    left = jax.jit(ju.prepare(unlearn))(head, data, key)
+    keys, parts = jax.random.split(key, len(rows)), range(0, len(rows), window)
+
+    def of(start):
+        return jax.tree.map(lambda x: x[start : start + window], (requests, keys))
+
     start = time.perf_counter()
-    program = run.lower(head, begun, requests, keys).compile()
-    compiled = time.perf_counter()
-    result = jax.block_until_ready(program(head, begun, requests, keys))
-    seconds = time.perf_counter() - compiled
-    stats = {name: np.asarray(value) for name, value in ju.check(result).stats.items()}
+    program = jax.jit(ju.streamed(unlearn)).lower(head, left, *of(0)).compile()
+    compile_seconds = time.perf_counter() - start
+    last, found, looked, seconds, look_seconds = ju.Result(head, 0, {}), [], [], 0.0, 0.0  # type: ignore[arg-type]
+    for first in parts:
+        asked, own_keys = of(first)
+        began = time.perf_counter()
+        result = jax.block_until_ready(program(last.variables, left, asked, own_keys))
+        done = time.perf_counter()
+        found.append({name: np.asarray(value) for name, value in ju.check(result).stats.items()})
+        last, left = ju.end_of_stream(result, left)
+        if look is not None:
+            looked.append(look(last, left, ju.merge(asked, capacity=window)))
+        seconds, look_seconds = seconds + done - began, look_seconds + time.perf_counter() - done
+    stats = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
     require_order(stats)
-    last, left = ju.end_of_stream(result, begun)
-    return Stream(last, left, ju.merge(requests), stats, seconds, compiled - start)
+    return Stream(last, left, ju.merge(requests), stats, seconds, compile_seconds, looked, look_seconds)
 
 
 def require_order(stats: dict[str, np.ndarray]) -> None:

@@ -9,6 +9,8 @@ from jaxunlearn.audit.ensemble import Ensemble as Ensemble
 from jaxunlearn.audit.ensemble import ensemble as ensemble
 from jaxunlearn.audit.ensemble import random_halves as random_halves
 from jaxunlearn.audit.ensemble import subsets as subsets
+from jaxunlearn.audit.ensembles.canaries import CanaryBound as CanaryBound
+from jaxunlearn.audit.ensembles.canaries import canary_epsilon as canary_epsilon
 from jaxunlearn.audit.ensembles.epsilon import epsilon_lower_bound as epsilon_lower_bound
 from jaxunlearn.audit.ensembles.epsilon import gaussian_epsilon_lower_bound as gaussian_epsilon_lower_bound
 from jaxunlearn.audit.ensembles.forgetting_quality import ForgettingQuality as ForgettingQuality

@@ -18,6 +18,9 @@ from jaxunlearn.certificates.certificate import Assumption as Assumption
 from jaxunlearn.certificates.certificate import Certificate as Certificate
 from jaxunlearn.certificates.certificate import Mechanism as Mechanism
 from jaxunlearn.certificates.certify import certify as certify
+from jaxunlearn.certificates.costs import Cost as Cost
+from jaxunlearn.certificates.costs import compose_costs as compose_costs
+from jaxunlearn.certificates.costs import release_costs as release_costs
 from jaxunlearn.certificates.delete_then_noise import DeleteThenNoise as DeleteThenNoise
 from jaxunlearn.certificates.manifest import Manifest as Manifest
 from jaxunlearn.certificates.manifest import Verification as Verification

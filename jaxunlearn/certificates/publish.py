@@ -100,7 +100,7 @@ def publish(
     """Add the certificate's noise and write the weights to `directory/public`; the same bits for the same weights, ever after.
 
     Host only. Interrupted at any point, it is completed with the same bits by the next call with the same result. The budget of
-    several releases is the sum of their epsilons and deltas (`compose`; `compose_gaussians` may promise less). Rounding a
+    several releases is the sum of their epsilons and deltas (`compose`; `compose_costs` promises less). Rounding a
     release further, e.g. to float32, adds nothing. A model that was trained with its noise (`ObjectivePerturbation`) needs no
     more: its certificate has the noise scale 0, and it is released as it is.
 

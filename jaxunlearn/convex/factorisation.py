@@ -2,10 +2,11 @@
 
 With `K = H(W0)` over the rows present when it was made, `K = U diag(e) U'`, and a request S of m rows,
 
-    K_S = K - l2 m I - V V',    K_S^{-1} b = P b + P V (I - V' P V)^{-1} V' P b,    P = U diag(1 / (e - l2 m)) U',
+    K_S = K - l2 m I - V V',    K_S^{-1} = U [Q + Q R (I - R' Q R)^{-1} R' Q] U',    Q = diag(1 / (e - l2 m)),    R = U' V,
 
 where the columns of V are `x_j` times the root of their curvature, `V V' = sum_S x_j x_j' (x) curvature_j`. A request costs
-O(D^2) with `D = d c`, and R of them side by side are matrix products. Rows removed earlier stay in V.
+O(D^2) with `D = d c`, and R of them side by side are matrix products. Rows removed earlier stay in R: as columns of V they
+would have to be rotated again by every request, since m grows.
 """
 
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Factorisation(NamedTuple):
     spectral_norm: Float[Array, ""]  # at least that of X
     row_norm: Float[Array, ""]  # largest norm of any row
     num_rows: Float[Array, ""]  # rows in the eigendecomposition
-    removed: Float[Array, "D q"]  # columns of V of rows removed since; zeros where there is none yet
+    removed: Float[Array, "D q"]  # columns of R of rows removed since; zeros where there is none yet
     num_columns: Int[Array, ""]  # of them in use
     num_removed: Float[Array, ""]
     kernel: Float[Array, "d c"]  # the current weights
@@ -117,55 +118,49 @@ class Downdate(NamedTuple):
 
     vectors: Float[Array, "D D"]
     values: Float[Array, " D"]  # e - l2 m, m counting all rows removed so far
-    columns: Float[Array, "D p"]  # V
-    solved: Float[Array, "D p"]  # P V
-    small: Float[Array, "p p"]  # lower Cholesky factor of I - V' P V
-    leverage: Float[Array, ""]  # lower bound of the largest eigenvalue of V' P V; NaN if it reached 1
+    columns: Float[Array, "D p"]  # R
+    small: Float[Array, "p p"]  # lower Cholesky factor of I - R' Q R
+    leverage: Float[Array, ""]  # lower bound of the largest eigenvalue of R' Q R; NaN if it reached 1
 
     def solve(self, b: Float[Array, "d c"]) -> Float[Array, "d c"]:
         """`K_S^{-1} b`."""
-        plain = _apply_inverse(self.vectors, self.values, b.ravel())
-        small = jax.scipy.linalg.cho_solve((self.small, True), self.columns.T @ plain)
-        return (plain + self.solved @ small).reshape(b.shape)
+        plain = (b.ravel() @ self.vectors) / self.values
+        small = jax.scipy.linalg.cho_solve((self.small, True), plain @ self.columns)
+        return (self.vectors @ (plain + self.columns @ small / self.values)).reshape(b.shape)
 
     def multiply(self, b: Float[Array, "d c"]) -> Float[Array, "d c"]:
         """`K_S b`."""
-        flat = b.ravel()
-        product = self.vectors @ (self.values * (flat @ self.vectors)) - self.columns @ (flat @ self.columns)
-        return product.reshape(b.shape)
+        flat = b.ravel() @ self.vectors
+        return (self.vectors @ (self.values * flat - self.columns @ (flat @ self.columns))).reshape(b.shape)
 
 
-def _apply_inverse(vectors: Float[Array, "D D"], values: Float[Array, " D"], b: Float[Array, " D"]) -> Float[Array, " D"]:
-    return vectors @ ((b @ vectors) / values)
-
-
-def columns_of_gone(problem: Problem, setting: Setting, centre: Float[Array, "d c"]) -> Float[Array, "D k*c"]:
-    """The columns of V of one request; zeros in unused slots."""
-    inputs, (d, c) = setting.gone.inputs, centre.shape
-    roots = problem.curvature_root(inputs @ centre) * setting.counts[:, None, None]
-    return jnp.einsum("ki,kab->iakb", inputs, roots).reshape(d * c, inputs.shape[0] * c)
+def columns_of_gone(problem: Problem, made: Factorisation, setting: Setting) -> Float[Array, "D k*c"]:
+    """The columns of R of one request; zeros in unused slots."""
+    inputs, (d, c) = setting.gone.inputs, made.centre.shape
+    roots = problem.curvature_root(inputs @ made.centre) * setting.counts[:, None, None]
+    columns = jnp.einsum("ki,kab->kbia", inputs, roots).reshape(inputs.shape[0] * c, d * c)
+    return (columns @ made.vectors).T
 
 
 def downdate(problem: Problem, made: Factorisation, setting: Setting) -> Downdate:
     """Take the rows of a request, and those that went before, off the factorisation."""
-    columns = jnp.concatenate([made.removed, columns_of_gone(problem, setting, made.centre)], axis=1)
+    columns = jnp.concatenate([made.removed, columns_of_gone(problem, made, setting)], axis=1)
     values = made.values - problem.l2 * (made.num_rows - setting.num_retain)
-    solved = jax.vmap(lambda column: _apply_inverse(made.vectors, values, column), 1, 1)(columns)
-    small = jnp.linalg.cholesky(jnp.eye(columns.shape[1]) - columns.T @ solved)
+    small = jnp.linalg.cholesky(jnp.eye(columns.shape[1]) - columns.T @ (columns / values[:, None]))
     leverage = 1 - jnp.min(jnp.diagonal(small) ** 2)
-    return Downdate(made.vectors, values, columns, solved, small, leverage)
+    return Downdate(made.vectors, values, columns, small, leverage)
 
 
 def carried(
-    problem: Problem,
     made: Factorisation,
+    without: Downdate,
     setting: Setting,
     kernel: Float[Array, "d c"],
     slope: Float[Array, "d c"],
     slack: Float[Array, ""],
 ) -> Factorisation:
     """The factorisation after a removal: its columns are kept, the eigendecomposition stays."""
-    columns = columns_of_gone(problem, setting, made.centre)
+    columns = without.columns[:, made.removed.shape[1] :]
     return made._replace(
         removed=jax.lax.dynamic_update_slice(made.removed, columns, (jnp.int32(0), made.num_columns)),
         num_columns=made.num_columns + columns.shape[1],

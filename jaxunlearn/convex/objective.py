@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import sampling
@@ -16,9 +17,7 @@ Solver: TypeAlias = Literal["dense", "cg"]
 BLOCK_ELEMENTS = 2**20  # 8 MiB of float64: a block of rows stays in the cache while it is used several times
 
 
-def sum_over_rows(
-    function: Callable[..., PyTree], examples: Examples, weights: Float[Array, " n"], *, width: int = 1
-) -> PyTree:
+def sum_over_rows(function: Callable[..., PyTree], examples: Examples, weights: Float[Array, " n"]) -> PyTree:
     """`sum_blocks function(inputs, targets)` over rows with `weights > 0`, in float64, reading the rows once.
 
     Args:
@@ -26,10 +25,9 @@ def sum_over_rows(
             come as zeros with weight 0.
         examples: inputs [n, d], targets [n, ...].
         weights: which rows count.
-        width: float64 numbers that `function` needs for each input number, to choose the size of a block.
     """
     num_rows, num_features = examples.inputs.shape
-    block = min(num_rows, max(16, BLOCK_ELEMENTS // (num_features * width)))
+    block = min(num_rows, max(16, BLOCK_ELEMENTS // num_features))
 
     def one(start, first):
         part, counts = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), (examples, weights))
@@ -76,14 +74,17 @@ def hessian(
 ) -> Float[Array, "d*c d*c"]:
     """Hessian of the objective over rows with `weights > 0`, in the order of `kernel.ravel()`."""
     d, c = kernel.shape
+    first, second = np.triu_indices(c)
 
     def block(inputs, targets, counts):
         del targets
-        curvatures = problem.curvature(inputs @ kernel) * (counts > 0)[:, None, None]
-        return inputs.T @ (inputs[:, :, None] * curvatures.reshape(-1, 1, c * c)).reshape(-1, d * c * c)
+        curvatures = (problem.curvature(inputs @ kernel) * (counts > 0)[:, None, None])[:, first, second]
+        columns = inputs.T  # one pair of outputs after the other, so that blocks of rows may be long
+        return jax.lax.map(lambda weights: (columns * weights) @ columns.T, curvatures.T)
 
-    total = sum_over_rows(block, examples, weights, width=c * c).reshape(d, d, c, c)
-    return total.transpose(0, 2, 1, 3).reshape(d * c, d * c) + problem.l2 * jnp.sum(weights > 0) * jnp.eye(d * c)
+    pairs = sum_over_rows(block, examples, weights)
+    total = jnp.zeros((c, c, d, d)).at[first, second].set(pairs).at[second, first].set(pairs)
+    return total.transpose(2, 0, 3, 1).reshape(d * c, d * c) + problem.l2 * jnp.sum(weights > 0) * jnp.eye(d * c)
 
 
 def newton_direction(

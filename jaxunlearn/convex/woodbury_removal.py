@@ -128,7 +128,7 @@ def woodbury_removal(problem: Problem, *, steps: int = 2, measure: bool = True, 
         extra: dict[str, Any] = {}
         if carry:
             unchanged = made._replace(kernel=setting.kernel)
-            moved_on = carried(problem, made, setting, after, slope, slack)
+            moved_on = carried(made, without, setting, after, slope, slack)
             left = tree.select(setting.num_forget == 0, unchanged, moved_on)
             extra[FACTORISATION.name] = FACTORISATION.made(
                 left,

@@ -181,6 +181,24 @@ def test_an_interrupted_release_is_completed_with_the_promised_bits(tmp_path, mo
     assert [each["seed"] for each in intents(tmp_path)] == ["", ""]
 
 
+def test_a_release_is_counted_from_its_promise_on_once_and_for_ever(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, ".npz", 1)
+        with pytest.raises(Interrupted):
+            publish(result_of(), CERTIFICATE, tmp_path)
+    promised = certificates.release_costs(tmp_path)
+    assert promised == ((1.0, 1e-5, 0.04),)
+    for _ in range(2):  # completed, and asked for again
+        publish(result_of(), CERTIFICATE, tmp_path)
+        assert certificates.release_costs(tmp_path) == promised
+    certificates.retract(tmp_path, 1, "superseded")
+    assert certificates.release_costs(tmp_path) == promised
+    publish(result_of(KERNEL + 1), CERTIFICATE._replace(noise_scale=0.0), tmp_path)
+    both = certificates.release_costs(tmp_path)
+    assert both == (*promised, (1.0, 1e-5, None))
+    assert 1 < certificates.compose_costs(both, 2e-5).epsilon < 1.2
+
+
 def test_nothing_was_promised_before_the_intent(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, ".json", 1)

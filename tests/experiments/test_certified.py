@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from experiments.common.scale import Scale
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("certified")
-    small = {"problem": "binary", "removals": 12, "requests": 4, "draws": 10, "extractor_steps": 20}
+    small = {"problem": "binary", "removals": 12, "requests": 4, "draws": 10, "extractor_steps": 20, "window": 5}
     return certified_stream.main(certified_stream.Config(**small, scale=Scale(mesh=False), out=out)), out
 
 
@@ -24,6 +25,32 @@ def test_a_head_is_certified_unless_its_features_saw_the_rows(run):
     (reason,) = heads["own features"]["assumptions_that_failed"]
     assert reason.startswith("extractor: ")
     assert heads["own features"]["stream"]["accuracy"] is None  # what is refused is not released
+
+
+def test_every_window_has_a_certificate_of_its_own_and_a_rest_is_left_out(run):
+    for head in run[0]["heads"].values():
+        assert head["stream"]["removals"] == 10
+        assert head["stream"]["certificates"] == (2 if head["stream"]["verdict"] == "valid" else 0)
+        assert head["largest_certified_distance"] <= head["sensitivity"]
+
+
+def test_a_stream_in_windows_is_the_stream_and_looks_at_what_is_left():
+    rng = np.random.default_rng(0)
+    data = ju.training_data(ju.convex.feature_rows(rng.normal(size=(30, 3))), rng.integers(0, 2, 30).astype(np.int32))
+    problem, rows = ju.convex.logistic(0.1), np.array([4, 7, 1, 20, 9, 11])
+    options = {"steps": 1, "capacity": 2, "key": jax.random.key(0)}
+    head = ju.convex.fit(problem, data)
+    whole = certified.stream(problem, data, head, rows, **options)
+
+    def look(result, left, request):
+        return int(left.present.sum()), np.asarray(request.indices).tolist(), int(result.stats["num_retain"])
+
+    parts = certified.stream(problem, data, head, rows, **options, window=2, look=look)
+    assert parts.looked == [(28, [4, 7], 28), (26, [1, 20], 26), (24, [9, 11], 24)]
+    np.testing.assert_allclose(certified.kernel_of(parts.last), certified.kernel_of(whole.last), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(parts.stats["residual"], whole.stats["residual"], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="does not divide"):
+        certified.stream(problem, data, head, rows, **options, window=4)
 
 
 def test_distances_are_within_their_bounds(run):

@@ -56,19 +56,28 @@ def apart(first, second):
     return mu, LEVEL * np.sqrt((2 + mu**2 / 4) / first.size)
 
 
-def attack(ends, sigma, certified, runs, seed):
-    """Honest noise stays below the certified mu, and near it; half of it is caught."""
-    mu, width = apart(*ends(sigma, jax.random.split(jax.random.key(seed), (2, runs))))
+def attack(ends, sigma, epsilon, runs, seed, methods=("gaussian",)):
+    """Honest noise stays below the certified mu, and near it; half of it is caught, also by exact limits of the counts."""
+    certified = 1 / float(c.gaussian_scale(1.0, epsilon, DELTA))
+    honest = ends(sigma, jax.random.split(jax.random.key(seed), (2, runs)))
+    mu, width = apart(*honest)
     assert 0.8 * certified - width < mu
     assert mu - width <= certified
-    low, width = apart(*ends(sigma / 2, jax.random.split(jax.random.key(seed + 1), (2, runs))))
+    halved = ends(sigma / 2, jax.random.split(jax.random.key(seed + 1), (2, runs)))
+    low, width = apart(*halved)
     assert low - width > certified
+    for method in methods:
+        bound = jax.jit(lambda first, second, method=method: audit.canary_epsilon(first, second, delta=DELTA, method=method))
+        shown, caught = (float(bound(*worlds).epsilon) for worlds in (honest, halved))
+        assert shown <= epsilon, method
+        assert method != "gaussian" or caught > epsilon
+        print(f"{method}: epsilon {epsilon} is at least {shown:.3f}, with half the noise {caught:.3f}")
     return mu, low
 
 
 def test_noise_of_the_accountant_stands_and_half_of_it_is_caught():
     sigma = float(c.step_noise(2 * NORM, 1.0, 2 * RATE * PULL, 4.0, DELTA, num_steps=STEPS))
-    attack(program("never", STEPS), sigma, 1 / float(c.gaussian_scale(1.0, 4.0, DELTA)), 1000, 0)
+    attack(program("never", STEPS), sigma, 4.0, 1000, 0, ("rates", "one run", "gaussian"))
 
 
 @pytest.mark.slow
@@ -91,5 +100,5 @@ def test_ten_thousand_runs_at_three_epsilons(project):
             assert float(bound(first, second, delta=DELTA)) <= epsilon
             assert float(audit.gaussian_epsilon_lower_bound(*halved, delta=DELTA)) > epsilon
             continue
-        mu, low = attack(ends, sigma, certified, 10_000, 10 * place)
+        mu, low = attack(ends, sigma, epsilon, 10_000, 10 * place)
         print(f"{project} epsilon {epsilon}: certified mu {certified:.4f}, seen {mu:.4f}, half the noise {low:.4f}")
