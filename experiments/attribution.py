@@ -2,6 +2,7 @@
 
     python experiments/attribution.py                   # digits, a network of two hidden layers
     python experiments/attribution.py --dataset mnist --data-dir DIR --rows 2000
+    python experiments/attribution.py --network decoder --rows 256 --training-steps 150 --models 50 --queries 40
     python experiments/attribution.py --smoke           # tiny, for a first look whether it runs
 
 A score says how much a training row moves the margin m of a query: `-grad m' (C + damping)^-1 grad loss`. Summed over the rows
@@ -10,7 +11,8 @@ TRAK, 2023, arXiv 2303.14186) is the rank correlation of that prediction with th
 of the training set, mean over queries. What differs between the rows of the table is C. Damping is a multiple of the mean
 eigenvalue of C, as found by EK-FAC. The bank is retrained in batched calls and kept in the folder `--out`; `bank.npz` there is
 found again by a run with the same flags. Intervals are over the models of the bank; the ceiling is how well one retraining of
-each half predicts another.
+each half predicts another. `--network decoder` learns rows of text; the value of a query is then the mean log-likelihood of its
+tokens in place of the margin, and K-FAC and EK-FAC draw one token for every position, where a network of classes takes all.
 Written to `--out`: `report.html`, `attribution.json`.
 """
 
@@ -32,12 +34,15 @@ from jax.sharding import Mesh
 from scipy.stats import rankdata
 
 import jaxunlearn as ju
-from experiments.common import script, study
+from experiments.common import script, study, token_study
 from experiments.common.report import Column, Section, Table
 from experiments.common.running import reusable
 from jaxunlearn import curvature
+from jaxunlearn.curvature.logit_gradients import Kind
+from jaxunlearn.losses.sequences import are_tokens
 from jaxunlearn.margin import margins
 
+TOGETHER = ("rows_together", "queries_together")
 COLUMNS = [
     Column("matrix", "matrix"),
     Column("damping", "damping, mean eigenvalues", ".3g"),
@@ -59,6 +64,12 @@ class Config(script.OnNetworks):
     """Retrained models of each half, at least 2."""
     queries: int = 100
     """Test rows whose margins are predicted."""
+    width: int = 32
+    """Of a decoder."""
+    layers: int = 2
+    """Of a decoder."""
+    length: int = 48
+    """Of a decoder's rows, in characters."""
     damping: tuple[float, ...] = (0.1, 1.0, 10.0)
     """Multiples of the mean eigenvalue."""
     rank: int = 64
@@ -67,6 +78,8 @@ class Config(script.OnNetworks):
     """Of conjugate gradients, at most."""
     rows_together: int = 250
     """Rows in memory together."""
+    queries_together: int = 1
+    """Queries that are solved for side by side."""
     out: Path = Path("out/attribution")
 
 
@@ -80,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
         raise SystemExit("--repeats must be at least 2: the ceiling is how well one retraining predicts another")
     mesh, console = script.begin(config)
     began = time.perf_counter()
-    setting = config.setting()
+    setting = world(config)
     queries = jax.tree.map(lambda x: x[: config.queries], setting.test)
     kept = halves(config)
     fits = matrices(config, setting.model)
@@ -92,10 +105,11 @@ def main(config: Config) -> dict[str, Any]:
         scorer = Scorer(config, setting, variables, queries)
         rows = []
         for name, make in fits.items():
+            solve = scorer.solver(make)
             for multiple in config.damping:
                 advance(f"{name}, damping {multiple:g}")
                 start = time.perf_counter()
-                scores = scorer.scores(make, multiple)
+                scores = scorer.scores(solve, multiple)
                 predicted = kept @ scores.T
                 rows.append({
                     "matrix": name, "damping": multiple, "seconds": time.perf_counter() - start,
@@ -110,7 +124,8 @@ def main(config: Config) -> dict[str, Any]:
         f"bank: {config.models} x {config.repeats} models in {seconds:.0f} s; all in {time.perf_counter() - began:.0f} s",
     ]
     rows = [{name: value for name, value in row.items() if name != "predicted"} for row in rows]
-    table = Table(COLUMNS, rows, f"{config.dataset}, {config.rows} rows, {config.models} halves, {config.queries} queries")
+    what = "text" if config.network == "decoder" else config.dataset
+    table = Table(COLUMNS, rows, f"{what}, {config.rows} rows, {config.models} halves, {config.queries} queries")
     summary = script.summary_of(
         config, rows=rows, ceiling=ceiling, notes=notes, mean_eigenvalue=scorer.mean_eigenvalue, weights=scorer.size
     )
@@ -118,6 +133,24 @@ def main(config: Config) -> dict[str, Any]:
         config, console, "attribution", summary, title="Influence against retraining", intro=str(__doc__),
         sections=[Section("Scores", "; ".join(notes), [table], [])], tables=[table], notes=notes,
     )  # fmt: skip
+
+
+def world(config: Config) -> study.Study:
+    """The rows, the model and its training."""
+    if config.network != "decoder":
+        return config.setting()
+    sizes: dict[str, Any] = {"width": config.width, "layers": config.layers, "length": config.length}
+    return token_study.learned(
+        num_rows=config.rows, held_out=config.queries, num_steps=config.training_steps, seed=config.draw, **sizes
+    )
+
+
+def values(model: ju.Model, variables: ju.Variables, queries: ju.Examples) -> Any:
+    """What is explained of every query: its margin, or the mean log-likelihood of its tokens."""
+    outputs = model.forward(variables, queries.inputs)
+    if are_tokens(outputs.logits, queries.targets):
+        return -model.loss(outputs, queries)
+    return margins(outputs.logits, queries.targets)
 
 
 def halves(config: Config) -> np.ndarray:
@@ -141,7 +174,10 @@ def retrained(
     config: Config, setting: study.Study, queries: ju.Examples, kept: np.ndarray, mesh: Mesh | None
 ) -> tuple[np.ndarray, float]:
     """Margins of the queries under every retrained model, [models, repeats, queries], and the seconds that they took."""
-    identity = json.dumps({**vars(config), "out": "", "scale": "", "damping": "", "rank": "", "cg_steps": ""}, default=str)
+    identity = json.dumps(
+        {**vars(config), "out": "", "scale": "", "damping": "", "rank": "", "cg_steps": "", **dict.fromkeys(TOGETHER, "")},
+        default=str,
+    )
     path = config.out / "bank.npz"
     if path.exists():
         with np.load(path) as stored:
@@ -151,7 +187,7 @@ def retrained(
 
     def margins_of(variables: ju.Variables, data: ju.Data, request: ju.ForgetRequest, key: jax.Array) -> Any:
         result = train(variables, data, request, key)
-        return margins(setting.model.forward(result.variables, queries.inputs).logits, queries.targets), result.status
+        return values(setting.model, result.variables, queries), result.status
 
     requests = ju.from_indices(setting.data, [np.flatnonzero(row == 0) for row in kept])
     every = jax.tree.map(lambda x: np.repeat(np.asarray(x), config.repeats, axis=0), requests)
@@ -186,13 +222,13 @@ class Scorer:
 
         def of_query(query: ju.Examples) -> Any:
             one = jax.tree.map(lambda x: x[None], query)
-            forward = lambda p: model.forward(variables._replace(params=p), one.inputs).logits  # noqa: E731
-            return jax.grad(lambda p: margins(forward(p), one.targets)[0])(variables.params)
+            return jax.grad(lambda p: values(model, variables._replace(params=p), one)[0])(variables.params)
 
         self.queries = jax.jit(jax.vmap(of_query))(queries)
         self.size = sum(x.size for x in jax.tree.leaves(variables.params))
         self.made: dict[str, Any] = {}
-        self.mean_eigenvalue = float(self.fitted("EK-FAC", curvature.ekfac(model, kind="ggn", chunk=chunk)).trace()) / self.size
+        self.mean_eigenvalue = float(self.fitted("EK-FAC", curvature.ekfac(model, kind=kind_of(config), chunk=chunk)).trace())
+        self.mean_eigenvalue /= self.size
 
     def fitted(self, name: str, fit: curvature.Fit) -> Any:
         """A representation of the mean over all rows, made once."""
@@ -201,11 +237,19 @@ class Scorer:
             self.made[name] = jax.jit(fit)(self.variables, data.train, data.present, jax.random.key(self.config.draw))
         return self.made[name]
 
-    def scores(self, make: Make, multiple: float) -> np.ndarray:
-        """What every row adds to the margin of every query, [queries, rows], up to a factor that all share."""
+    def solver(self, make: Make) -> Callable[[Any, jax.Array], Any]:
+        """Solutions for many gradients, compiled once for all damping."""
         solve = make(self)
-        damping = jnp.float32(multiple * self.mean_eigenvalue)
-        solved = jax.jit(lambda g: jax.lax.map(lambda one: solve(one, damping), g))(self.queries)
+
+        @jax.jit
+        def every(gradients: Any, damping: jax.Array) -> Any:
+            return jax.lax.map(lambda one: solve(one, damping), gradients, batch_size=self.config.queries_together)
+
+        return every
+
+    def scores(self, solve: Callable[[Any, jax.Array], Any], multiple: float) -> np.ndarray:
+        """What every row adds to the margin of every query, [queries, rows], up to a factor that all share."""
+        solved = solve(self.queries, jnp.float32(multiple * self.mean_eigenvalue))
         parts = [
             -np.asarray(g.reshape(len(g), -1) @ r.reshape(len(r), -1).T, np.float64)
             for g, r in zip(jax.tree.leaves(solved), jax.tree.leaves(self.rows), strict=True)
@@ -213,9 +257,14 @@ class Scorer:
         return np.sum(parts, axis=0)
 
 
+def kind_of(config: Config) -> Kind:
+    """Which matrix Kronecker factors are of; all classes at all positions would be a gradient for each of them."""
+    return "sampled" if config.network == "decoder" else "ggn"
+
+
 def matrices(config: Config, model: ju.Model) -> dict[str, Make]:
     """How a gradient is solved for, by name."""
-    chunk = config.rows_together
+    chunk, kind, tokens = config.rows_together, kind_of(config), config.network == "decoder"
 
     def fitted(name: str, fit: curvature.Fit) -> Make:
         return lambda scorer: scorer.fitted(name, fit).solve
@@ -223,7 +272,7 @@ def matrices(config: Config, model: ju.Model) -> dict[str, Make]:
     def with_cg(scorer: Scorer) -> Callable[[Any, jax.Array], Any]:
         data = scorer.setting.data
         product = curvature.ggn_vp(model, scorer.variables, data.train, data.present, chunk=chunk)
-        near = scorer.fitted("EK-FAC", curvature.ekfac(model, kind="ggn", chunk=chunk))
+        near = scorer.fitted("EK-FAC", curvature.ekfac(model, kind=kind, chunk=chunk))
         options = {"rtol": 1e-3, "max_steps": config.cg_steps, "preconditioner": near}
         return lambda g, damping: curvature.cg(product, g, damping=damping, **options).solution
 
@@ -231,12 +280,14 @@ def matrices(config: Config, model: ju.Model) -> dict[str, Make]:
     every: dict[str, Make] = {
         "none": lambda scorer: lambda g, damping: g,
         "last layer": fitted("last layer", curvature.dense(model, layers="head", chunk=chunk)),
-        "diagonal": fitted("diagonal", curvature.diagonal(model, kind="fisher", chunk=64)),
-        "K-FAC": fitted("K-FAC", curvature.kfac(model, kind="ggn", chunk=chunk)),
-        "EK-FAC": fitted("EK-FAC", curvature.ekfac(model, kind="ggn", chunk=chunk)),
+        "diagonal": fitted("diagonal", curvature.diagonal(model, kind="sampled" if tokens else "fisher", chunk=64)),
+        "K-FAC": fitted("K-FAC", curvature.kfac(model, kind=kind, chunk=chunk)),
+        "EK-FAC": fitted("EK-FAC", curvature.ekfac(model, kind=kind, chunk=chunk)),
         f"Lanczos {config.rank}": fitted("Lanczos", curvature.lanczos(ggn, rank=config.rank)),
         "EK-FAC and CG": with_cg,
     }
+    if tokens:
+        del every["last layer"]  # it is the embedding
     return {name: every[name] for name in ("EK-FAC", "EK-FAC and CG")} if config.smoke else every
 
 

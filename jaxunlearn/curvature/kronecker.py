@@ -260,8 +260,14 @@ def _spectrum(factor: Float[Array, "g i ..."]) -> tuple[Float[Array, "g i"], Flo
     """Eigenvalues, what rounding leaves below zero as zero, and eigenvectors; None for a diagonal."""
     if factor.ndim == 2:
         return factor, None
-    found = jnp.linalg.eigh(factor)
-    return jnp.maximum(found.eigenvalues, 0), found.eigenvectors
+    values, vectors = jax.lax.platform_dependent(factor, cpu=_one_by_one, default=lambda x: tuple(jnp.linalg.eigh(x)))
+    return jnp.maximum(values, 0), vectors
+
+
+def _one_by_one(factor: Float[Array, "g i i"]) -> tuple[Float[Array, "g i"], Float[Array, "g i i"]]:
+    """Eigenvalues and eigenvectors, one group after another: on CPUs several batches of them at once wait for each other, in
+    jaxlib 0.10.1, and never end where there are few threads."""
+    return jax.lax.map(lambda x: tuple(jnp.linalg.eigh(x)), factor)
 
 
 def _first_moments(layers, sharing: tuple[Sharing, ...], small: tuple[int, ...], large: tuple[int, ...], collected, weights):

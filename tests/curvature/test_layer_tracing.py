@@ -1,5 +1,6 @@
 """Which kernels become layers, in which form, and what is said about the others."""
 
+import re
 import warnings
 from functools import partial
 
@@ -371,6 +372,15 @@ def test_layers_of_a_scan_are_groups_of_one_layer():
             "layers/query": (DEPTH, 5, True), "layers/key": (DEPTH, 5, False), "layers/up": (DEPTH, 5, True),
             "layers/down": (DEPTH, 5, True), "head": (1, 1, True),
         }  # fmt: skip
+
+
+def test_eigenvectors_of_groups_are_found_one_by_one_on_cpus():
+    """Several batches of them in one program wait for each other for ever where XLA has two threads (jaxlib 0.10.1)."""
+    arguments = (ju.Variables(STACKED), rows_of(5, WIDTH), np.ones(6), KEY)
+    text = jax.jit(curvature.kfac(plain(scanned, STACKED)[0], kind="empirical")).lower(*arguments).as_text()
+    calls = [line for line in text.splitlines() if "syevd" in line and "custom_call" in line]
+    assert calls
+    assert not any(re.search(r"tensor<\d+x\d+x\d+xf", line) for line in calls)
 
 
 @pytest.mark.parametrize("make", [curvature.kfac, curvature.ekfac])
