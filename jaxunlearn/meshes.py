@@ -87,8 +87,8 @@ def shard(values: PyTree, mesh: Mesh) -> PyTree:
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-        >>> jaxunlearn.shard(variables, mesh).params["body"].sharding.spec
-        PartitionSpec(None, 'fsdp')
+        >>> tuple(jaxunlearn.shard(variables, mesh).params["body"].sharding.spec)
+        (None, 'fsdp')
     """
     if FSDP not in mesh.axis_names:
         raise ValueError(f"expected a mesh with the axis '{FSDP}', got {mesh.axis_names}; make it with request_mesh(fsdp=...)")
