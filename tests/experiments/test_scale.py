@@ -162,3 +162,20 @@ def test_the_launch_script_runs_the_same_command_on_all_workers(tmp_path):
         refused = launch(tmp_path, "experiments/quickstart.py", **{k: v for k, v in slice_of.items() if k != name})
         assert (refused.returncode, name in refused.stderr) == (2, True)
     assert "expected a script" in launch(tmp_path, "--seeds", "8", **slice_of).stderr
+
+
+def test_the_slurm_script_starts_a_process_for_each_task(tmp_path):
+    script = Path(quickstart.__file__).parent / "launch" / "slurm.sh"
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "py"}
+
+    def launched(*arguments, **changed):
+        return subprocess.run(
+            [str(script), *arguments], env={**environment, **changed}, capture_output=True, text=True, check=False
+        )
+
+    words = launched("experiments/quickstart.py", "--out", "a b").stdout.splitlines()
+    assert words == ["--kill-on-bad-exit=1", "py", "experiments/quickstart.py", "--distributed", "--mesh", "--out", "a b"]
+    assert "expected a script" in launched("--seeds").stderr
+    assert "srun was not found" in launched("a.py", PATH="/usr/bin:/bin").stderr

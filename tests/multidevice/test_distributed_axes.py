@@ -27,6 +27,20 @@ def expected():
     return runs | {"fed": peer.fed()}
 
 
+def test_processes_find_each_other_by_what_slurm_tells(tmp_path):
+    told = {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    told["SLURM_JOB_ID"] = str(free_port() % 2**12)  # the port of the coordinator follows from it
+    code = f"""import os, sys
+os.environ |= {told}
+os.environ |= dict.fromkeys(["SLURM_PROCID", "SLURM_LOCALID"], sys.argv[1])
+import jax
+from experiments.common.scale import Scale, leads, start
+mesh = start(Scale(distributed=True))
+assert jax.process_count() == 2 and leads() == (sys.argv[1] == "0") and mesh.size == jax.device_count() == 4, mesh
+"""
+    run_together([[sys.executable, "-c", code, str(process)] for process in range(2)], tmp_path)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_share_a_request_equal_one_device(processes, tmp_path):
     start = [sys.executable, str(Path(peer.__file__)), f"localhost:{free_port()}", str(processes)]
