@@ -169,7 +169,10 @@ def _callback(
 def _grain(config: Config, plan: sources.Plan, data: OnDisk) -> Any:
     """The batches of a plan from worker processes, in the order of the steps."""
     import grain
+    from absl import flags
 
+    if not flags.FLAGS.is_parsed():  # grain reads its own, which nobody has parsed outside of absl's app.run
+        flags.FLAGS.mark_as_parsed()
     read = sources.Reader(plan, data.train, as_example)
     steps = grain.MapDataset.range(len(plan.forget.rows)).map(read).to_iter_dataset()
     return iter(steps.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=config.workers)))

@@ -46,7 +46,9 @@ class Positioned:
 
 def grain_iterator(method, rows, index, request, key, workers):
     import grain
+    from absl import flags
 
+    flags.FLAGS.mark_as_parsed()  # grain asks for its own where there are workers
     plan = ju.sources.draw(method, index, request, key, num_steps=STEPS, batch_size=SIZE)
     batches = grain.MapDataset.range(STEPS).map(ju.sources.Reader(plan, rows)).to_iter_dataset()
     return iter(batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers)) if workers else batches)
