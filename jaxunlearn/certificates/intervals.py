@@ -30,6 +30,8 @@ FORMS = (
         "optimization_barrier",
         "split",
         "stop_gradient",
+        "stack",
+        "unstack",
     ),
 )
 RISING = ("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sqrt", "erf", "sign", "floor", "ceil", "cbrt", "atan")
@@ -222,6 +224,8 @@ def _select(equation: Any, values: list[Any]) -> Any:
 
 def _convert(equation: Any, values: list[Any]) -> Any:
     dtype = equation.params["new_dtype"]
+    if dtype == values[0].low.dtype:
+        return values[0]
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"no interval is known for weights that are made {dtype}")
     return Interval(*(x.astype(jnp.float64) for x in values[0]))

@@ -189,8 +189,8 @@ def stable_predictions(model: Model, box: Box, inputs: PyTree) -> Stable:
         >>> batches = jaxunlearn.fixed_batches(60, key, num_steps=3, batch_size=20)
         >>> box = jaxunlearn.certificates.reachable(model, variables, data, batches, learning_rate=0.05, removals=0)
         >>> stable = jaxunlearn.certificates.stable_predictions(model, box, test.inputs)
-        >>> bool((stable.labels >= 0).all())
-        True
+        >>> stable.low.shape, bool((stable.low <= stable.high).all())
+        ((20, 3), True)
     """
     inputs = jax.tree.map(jnp.asarray, inputs)
 

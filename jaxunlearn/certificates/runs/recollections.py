@@ -55,7 +55,7 @@ def recollection_error(
         >>> from jaxunlearn.certificates import recollection_error
         >>> constants = {"gradient_bound": 1.0, "smoothness": 0.25, "hessian_lipschitz": 0.1}
         >>> print(f"{recollection_error([0.1] * 10, [1] + [0] * 9, 32, single=True, **constants):.2e}")
-        5.03e-07
+        5.92e-07
     """
     if len(rates) != len(hits):
         raise ValueError(f"expected a number of rows per step, got {len(rates)} and {len(hits)}")
