@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxunlearn"
 FLOORS = [
     {"types", "tree", "version", "modes"},
-    {"checks", "meshes", "slots", "status", "card"}
-    | {"sampling", "class_order", "losses", "likelihoods", "margin", "noise", "proportions"},
+    {"checks", "meshes", "slots", "status", "card", "sampling", "class_order"}
+    | {"losses", "likelihoods", "margin", "noise", "proportions"},
     {"passes", "evaluation", "precision", "requests", "transforms", "unseen", "refusals", "hypernetworks", "guards"},
     {"loop", "batching", "curvature", "service"},
     {"heads", "convex", "certificates", "adapters", "filters", "frozen", "summation", "sisa"},
