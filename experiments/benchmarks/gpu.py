@@ -42,13 +42,15 @@ class Plan(NamedTuple):
 SECONDS = 290.0
 PARTS = {  # name of the file in `accelerator` -> plan
     "ceilings": Plan("(a) ceilings of the device", 20),
-    "side_by_side": Plan("(b) many requests at once", 90),
-    "pytorch": Plan("(b) the same in PyTorch", 65),
+    "side_by_side": Plan("(b) many requests at once", 85),
+    "pytorch": Plan("(b) the same in PyTorch", 60),
     "curvature": Plan("(c) EK-FAC", 15),
     "ensembles": Plan("(d) metrics of ensembles", 15),
     "certified": Plan("(e) removals in float64", 20),
     "contract": Plan("(f) promises, checked on this device", 30),
-    "resnet": Plan("(g) ResNet-18, if time is left", 25),
+    "meshes": Plan("(h) several devices", 10),
+    "decoders": Plan("(i) a scanned decoder: EK-FAC and adapters", 20),
+    "resnet": Plan("(g) ResNet-18, if time is left", 20),
 }
 
 

@@ -1,4 +1,4 @@
-"""One of several processes that share single requests; `test_distributed_axes` starts them."""
+"""One of several processes that share the rows of single requests; `test_distributed_axes` starts them."""
 
 import sys
 from pathlib import Path
@@ -9,17 +9,11 @@ import optax
 
 import jaxunlearn as ju
 from experiments.common.scale import Scale, gathered, start
-from tests.multidevice.networks import NORMALISED, deep
-from tests.problems import blobs, lane
+from tests.multidevice.networks import NORMALISED
+from tests.problems import blobs
 
 LANES = 3  # no axis divides it
-DEVICES = 4
-SCANNED = deep(width=16, layers=2)
-MESHES = {  # names of axes from the outside in; devices of one process are neighbours
-    "requests first": ((2, 2), ("request", "data")),
-    "rows first": ((2, 2), ("data", "request")),
-    "parameters": ((1, 4), ("request", "fsdp")),
-}
+MESHES = {"rows": ("request", "data")}  # one device of each process
 
 
 def arguments(model):
@@ -35,23 +29,10 @@ def many(model):
     return ju.iterate(descent(model), num_steps=3, batch_size=8)
 
 
-def batches(step):
-    """From a file that all processes read."""
-    rows = np.random.default_rng(step).integers(10, 60, 8)
-    kept = jax.tree.map(lambda x: np.asarray(x)[rows], blobs().train)
-    retain = ju.Weighted(kept, np.ones(8, np.float32), rows)
-    return ju.Batch(ju.forget_rows(blobs(), lane(arguments(SCANNED)[2], 1)), retain)
-
-
-def fed():
-    variables, _, requests, keys = arguments(SCANNED)
-    return ju.feed(descent(SCANNED), variables, batches, lane(requests, 1), keys[1], num_steps=3)
-
-
 def main(coordinator, num_processes, process_id, out):
     start(Scale(distributed=True, coordinator=coordinator, num_processes=num_processes, process_id=process_id))
     assert jax.process_count() == num_processes
-    assert jax.device_count() == DEVICES
+    assert jax.device_count() == num_processes
     found = {}
 
     def keep(name, result):
@@ -59,18 +40,9 @@ def main(coordinator, num_processes, process_id, out):
         found.update({f"{name}{path}": np.asarray(x) for path, x in _named(mine.variables)})
         found[f"{name}/status"] = np.asarray(mine.status)
 
-    for name, (shape, axes) in MESHES.items():
-        mesh = jax.make_mesh(shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
-        model = SCANNED if "fsdp" in axes else NORMALISED
-        keep(name, ju.batched(many(model), mesh=mesh)(*arguments(model)))
-    mesh = ju.request_mesh(fsdp=DEVICES)
-    variables, data, requests, keys = arguments(SCANNED)
-    one = ju.shard(variables, mesh), *ju.replicate((data, lane(requests, 1), keys[1]), mesh)
-    with jax.set_mesh(mesh):
-        result = jax.jit(many(SCANNED))(*one)
-        assert not result.variables.params["layers"]["w"].is_fully_replicated
-        keep("one", result)
-        keep("fed", fed())
+    for name, axes in MESHES.items():
+        mesh = jax.make_mesh((1, num_processes), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+        keep(name, ju.batched(many(NORMALISED), mesh=mesh)(*arguments(NORMALISED)))
     np.savez(Path(out) / f"{process_id}.npz", **found)
 
 

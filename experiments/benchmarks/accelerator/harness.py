@@ -41,6 +41,8 @@ class Size(NamedTuple):
     removals: int = 64
     removal: tuple[str, ...] = ("one step, bound from the data", "two steps, exact residual")
     checked: tuple[str, ...] = ("gradient_difference", "scrub", "ssd", "influence", "gradient_difference on a cnn")
+    shared_batch: int = 64  # rows per step that several devices share
+    decoder: tuple[int, int, int, int] = (128, 4, 128, 64)  # width, layers, rows, tokens of a row
     resnet: tuple[int, ...] = (64, 2, 2, 2, 2)  # width, and blocks of each stage
     resnet_rows: int = 1024
     resnet_requests: tuple[int, ...] = (1, 8)
@@ -53,7 +55,8 @@ SMOKE = Size(
     products=64, copied=2**13, rows=48, requests=(2,), networks=("mlp",), methods=("gradient_difference",), steps=2, batch=4,
     looped=2, mapped=1, curvature_rows=40, curvature_side=4, kinds=("sampled",), solves=2, klom=(8, 20), quality=(16, 3),
     attacked=40, convex=(40, 6), removals=2, removal=("one step, bound from the data",),
-    checked=("ssd",), resnet=(4, 1), resnet_rows=16, resnet_requests=(2,), resnet_steps=1, repeats=2,
+    checked=("ssd",), shared_batch=8, decoder=(8, 2, 6, 5),
+    resnet=(4, 1), resnet_rows=16, resnet_requests=(2,), resnet_steps=1, repeats=2,
 )  # fmt: skip
 
 
