@@ -1,7 +1,7 @@
 """Hessian-free unlearning (Qiao, Zhang, Tang, Wei: Hessian-free online certified unlearning, ICLR 2025, arXiv 2404.01712).
 
     w <- w + sum of a^u over the forget set,
-    a^u_0 = 0,    a^u_{t+1} = a^u_t - h_t H_t a^u_t + [u in batch t] (h_t / b) grad l(w_t; z_u)
+    a^u <- a^u - h_t H_t a^u + [u in batch t] (h_t / b) grad l(w_t; z_u)    for t = 0, 1, ..., from a^u = 0
 
 with the weights w_t of SGD on fixed batches, and the Hessian H_t of batch t there: to first order what training without row u
 would have changed. `recollect` trains and makes a vector for every row, by running the training again beside as many vectors as
