@@ -30,6 +30,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 html_theme = "pydata_sphinx_theme"
 html_title = f"jaxunlearn {__version__}"
+html_context = {"default_mode": "auto"}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False

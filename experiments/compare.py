@@ -39,6 +39,7 @@ from experiments.common.scale import leads
 from experiments.common.scenarios import NAMES, ON_CLASSES
 from experiments.common.search import tune
 from experiments.common.setup import Config, chosen_scenarios, prepare, studies, tables_of
+from jaxunlearn.audit import in_short, saved
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def compare(config: Config, mesh: Mesh | None, console: Console) -> dict[str, An
     return script.finish(
         config, console, "compare", summary, title=f"jaxunlearn comparison: {config.dataset}", intro=INTRO,
         sections=[Section("Overview", cost, [overview]), *(section_of(table, one) for table, one in found.items())],
-        tables=[overview],
+        tables=[overview], in_short=in_short.of_gaps(saved.gaps_of(summary["scenarios"]), (NOTHING, AGAIN)),
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ from experiments.common.running import Timed
 from experiments.common.scale import leads
 from experiments.common.scenarios import Scenario
 from experiments.common.study import Study, random_requests
+from jaxunlearn.audit import in_short, saved
 
 RANDOM, CLASSES = "random rows", "whole classes"
 # Chosen by experiments/tune_quickstart.py on other draws of rows, wrong labels, training seeds and requests; `unseen_matching`
@@ -152,6 +153,7 @@ def main(config: Config) -> dict[str, Any]:
     return script.finish(
         config, console, "quickstart", summary, title="jaxunlearn quickstart", intro=INTRO, sections=sections,
         tables=[table for one in reported.values() for table in one["tables"]], notes=[NOTE],
+        in_short=in_short.of_gaps(saved.gaps_of(summary["scenarios"]), (NOTHING, AGAIN)),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import rich.box
@@ -14,11 +14,16 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
-from jaxunlearn.audit import Interval, pages
+from jaxunlearn.audit import Interval, in_short, pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+VERDICTS: dict[str, pages.Kind] = {
+    **in_short.KINDS,
+    "valid": "good", "refused": "bad", "reached": "good", "missed": "bad", "like retrained models": "good",
+    "reproduced": "good", "not reproduced": "bad", "not testable here": "open",
+}  # fmt: skip
 PIPED = 10_000  # columns where output goes to a file or to another program: no line is folded there
 
 
@@ -45,13 +50,14 @@ class Section(NamedTuple):
     text: str = ""
     tables: Sequence[Table] = ()
     figures: Sequence[tuple["Figure", str]] = ()  # with a caption that says what is to be seen
+    role: Literal["part", "summary", "folded"] = "part"  # see `jaxunlearn.audit.pages.Section`
 
 
 def formatted(table: Table) -> pages.Table:
     """The table as it stands on a page or in Markdown (`jaxunlearn.audit.pages.to_markdown`)."""
     rows = [[_cell(row, column) for column in table.columns] for row in table.rows]
     numbers = [place for place, column in enumerate(table.columns) if column.format is not None]
-    return pages.Table([column.label for column in table.columns], rows, table.caption, numbers)
+    return pages.Table([column.label for column in table.columns], rows, table.caption, numbers, kinds=VERDICTS)
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:
@@ -138,9 +144,9 @@ def write_report(
     path: str | Path,
     title: str,
     intro: str,
-    sections: Sequence[Section],
+    sections: Sequence[Section | pages.Section],
     *,
-    environment: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one HTML page that needs no other file.
 
@@ -149,13 +155,18 @@ def write_report(
         title: of the page.
         intro: paragraphs before the first section, separated by blank lines.
         sections: parts in order.
-        environment: what the figures were taken on, see `training.environment`; shown at the end.
+        settings: flags, and what the figures were taken on, see `training.environment`; folded away at the end.
 
     Returns:
         The path.
     """
-    parts = [pages.Section(x.title, x.text, [formatted(table) for table in x.tables], x.figures) for x in sections]
-    if environment is not None:
-        rows = [[name.replace("_", " "), pages.cell(value)] for name, value in environment.items()]
-        parts.append(pages.Section("Environment", tables=[pages.Table(["name", "value"], rows)]))
+    parts = [
+        x
+        if isinstance(x, pages.Section)
+        else pages.Section(x.title, x.text, [formatted(table) for table in x.tables], x.figures, role=x.role)
+        for x in sections
+    ]
+    if settings is not None:
+        rows = [[name.replace("_", " "), pages.MISSING if value is None else f"{value}"] for name, value in settings.items()]
+        parts.append(pages.Section("Settings and versions", tables=[pages.Table(["name", "value"], rows)], role="folded"))
     return pages.write_page(path, title, parts, intro=intro)

@@ -16,6 +16,8 @@ from experiments.common import report, study
 from experiments.common.report import Section, Table
 from experiments.common.scale import Scale, leads, start
 from experiments.common.training import environment
+from jaxunlearn.audit import pages
+from jaxunlearn.audit.in_short import TITLE as IN_SHORT
 
 
 @dataclass
@@ -143,8 +145,11 @@ def finish(
     sections: Sequence[Section],
     tables: Sequence[Table] = (),
     notes: Sequence[str] = (),
+    in_short: pages.Section | None = None,
 ) -> dict[str, Any]:
     """Write `name`.json and report.html into the folder of the results, and print tables.
+
+    Every page begins with what was found in plain words, and ends with settings and versions, folded away.
 
     Args:
         config, console: of the script.
@@ -152,14 +157,18 @@ def finish(
         summary: see `summary_of`.
         title, intro, sections: of the page.
         tables: to be printed.
-        notes: lines below them.
+        notes: lines below them, which are the summary of the page as well where it has no other.
+        in_short: the summary, see `jaxunlearn.audit.in_short`.
 
     Returns:
         The summary.
     """
     page = config.out / "report.html"
     if leads():
-        report.write_report(page, title, intro, sections, environment=summary["environment"])
+        if in_short is None and notes:
+            in_short = pages.Section(IN_SHORT, "\n\n".join(f"{note[:1].upper()}{note[1:]}" for note in notes), role="summary")
+        settings = {**summary["config"], **summary["environment"]}
+        report.write_report(page, title, intro, [*([in_short] if in_short else []), *sections], settings=settings)
         (config.out / f"{name}.json").write_text(report.compact_json(summary))
     for table in tables:
         report.print_table(table, console)

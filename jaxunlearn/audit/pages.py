@@ -1,7 +1,8 @@
 """Tables of formatted cells, and pages made of them: Markdown, and one HTML file that needs no other.
 
 A page has sections; a section has text, tables and figures. All text is escaped, figures lie inside the page as data URIs, and
-readers who prefer dark pages get one. Figures are matplotlib's, which is not imported here.
+readers who prefer dark pages get one. Tables are sorted by a click on a heading; without JavaScript they stay as they are.
+Figures are matplotlib's, which is not imported here.
 """
 
 import base64
@@ -9,14 +10,19 @@ import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.audit.page_style import HEAD, SCRIPT, STYLE
 from jaxunlearn.proportions import Interval
 
 MISSING = "–"  # noqa: RUF001
 DOTS_PER_INCH = 160
+SMALLEST = 0.7  # of the size a figure was drawn in: on narrow screens it is scrolled rather than made smaller
+LONG = 40  # letters of a cell that is not to become a narrow column
+Kind = Literal["good", "bad", "open"]
+MARKS: dict[Kind, str] = {"good": "✓", "bad": "✗", "open": "?"}  # so that a verdict is more than its colour
 
 
 class Table(NamedTuple):
@@ -27,6 +33,7 @@ class Table(NamedTuple):
     caption: str = ""
     numbers: Collection[int] = ()  # positions of the columns that are aligned right
     links: Mapping[str, str] | None = None  # from the text of a cell to the `id` on the page that it leads to
+    kinds: Mapping[str, Kind] | None = None  # from the text of a cell that is a verdict to what it is
 
 
 class Section(NamedTuple):
@@ -37,6 +44,7 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     figures: Sequence[tuple[Any, str]] = ()  # matplotlib figures, each with a caption that says what is to be seen
     terms: Sequence[tuple[str, str, str]] = ()  # (`id`, term, definition)
+    role: Literal["part", "summary", "folded"] = "part"  # a summary stands on top; what is folded opens by a click
 
 
 def cell(value: Any, specification: str = "") -> str:
@@ -94,7 +102,7 @@ def page(title: str, sections: Iterable[Section], *, intro: str = "") -> str:
 
     Args:
         title: of the page.
-        sections: its parts, in order.
+        sections: its parts, in order; summaries come first, before the introduction, and folded ones last.
         intro: paragraphs in front of the first section, separated by blank lines.
 
     Returns:
@@ -106,21 +114,33 @@ def page(title: str, sections: Iterable[Section], *, intro: str = "") -> str:
         >>> "<p>In seconds.</p>" in text, "a &lt; b" in text
         (True, True)
     """
-    body = [f"<h1>{escape(title)}</h1>", *_paragraphs(intro)]
-    for section in sections:
-        body += ["<section>", *([f"<h2>{escape(section.title)}</h2>"] if section.title else []), *_paragraphs(section.text)]
-        body += [_table(table) for table in section.tables]
-        body += [_figure(figure, caption) for figure, caption in section.figures]
-        if section.terms:
-            terms = (
-                f'<dt id="{escape(name)}">{escape(term)}</dt><dd>{escape(text)}</dd>' for name, term, text in section.terms
-            )
-            body += ["<dl>", *terms, "</dl>"]
-        body.append("</section>")
-    return HEAD.format(title=escape(title), style=STYLE) + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+    sections = list(sections)
+    parts = {role: [section for section in sections if section.role == role] for role in ("summary", "part", "folded")}
+    body = [f"<h1>{escape(title)}</h1>"]
+    for section in parts["summary"]:
+        body += ['<section class="summary">', *_body(section), "</section>"]
+    body += _paragraphs(intro)
+    for section in parts["part"]:
+        body += ["<section>", *_body(section), "</section>"]
+    for section in parts["folded"]:
+        body += [f"<details>\n<summary>{escape(section.title)}</summary>", *_body(section._replace(title="")), "</details>"]
+    end = f"\n</main>\n<script>\n{SCRIPT}\n</script>\n</body>\n</html>\n"
+    return HEAD.format(title=escape(title), style=STYLE) + "\n".join(body) + end
 
 
-def write_page(path: str | Path, title: str, sections: Iterable[Section], *, intro: str = "") -> Path:
+def _body(section: Section) -> list[str]:
+    body = [*([f"<h2>{escape(section.title)}</h2>"] if section.title else []), *_paragraphs(section.text)]
+    body += [_table(table) for table in section.tables]
+    body += [_figure(figure, caption) for figure, caption in section.figures]
+    if section.terms:
+        terms = (f'<dt id="{escape(name)}">{escape(term)}</dt><dd>{escape(text)}</dd>' for name, term, text in section.terms)
+        body += ["<dl>", *terms, "</dl>"]
+    return body
+
+
+def write_page(
+    path: str | Path, title: str, sections: Iterable[Section], *, intro: str = "", summary: Section | None = None
+) -> Path:
     """Write a page to a file.
 
     Args:
@@ -150,11 +170,17 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _table(table: Table) -> str:
-    links, numbers = table.links or {}, [' class="number"' if x in table.numbers else "" for x in range(len(table.headings))]
+    links, kinds = table.links or {}, table.kinds or {}
+    numbers = [' class="number"' if x in table.numbers else "" for x in range(len(table.headings))]
 
     def drawn(text: str, place: int) -> str:
         shown = f'<a href="#{escape(links[text])}">{escape(text)}</a>' if text in links else escape(text)
-        return f'<th scope="row">{shown}</th>' if place == 0 and not numbers[0] else f"<td{numbers[place]}>{shown}</td>"
+        if text in kinds:
+            shown = f'<span class="{kinds[text]}">{MARKS[kinds[text]]} {shown}</span>'
+        if place == 0 and not numbers[0]:
+            return f'<th scope="row">{shown}</th>'
+        kind = numbers[place] or (' class="long"' if len(text) > LONG else "")
+        return f"<td{kind}>{shown}</td>"
 
     headings = (f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in zip(table.headings, numbers, strict=True))
     rows = ("<tr>" + "".join(drawn(text, place) for place, text in enumerate(row)) + "</tr>" for row in table.rows)
@@ -181,49 +207,5 @@ def _figure(figure: Any, caption: str) -> str:
     width = round(int.from_bytes(image[16:20], "big") * 96 / DOTS_PER_INCH)
     source = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
     text = escape(caption)
-    return f'<figure>\n<img src="{source}" width="{width}" alt="{text}">\n<figcaption>{text}</figcaption>\n</figure>'
-
-
-HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<main>
-"""
-
-STYLE = """\
-:root { color-scheme: light dark; --text: #1b1b1b; --muted: #5c5c5c; --line: #d9d9d9; --page: #fff; --stripe: #f5f6f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e8e8e8; --muted: #a8a8a8; --line: #3a3d40; --page: #16181a; --stripe: #1f2225; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 78rem; background: var(--page); color: var(--text);
-       font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-p { max-width: 44rem; margin: .6rem 0; }
-figure { margin: 1.25rem 0; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: .5rem; }
-figcaption, caption { color: var(--muted); font-size: .9rem; text-align: left; }
-figcaption { max-width: 44rem; margin-top: .4rem; }
-caption { padding-bottom: .4rem; }
-dt { font-weight: 600; }
-a { color: inherit; }
-.scroll { overflow-x: auto; margin: 1.25rem 0; }
-table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: baseline; }
-th.number, td.number { padding: .35rem 0 .35rem .9rem; text-align: right; }
-.number + :not(.number) { padding-left: .9rem; }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--line); font-weight: 600; }
-tbody th { font-weight: 500; white-space: nowrap; }
-tbody tr { border-bottom: 1px solid var(--line); }
-tbody tr:hover { background: var(--stripe); }"""
+    drawn = f'<img src="{source}" width="{width}" style="min-width: {round(SMALLEST * width)}px" alt="{text}">'
+    return f'<figure>\n<div class="scroll" tabindex="0">{drawn}</div>\n<figcaption>{text}</figcaption>\n</figure>'

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.audit import figures, pages
+from jaxunlearn.audit import figures, in_short, pages
 from jaxunlearn.audit.ensembles.sides import row_sides
 from jaxunlearn.audit.figures import KINDS
 from jaxunlearn.audit.metrics import METRICS
@@ -16,6 +16,7 @@ from jaxunlearn.audit.pages import Section, Table, cell
 from jaxunlearn.audit.run import Audit
 from jaxunlearn.audit.statistics.verdict import MESSAGES, Judgement, Verdict
 from jaxunlearn.proportions import Interval
+from jaxunlearn.version import __version__
 
 HEADINGS = (
     "metric",
@@ -45,7 +46,7 @@ def table(audit: Audit) -> Table:
         _row(f"control (do nothing): {METRICS[name].label}", METRICS[name].signed, x, None, None)
         for name, x in audit.controls.items()
     ]
-    return Table(HEADINGS, found, links={METRICS[name].label: name for name in audit.judgements})
+    return Table(HEADINGS, found, kinds=in_short.KINDS, links={METRICS[name].label: name for name in audit.judgements})
 
 
 def _row(label: str, signed: bool, judged: Judgement, over_rows: Interval | None, rate: Interval | None) -> list[str]:
@@ -217,7 +218,8 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
     Example:
         >>> jaxunlearn.audit.write_html(audit, "out/audit.html")  # doctest: +SKIP
     """
-    settings = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in audit.settings.items())
+    settings = [[name.replace("_", " "), f"{value}"] for name, value in {**audit.settings, "jaxunlearn": __version__}.items()]
+    judged = [{METRICS[name].label: _name(x) for name, x in found.items()} for found in (audit.judgements, audit.controls)]
     verdicts = "\n\n".join(f"{verdict.name.lower()}: {text}." for verdict, text in MESSAGES.items())
     worst = [
         [str(x["row"]), *(f"{x[name]:+.2f}" for name in ("shift", "unlearned", "retrained", "original"))]
@@ -236,6 +238,7 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
         (figures.attacks(audit), "Each example, in retrained standard deviations: what a mean over the forget set hides"),
     ]
     sections = [
+        in_short.of_audit(*judged),
         Section("Means", tables=[means_table(audit)]),
         Section("Verdicts", verdicts, [table(audit)], drawn),
         Section(
@@ -248,5 +251,6 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
             "\n\n".join(remarks(audit)),
             terms=[(name, METRICS[name].label, f"{METRICS[name].definition}.") for name in audit.judgements],
         ),
+        Section("Settings and versions", tables=[Table(["name", "value"], settings)], role="folded"),
     ]
-    return pages.write_page(path, title, sections, intro=f"{ANSWERS[audit.settings['question']]}\n\n{settings}")
+    return pages.write_page(path, title, sections, intro=ANSWERS[audit.settings["question"]])

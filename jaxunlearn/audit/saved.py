@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxunlearn.audit import pages
+from jaxunlearn.audit import in_short, pages
 from jaxunlearn.audit.metrics import METRICS
 from jaxunlearn.audit.pages import Section, Table, cell
 from jaxunlearn.audit.statistics.verdict import MESSAGES
 from jaxunlearn.proportions import Interval
 
 VERDICTS = {verdict.name.lower(): text for verdict, text in MESSAGES.items()}
+LEVELS = ("do nothing", "original", "retrained again")  # older files say `original`
 WORST = "Worst: the largest gap to retrained models in standard deviations of one retrained model over seeds."
 
 
@@ -28,7 +29,9 @@ def report_of(found: Mapping[str, Any]) -> tuple[str, list[Section]]:
     Example:
         >>> from jaxunlearn.audit.saved import report_of
         >>> found = {"scenarios": {"random": {"methods": {"scrub": {"means": {"test": [0.9, 0.8, 1.0]}, "worst": 2.0}}}}}
-        >>> title, (section,) = report_of(found)
+        >>> title, (summary, section) = report_of(found)
+        >>> summary.text.split('. ')[0]
+        'Of 1 method, 1 is not told apart from retrained models by any measure: scrub'
         >>> section.tables[0].rows
         [['scrub', '90.0% [80.0, 100.0]', '–', '+2.0']]
     """  # noqa: RUF002
@@ -36,7 +39,10 @@ def report_of(found: Mapping[str, Any]) -> tuple[str, list[Section]]:
     if {"judgements", "means"} <= keys:
         return "jaxunlearn audit", _audit(found)
     if "scenarios" in keys:
-        return "jaxunlearn comparison", [_scenario(name, one) for name, one in found["scenarios"].items()]
+        scenarios = [_scenario(name, one) for name, one in found["scenarios"].items()]
+        apart = gaps_of(found["scenarios"])
+        summary = [in_short.of_gaps(apart, LEVELS)] if apart else []  # older files hold no gaps
+        return "jaxunlearn comparison", [*summary, *scenarios, *_settings(found)]
     raise ValueError(
         "expected the JSON of an audit (keys 'judgements' and 'means') or of a comparison (key 'scenarios'), got the keys "
         f"{', '.join(sorted(map(str, keys))) or 'of no object'}"
@@ -104,20 +110,59 @@ def _audit(found: Mapping[str, Any]) -> list[Section]:
             rows.append([note + _label(name), *shown, *rest])
     names = list(next(iter(found["means"].values()), {}))
     means = [[kind, *(cell(values.get(name), ".3f") for name in names)] for kind, values in found["means"].items()]
-    settings = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.get("settings", {}).items())
     worst = found.get("worst_examples", [])
     headings_of_rows = ["row", "shift", "unlearned", "retrained", "original"]
     lines = [[str(x["row"]), *(cell(x[name], "+.2f") for name in headings_of_rows[1:])] for x in worst]
     said = "\n\n".join(f"{name}: {text}." for name, text in VERDICTS.items() if name in {row[-1] for row in rows})
+    judged = [
+        {_label(name): judged["verdict"] for name, judged in found.get(part, {}).items()} for part in ("judgements", "controls")
+    ]
     sections = [
-        Section("Means", settings, [Table(["models", *map(_label, names)], means, numbers=range(1, 1 + len(names)))]),
-        Section("Verdicts", said, [Table(headings, rows)]),
+        in_short.of_audit(*judged),
+        Section("Means", "", [Table(["models", *map(_label, names)], means, numbers=range(1, 1 + len(names)))]),
+        Section("Verdicts", said, [Table(headings, rows, kinds=in_short.KINDS)]),
     ]
     if lines:
         text = "Rows of the forget set that are furthest from retrained models; shift in their standard deviations."
         sections.append(Section("The worst examples", text, [Table(headings_of_rows, lines, numbers=range(5))]))
     terms = [(name, _label(name), f"{METRICS[name].definition}.") for name in found["judgements"] if name in METRICS]
-    return [*sections, Section("Definitions", terms=terms)]
+    return [*sections, Section("Definitions", terms=terms), *_settings(found)]
+
+
+def _settings(found: Mapping[str, Any]) -> list[Section]:
+    rows = [
+        [name.replace("_", " "), cell(value) if isinstance(value, str | None) else f"{value}"]
+        for part in ("settings", "config", "environment")
+        if isinstance(found.get(part), Mapping)
+        for name, value in found[part].items()
+    ]
+    table = Table(["name", "value"], rows)
+    return [Section("Settings and versions", tables=[table], role="folded")] if rows else []
+
+
+def gaps_of(scenarios: Mapping[str, Any]) -> dict[str, dict[tuple[str, str], float | None]]:
+    """Gaps in seed spreads by method, scenario and measure; where a file holds the worst only, that.
+
+    Args:
+        scenarios: of the file, by name.
+
+    Returns:
+        `{method: {(scenario, measure): gap}}`, None where it was not finite.
+
+    Example:
+        >>> from jaxunlearn.audit.saved import gaps_of
+        >>> gaps_of({"class": {"methods": {"ssd": {"gaps_in_spreads": {"forget": 2.5}}}}})
+        {'ssd': {('class', 'forget'): 2.5}}
+    """
+    gaps: dict[str, dict[tuple[str, str], float | None]] = {}
+    for scenario, one in scenarios.items():
+        for method, line in one["methods"].items():
+            known = line.get("gaps_in_spreads", line.get("gaps_in_seed_spreads"))
+            if known is None and "worst" in line:
+                known = {line.get("worst_at", "forget"): line["worst"]}
+            if known:
+                gaps.setdefault(method, {}).update({(scenario, measure): gap for measure, gap in known.items()})
+    return gaps
 
 
 def _label(name: str) -> str:

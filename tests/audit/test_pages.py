@@ -68,7 +68,7 @@ def test_a_page_holds_everything_it_needs(tmp_path):
     text = path.read_text(encoding="utf-8")
     parsed = Parsed(text)
     assert not parsed.of("link")
-    assert not parsed.of("script")
+    assert parsed.of("script") == [{}]  # its own, from no other file
     assert "http" not in text
     (image,) = parsed.of("img")
     assert image["alt"] == 'Accuracy of "all" methods'

@@ -97,11 +97,11 @@ class _Page(HTMLParser):
 def test_page_holds_everything_it_needs(tmp_path):
     figure = plots.accuracy_bars(ACCURACIES)
     sections = [Section("Accuracy", "One.\n\nTwo <b>.", [TABLE], [(figure, "Accuracy of all methods")])]
-    path = write_report(tmp_path / "new" / "page.html", "A & B", "Intro.", sections, environment={"load_average": 0.5})
+    path = write_report(tmp_path / "new" / "page.html", "A & B", "Intro.", sections, settings={"load_average": 0.5})
     text = path.read_text(encoding="utf-8")
     page = _Page(text)
     assert not page.of("link")
-    assert not page.of("script")
+    assert page.of("script") == [{}]  # its own, from no other file
     assert "http" not in text
     (image,) = page.of("img")
     assert image["src"].startswith("data:image/png;base64,")
