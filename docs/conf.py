@@ -33,6 +33,7 @@ html_title = f"jaxunlearn {__version__}"
 html_context = {"default_mode": "auto"}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["scrolling.js"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     """Reports of every form, from results that are kept."""
     found = tmp_path_factory.mktemp("pages")
     for name, file in (("audit", "audit_gradient_difference"), ("comparison", "compare_digits_repeated")):
-        title, sections = saved.report_of(_some(json.loads((RESULTS / f"{file}.json").read_text())))
+        title, sections = saved.report_of(json.loads((RESULTS / f"{file}.json").read_text()))
         pages.write_page(found / f"{name}.html", title, sections, intro="How to read it.")
     summary, first, *_ = saved.report_of(json.loads((RESULTS / "quickstart.json").read_text()))[1]
     rates = np.linspace(0, 1, 50)
