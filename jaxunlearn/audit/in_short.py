@@ -82,9 +82,7 @@ def of_gaps(gaps: Mapping[str, Mapping[tuple[str, str], float | None]], levels: 
         text = f"{counted}, {len(alike)} {verb} not told apart from retrained models by any measure: {', '.join(alike)}."
     elif methods:
         _, _, number, why = rows[methods[0]]
-        text = (
-            f"{counted}, every one is told apart from retrained models. Closest: {methods[0]}, by {number} measures; it {why}."
-        )
+        text = f"{counted}, none is like retrained models. Closest: {methods[0]}, by {number} measures; it {why}."
     else:
         text = "No method is compared."
     text += f" Told apart: a gap of more than {LIMIT:g} seed spreads; among many measures some come by chance."
