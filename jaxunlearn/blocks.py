@@ -68,7 +68,7 @@ class InMemory:
         whole = None
         if self.chunk is None or self.chunk >= count:
             with jax.default_matmul_precision("highest"):
-                whole = collect((jax.tree.map(jnp.asarray, self.examples), rows[1]))
+                whole = collect(sampling.fill(rows, self.weights))
 
         def mean(function):
             if whole is not None:
