@@ -111,12 +111,14 @@ def times(config: Config) -> dict[str, Any]:
     """One call for all against one call each."""
     parts, method = method_of(SMALL, config.rank, config.steps)
     variables, data, requests, keys = jax.jit(lambda: arguments(SMALL, parts, config.requests))()
-    together, alone = jax.jit(ju.batched(method)), jax.jit(method)
+    together, alone = ju.batched(method), jax.jit(method)
+    inside = jax.jit(together)
     single = [jax.tree.map(lambda x, place=place: x[place], requests) for place in range(config.requests)]
     jax.block_until_ready(single)
     taken = interleaved(
         {
             "one call": lambda: together(variables, data, requests, keys).variables,
+            "one call inside jit": lambda: inside(variables, data, requests, keys).variables,
             "a call each": lambda: [alone(variables, data, *x).variables for x in zip(single, keys, strict=True)],
         },
         rounds=config.rounds,
