@@ -49,7 +49,8 @@ def run(program: Any, arguments: tuple, static: Any, lanes: int, parts: int) -> 
     begins = [min(start, lanes - size) for start in range(0, lanes, size)]
     compiled = program.lower(jnp.int32(0), size, static, *arguments).compile()
     with ThreadPoolExecutor(len(begins)) as pool:
-        found = list(pool.map(lambda first: compiled(first, *arguments), map(jnp.int32, begins)))
+        # Each waits for its part: a thread that is free again would be given the next one, which runs behind its last one.
+        found = list(pool.map(lambda first: jax.block_until_ready(compiled(first, *arguments)), map(jnp.int32, begins)))
     return _joined(found, tuple(begins))
 
 
