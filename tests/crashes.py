@@ -189,13 +189,23 @@ def arm(kill_at, tear):
 
 def fork(work, directory, about, *, kill_at=0, tear=False):
     """Run a step in a process of its own; its durable operations, or None if it was killed."""
+
+    def step():
+        operations = arm(kill_at, tear)
+        work(directory, about)
+        return json.dumps(operations)
+
+    said = in_child(step, directory)
+    return None if said is None else json.loads(said)
+
+
+def in_child(step, directory):
+    """What a step says that runs in a process of its own, or None if it was killed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            operations = arm(kill_at, tear)
-            work(directory, about)
-            os.write(writer, json.dumps(operations).encode())
+            os.write(writer, step().encode())
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -208,7 +218,7 @@ def fork(work, directory, about, *, kill_at=0, tear=False):
         return None
     if code:
         raise RuntimeError(f"a step failed in {directory}")
-    return json.loads(said)
+    return said
 
 
 def copy(source, target):

@@ -19,6 +19,7 @@ import optax
 
 import jaxunlearn as ju
 from jaxunlearn.tree import content_digest
+from tests.crashes import in_child
 from tests.problems import blobs, lane, network
 
 STEPS, SIZE = 12, 4
@@ -100,28 +101,13 @@ def arm(at):
 
 def fork(folder, kind, at):
     """One run in a process of its own: what came out and its events, or None if it was killed."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            tick, count = arm(at)
-            found = run(folder, kind, tick)
-            os.write(writer, f"{found} {count[0]}".encode())
-            os._exit(0)
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-            os._exit(1)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        said = pipe.read()
-    _, code = os.waitpid(child, 0)
-    if os.WIFSIGNALED(code) and os.WTERMSIG(code) == signal.SIGKILL:
-        return None
-    if code:
-        raise RuntimeError(f"a run failed in {folder}")
-    return said.split()
+    def step():
+        tick, count = arm(at)
+        return f"{run(folder, kind, tick)} {count[0]}"
+
+    said = in_child(step, folder)
+    return None if said is None else said.split()
 
 
 if __name__ == "__main__":
