@@ -33,7 +33,7 @@ import tyro
 
 import jaxunlearn as ju
 from experiments.benchmarks import timing
-from experiments.benchmarks.ekfac.setup import LOGITS, SAME_FACTORS, require
+from experiments.benchmarks.ekfac.setup import LOGITS, SAME_FACTORS, require, scores
 from experiments.benchmarks.ekfac.transformer import MATRICES, factors, products_alone, serve
 from experiments.common import decoder, text, training
 from jaxunlearn import curvature
@@ -188,17 +188,6 @@ def in_turns(variants: dict[str, Callable[[], tuple[Any, float]]], rounds: int) 
         for name in list(variants)[:: -1 if place % 2 else 1]:
             found[name].append(variants[name]()[1])
     return found
-
-
-def scores(
-    model: ju.Model, variables: ju.Variables, queries: ju.Examples, rows: ju.Examples, made: curvature.Kronecker,
-    *, damping: float, chunk: int,
-) -> Any:  # fmt: skip
-    """Influence of every row on every query."""
-    directions = jax.vmap(lambda g: made.solve(g, damping))(curvature.per_example_gradients(model, variables, queries))
-    gradients = curvature.per_example_gradients(model, variables, rows, chunk=chunk)
-    products = jax.tree.map(lambda d, g: d.reshape(len(d), -1) @ g.reshape(len(g), -1).T, directions, gradients)
-    return sum(jax.tree.leaves(products))
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from jaxunlearn.curvature.approximations import prepare as prepare
 from jaxunlearn.curvature.dense import dense as dense
 from jaxunlearn.curvature.dense import gram as gram
 from jaxunlearn.curvature.diagonals import diagonal as diagonal
+from jaxunlearn.curvature.gradient_products import gradient_products as gradient_products
 from jaxunlearn.curvature.importances import batch_means as batch_means
 from jaxunlearn.curvature.kronecker import Kronecker as Kronecker
 from jaxunlearn.curvature.kronecker import ekfac as ekfac

@@ -7,10 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from torch.utils.data import TensorDataset  # pyright: ignore[reportMissingImports]
 
-import jaxunlearn as ju
 from experiments.benchmarks import timing
 from experiments.benchmarks.ekfac.peer import Kronfluence
 from experiments.benchmarks.ekfac.setup import (
@@ -24,10 +22,10 @@ from experiments.benchmarks.ekfac.setup import (
     Network,
     Problem,
     require,
+    scores,
     seconds_of,
 )
 from jaxunlearn import curvature
-from jaxunlearn.evaluation import evaluate, map_rows
 
 
 def fit_and_scores(
@@ -44,7 +42,7 @@ def fit_and_scores(
     made: Any = fit()
     damping = 0.1 * float(made.trace()) / sum(x.size for x in made.spectrum())
     queries = jax.tree.map(lambda x: x[:QUERIES], data.train)
-    influence = jax.jit(partial(scores, model, damping=damping, chunk=chunk, gradients_of_rows=network == "cnn"))
+    influence = jax.jit(partial(scores, model, damping=damping, chunk=chunk))
 
     with tempfile.TemporaryDirectory() as folder:
         theirs = Kronfluence(problem, config.torch_batch, folder)
@@ -93,35 +91,3 @@ def fit_and_scores(
         },
     }
     return parts, made, read, damping
-
-
-def scores(
-    model: ju.Model,
-    variables: ju.Variables,
-    queries: ju.Examples,
-    train: ju.Examples,
-    made: curvature.Kronecker,
-    *,
-    damping: float,
-    chunk: int,
-    gradients_of_rows: bool,
-) -> Float[Array, "q n"]:
-    """Influence of every row on every query: losses along the preconditioned gradients of the queries.
-
-    Pushing 64 directions through a convolution costs more than the gradients of its rows, and less through dense layers.
-    """
-    gradients = curvature.per_example_gradients(model, variables, queries)
-    directions = jax.vmap(lambda g: made.solve(g, damping))(gradients)
-
-    def along(part):
-        losses = lambda p: evaluate(model, variables._replace(params=p), part)[1]  # noqa: E731
-        push = jax.linearize(losses, variables.params)[1]
-        return jax.vmap(push, out_axes=1)(directions)
-
-    def against(part):
-        rows = curvature.per_example_gradients(model, variables, part)
-        return sum(
-            jax.tree.leaves(jax.tree.map(lambda g, d: g.reshape(len(g), -1) @ d.reshape(QUERIES, -1).T, rows, directions))
-        )
-
-    return map_rows(against if gradients_of_rows else along, train, chunk=chunk).T

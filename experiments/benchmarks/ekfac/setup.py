@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch  # pyright: ignore[reportMissingImports]  # of the `benchmarks` extra
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 import jaxunlearn as ju
 from experiments.common import training
 from experiments.common.data import load
 from experiments.common.models import build
+from jaxunlearn import curvature
 from jaxunlearn.tree import norm
 
 Network = Literal["mlp", "cnn"]
@@ -115,6 +116,21 @@ def as_torch(network: Network, params: Any) -> torch.nn.Module:
         layers[name], layers[f"relu_{name}"] = dense(name), torch.nn.ReLU()
     layers["head"] = dense("head")
     return torch.nn.Sequential(layers).eval()
+
+
+def scores(
+    model: ju.Model,
+    variables: ju.Variables,
+    queries: ju.Examples,
+    train: ju.Examples,
+    made: curvature.Kronecker,
+    *,
+    damping: float,
+    chunk: int,
+) -> Float[Array, "q n"]:
+    """Influence of every row on every query."""
+    directions = jax.vmap(lambda g: made.solve(g, damping))(curvature.per_example_gradients(model, variables, queries))
+    return curvature.gradient_products(model, variables, train, directions, chunk=chunk).T
 
 
 def relative(found: PyTree, expected: PyTree, *, scaled: bool = False) -> float:
