@@ -10,12 +10,14 @@
   pairwise term in its exact mean form, and with all pairs, as the authors write it. Ours once with drawn noise, once with its
   mean in closed form.
 
-The losses of a step with equal weights, rows and no noise must agree first. One process, interleaved, medians, compile time
-apart.
+The losses of a step with equal weights, rows and no noise must agree first. Each side has a process of its own, so that neither
+waits for the other's threads; calls in turns, medians, compile time apart.
 """
 
 import json
+import multiprocessing
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch  # pyright: ignore[reportMissingImports]  # of the `benchmarks` extra
 import tyro
 from rich.console import Console
 
 import jaxunlearn as ju
-from experiments.benchmarks import timing
+from experiments.benchmarks import timing, torch_bottleneck
 from experiments.common import training
 from experiments.common.data import load
 from experiments.common.models import build
@@ -71,46 +72,11 @@ class Config:
     """JSON file."""
 
 
-def torch_run(z: torch.Tensor, forgotten: torch.Tensor, retained: torch.Tensor, config: Config, *, pairs: bool) -> Any:
-    """The published loop on cached features; rows are drawn all at once."""
-    width = z.shape[1]
-    layer = torch.nn.Linear(width, width)
-    with torch.no_grad():
-        layer.weight.copy_(torch.eye(width))
-        layer.bias.zero_()
-    optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE, fused=True)
-    shape = (config.steps, config.batch_size)
-    forget_rows = forgotten[torch.randint(len(forgotten), shape)]
-    retain_rows = retained[torch.randint(len(retained), shape)]
-    reference_rows = torch.randint(len(z), shape)
-    centre = z.mean(dim=0)
-    for step in range(config.steps):
-        optimizer.zero_grad(set_to_none=True)
-        references = z[reference_rows[step]] if pairs else centre[None]
-        loss = torch_loss(layer, z[forget_rows[step]], z[retain_rows[step]], references, BETA, NOISE)
-        loss.backward()
-        optimizer.step()
-    return layer
-
-
-def torch_loss(
-    layer: Any, forget: torch.Tensor, retain: torch.Tensor, references: torch.Tensor, beta: float, noise: float
-) -> Any:
-    """Both terms, as published."""
-    moved = layer(retain + noise * torch.randn_like(retain)) if noise else layer(retain)
-    gone = layer(forget + noise * torch.randn_like(forget)) if noise else layer(forget)
-    kept = torch.mean((moved - retain) ** 2)
-    if len(references) == 1:
-        return kept + beta * torch.mean(torch.sum((gone - references) ** 2, dim=1))
-    return kept + beta * torch.mean(torch.sum((gone[:, None] - references[None]) ** 2, dim=2))
-
-
 def main(config: Config) -> dict[str, Any]:
     """Check, time, print."""
     load_before = timing.load_per_core()
     if config.smoke:
         config = replace(config, rows=300, requests=4, request_size=10, steps=5, batch_size=16, rounds=1)
-    timing.set_torch_threads(config.threads)
     console = Console()
     name = "digits" if config.smoke and config.data_dir is None else "mnist"
     dataset = load(name, config.data_dir, max_rows=config.rows)
@@ -142,22 +108,29 @@ def main(config: Config) -> dict[str, Any]:
         unlearn = ju.iterate(method, num_steps=config.steps, batch_size=config.batch_size)
         return partial(jax.jit(unlearn), start[1], prepared, one, key)
 
-    z = torch.from_numpy(np.array(ju.slots.FEATURES.get(prepared).value))
-    forgotten = torch.from_numpy(asked[0])
-    retained = torch.from_numpy(np.setdiff1d(np.arange(config.rows), asked[0]))
-    apart = agreement(model, variables, prepared, one, z, forgotten)
+    z = np.array(ju.slots.FEATURES.get(prepared).value)
+    context = multiprocessing.get_context("spawn")
+    line, other = context.Pipe()
+    settings = torch_bottleneck.Settings(config.steps, config.batch_size, LEARNING_RATE, BETA, NOISE, config.threads)
+    peer = context.Process(target=torch_bottleneck.serve, args=(other, z, asked[0], settings), daemon=True)
+    peer.start()
+    torch_version = line.recv()
+
+    def theirs(name: str) -> Any:
+        line.send(name)
+        return line.recv()
+
+    apart = agreement(model, variables, prepared, one, asked[0], theirs)
     variants = {
         "closed form": partial(closed, variables, prepared, requests, keys),
         "steps": steps("sampled"),
         "steps, exact noise": steps("exact"),
-        "PyTorch": lambda: torch_run(z, forgotten, retained, config, pairs=False),
+        "PyTorch": partial(theirs, "run"),
     }
     times = timing.interleaved(variants, rounds=config.rounds, pause=config.pause)
-    pairs = timing.interleaved(
-        {"PyTorch, all pairs": lambda: torch_run(z, forgotten, retained, config, pairs=True)},
-        rounds=1,
-        pause=config.pause,
-    )
+    pairs = timing.interleaved({"PyTorch, all pairs": partial(theirs, "run over all pairs")}, rounds=1, pause=config.pause)
+    line.send(None)
+    peer.join()
     seconds = times.median | pairs.median
     each = seconds["closed form"] / (config.requests * len(BETAS))
     inserted = ju.insert_map(model, variables, ())
@@ -183,7 +156,7 @@ def main(config: Config) -> dict[str, Any]:
     console.print(f"load before: {load_before:.2f} per core{'' if valid else '; INVALID'}")
     summary = {
         "config": {**vars(config), "out": None, "data_dir": None},
-        "environment": {**training.environment(), "torch": torch.__version__, "torch_threads": torch.get_num_threads()},
+        "environment": {**training.environment(), "torch": torch_version, "torch_threads": config.threads},
         "load_per_core_before": load_before,
         "valid": valid,
         "seconds": seconds,
@@ -198,20 +171,21 @@ def main(config: Config) -> dict[str, Any]:
     return summary
 
 
-def agreement(model, variables, data, request, z: torch.Tensor, forgotten: torch.Tensor) -> float:
+def agreement(
+    model: ju.Model, variables: ju.Variables, data: ju.Data, request: ju.ForgetRequest, rows: np.ndarray, theirs: Callable
+) -> float:
     """Relative difference of the losses of one step without noise, on all forgotten rows, at the identity."""
+    z = np.asarray(ju.slots.FEATURES.get(data).value, np.float64)
     method = ju.representation_unlearning(model, optax.sgd(0.0), beta=1.0, noise_scale=0.0)
-    unlearn = ju.iterate(method, num_steps=1, batch_size=len(forgotten))
+    unlearn = ju.iterate(method, num_steps=1, batch_size=len(rows))
     ours = float(unlearn(variables, data, request, jax.random.key(0)).stats["loss"][0])
-    identity = torch.nn.Identity()
-    theirs = float(torch_loss(identity, z[forgotten], z[forgotten], z[:2000], 1.0, 0.0))
-    everything = float(torch.mean(torch.sum((z[:2000] - z[:2000].mean(dim=0)) ** 2, dim=1)))
-    centred = float(torch_loss(identity, z[forgotten], z[forgotten], z[:2000].mean(dim=0, keepdim=True), 1.0, 0.0)) + everything
-    if abs(theirs - centred) > 1e-4 * theirs:
-        raise SystemExit(f"the mean over pairs {theirs} and its exact form {centred} differ: nothing was measured")
-    full = float(
-        torch.mean(torch.sum((z[forgotten] - z.mean(dim=0)) ** 2, dim=1)) + torch.mean(torch.sum((z - z.mean(0)) ** 2, 1))
-    )
+    over_pairs, centred = theirs("losses")
+    some = z[:2000]
+    exact = centred + float(np.mean(np.sum((some - some.mean(axis=0)) ** 2, axis=1)))
+    if abs(over_pairs - exact) > 1e-4 * over_pairs:
+        raise SystemExit(f"the mean over pairs {over_pairs} and its exact form {exact} differ: nothing was measured")
+    centre = z.mean(axis=0)
+    full = float(np.mean(np.sum((z[rows] - centre) ** 2, axis=1)) + np.mean(np.sum((z - centre) ** 2, axis=1)))
     apart = abs(ours - full) / full
     if apart > 1e-4:
         raise SystemExit(f"losses of both sides differ by {apart:.1e}: nothing was measured")
