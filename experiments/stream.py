@@ -163,7 +163,7 @@ def world(config: Config, request_seed: int) -> World:
             name, bench.setting.model, num_steps=config.unlearning_steps, batch_size=config.request_rows,
             retain_batch_size=setting.batch_size, **given,
         )  # fmt: skip
-        return jax.jit(ju.batched(ju.streamed(unlearn), in_axes=(0, None, None, 0), chunk=config.scale.chunk))
+        return ju.batched(ju.streamed(unlearn), in_axes=(0, None, None, 0), chunk=config.scale.chunk)
 
     return World(
         bench, setting, asked_rows(config, setting, request_seed), {name: answer(name) for name in config.methods},

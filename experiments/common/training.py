@@ -50,7 +50,7 @@ def train(
     if len(seeds) == 0:
         raise ValueError("no seeds: expected at least one, e.g. seeds=range(3)")
     once = jaxunlearn.iterate(jaxunlearn.retrain(model, optimizer), num_steps=num_steps, batch_size=batch_size)
-    run = jax.jit(jaxunlearn.batched(once, in_axes=(None, None, None, 0)))
+    run = jaxunlearn.batched(once, in_axes=(None, None, None, 0))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(seeds, jnp.uint32))
     # Retraining takes no more than tree, shapes and dtypes from the variables that go in.
     result = run(form(model), data, jaxunlearn.empty_request(), keys)
