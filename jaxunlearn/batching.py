@@ -107,8 +107,8 @@ def _on_one_device(unlearn: UnlearnFn, chunk: int, in_axes: Any) -> Batched:
         part = [jax.lax.dynamic_slice_in_dim(x, first, size) for x in per_request]
         return _run(unlearn, chunk, shared, part, form)
 
-    def call(*arguments: Any) -> Result:
-        shared, per_request, form = separate(arguments, in_axes)
+    def call(variables: Variables, data: Data, requests: ForgetRequest, keys: PRNGKeyArray) -> Result:
+        shared, per_request, form = separate((variables, data, requests, keys), in_axes)
         if cores.inside_a_program() or cores.is_on("jax_disable_jit"):
             return _run(unlearn, chunk, shared, per_request, form)
         lanes = num_lanes(per_request)
@@ -138,11 +138,11 @@ class _Form(NamedTuple):
 
 def separate(arguments: tuple, in_axes: Any) -> tuple[list, list, _Form]:
     """Leaves that all requests share, leaves with one entry per request, and how they are put together again."""
+    if not isinstance(in_axes, tuple | list) or any(axis != 0 for axis in jax.tree.leaves(tuple(in_axes))):
+        raise ValueError(f"in_axes takes 0 (one entry per request) and None (shared), one for each argument, got {in_axes}")
     # None is an empty tree to JAX, so that a shared argument is marked by a number instead.
     marked = jax.tree.map(lambda axis: _SHARED if axis is None else axis, tuple(in_axes), is_leaf=lambda axis: axis is None)
     axes = jax.tree.leaves(jax.tree.broadcast(marked, arguments))
-    if any(axis not in (0, _SHARED) for axis in axes):
-        raise ValueError(f"in_axes takes 0 (one entry per request) and None (shared), got {in_axes}")
     if not any(axis == 0 for axis in axes):
         raise ValueError("in_axes maps nothing: at least one argument needs one entry per request")
     leaves, treedef = jax.tree.flatten(arguments)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PyTree
 
@@ -41,17 +42,28 @@ def run(program: Any, arguments: tuple, static: Any, lanes: int, parts: int) -> 
     """Run a jitted `program(first, size, static, *arguments)` for all lanes, in one thread for each part of that size.
 
     It is compiled in the thread of the caller, whose settings of JAX are thread-local, once for all parts: the last one begins
-    earlier where they are uneven, and lanes that come twice are dropped.
+    earlier where they are uneven, and lanes that come twice are dropped. A program with effects, such as `jax.debug.print`, is
+    run as a whole, since its lanes must come once and in their order.
     """
     if parts == 1:
-        return program(0, lanes, static, *arguments)
+        return program(_place(0), lanes, static, *arguments)
     size = -(-lanes // parts)
     begins = [min(start, lanes - size) for start in range(0, lanes, size)]
-    compiled = program.lower(jnp.int32(0), size, static, *arguments).compile()
+    # Once, and in the precision of the caller: other threads would make arrays of what is none in that of their own.
+    arguments = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), arguments)
+    traced = program.trace(_place(0), size, static, *arguments)
+    if traced.jaxpr.effects:
+        return program(_place(0), lanes, static, *arguments)
+    compiled = traced.lower().compile()
     with ThreadPoolExecutor(len(begins)) as pool:
         # Each waits for its part: a thread that is free again would be given the next one, which runs behind its last one.
-        found = list(pool.map(lambda first: jax.block_until_ready(compiled(first, *arguments)), map(jnp.int32, begins)))
+        found = list(pool.map(lambda first: jax.block_until_ready(compiled(first, *arguments)), map(_place, begins)))
     return _joined(found, tuple(begins))
+
+
+def _place(first: int) -> jax.Array:
+    """The first lane of a part; put there by name, so that `jax.transfer_guard` lets it pass."""
+    return jax.device_put(np.int32(first))
 
 
 @partial(jax.jit, static_argnums=1)

@@ -4,6 +4,7 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -77,6 +78,30 @@ def test_cores_follow_the_settings_of_the_calling_thread(monkeypatch):
         plain = batched(VARIABLES, DATA, REQUESTS, KEYS)
     assert distance(plain.variables, batched(VARIABLES, DATA, REQUESTS, KEYS).variables) < 1e-6
     assert [cores.parts_of(3, chunk, [KEYS]) for chunk in (1, 2, 3)] == [2, 2, 1]
+
+
+def test_cores_see_what_the_calling_thread_sees(monkeypatch):
+    monkeypatch.setattr(cores, "available", lambda: 2)
+    scaled = ju.batched(lambda v, *_: ju.Result({"w": v["w"] * v["by"], "by": v["by"]}))
+    with jax.enable_x64(True):  # of this thread, where NumPy and Python mean float64
+        found = scaled({"w": np.ones(2), "by": 2.0}, DATA, REQUESTS, KEYS).variables
+    assert (found["w"].dtype, found["by"].dtype, found["w"].tolist()) == (jnp.float64, jnp.float64, [[2.0, 2.0]] * 3)
+    placed = {"w": jnp.ones(2), "by": jnp.float32(2)}
+    with jax.transfer_guard("disallow"):
+        scaled(placed, DATA, REQUESTS, KEYS)
+
+
+def test_what_a_method_tells_the_host_is_told_once_and_in_order(monkeypatch):
+    monkeypatch.setattr(cores, "available", lambda: 2)
+    told = []
+
+    def telling(variables, data, request, key):
+        jax.debug.callback(lambda row: told.append(int(row)), request.indices[0], ordered=True)
+        return ju.Result(variables)
+
+    ju.batched(telling)(VARIABLES, DATA, REQUESTS, KEYS)
+    jax.effects_barrier()
+    assert told == [1, 2, 3]
 
 
 def test_a_method_may_close_over_values_of_a_trace():
@@ -169,8 +194,9 @@ def test_bad_calls_are_refused():
         ju.streamed(NUDGE)(VARIABLES, DATA, REQUESTS, KEYS[:2])
     with pytest.raises(ValueError, match="chunk must be an integer of at least 1"):
         ju.batched(NUDGE, chunk=0)
-    with pytest.raises(ValueError, match="in_axes takes 0"):
-        ju.batched(NUDGE, in_axes=(None, None, 1, 0))(VARIABLES, DATA, REQUESTS, KEYS)
+    for in_axes in ((None, None, 1, 0), (-1, None, None, 0), 0):
+        with pytest.raises(ValueError, match="in_axes takes 0"):
+            ju.batched(NUDGE, in_axes=in_axes)(VARIABLES, DATA, REQUESTS, KEYS)
     with pytest.raises(ValueError, match="in_axes maps nothing"):
         ju.batched(NUDGE, in_axes=(None, None, None, None))(VARIABLES, DATA, REQUESTS, KEYS)
 
