@@ -9,20 +9,25 @@ zensical) are months old, and Furo had one release in a year. Docstrings are no 
 import sys
 from pathlib import Path
 
+from sphinx.errors import SphinxError
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from docs.building.write import write  # noqa: E402
+from docs.building.executing import printed_by_all  # noqa: E402
+from docs.building.links import broken  # noqa: E402
+from docs.building.write import every_page, write  # noqa: E402
 from jaxunlearn.version import __version__  # noqa: E402
 
-write(HERE / "generated")
+GENERATED = HERE / "generated"
+write(GENERATED, every_page(printed_by_all(GENERATED / "outputs")))
 
 project = "jaxunlearn"
 author = "The jaxunlearn authors"
 version = release = __version__
 language = "en"
 extensions = ["myst_parser", "sphinx_copybutton"]
-exclude_patterns = ["building"]
+exclude_patterns = ["building", "tasks"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["misc.copy_overwrite"]
@@ -45,3 +50,13 @@ html_theme_options = {
     "collapse_navigation": True,
     "navigation_depth": 2,
 }
+
+
+def setup(app):
+    """No site with a broken link."""
+
+    def check(app, error):
+        if error is None and app.builder.format == "html" and (found := broken(Path(app.outdir))):
+            raise SphinxError("broken links:\n" + "\n".join(found))
+
+    app.connect("build-finished", check)

@@ -165,7 +165,27 @@ def main(config: Config) -> dict[str, Any]:
     return script.finish(
         config, console, "certified_stream", summary, title="jaxunlearn certified stream", intro=INTRO,
         sections=sections(config, found, perturbed, curve, tables), tables=tables,
+        notes=[in_words(config, one["stream"], one["refusal"]) for one in found.values()],
     )  # fmt: skip
+
+
+def in_words(config: Config, row: dict[str, Any], refusal: list[str]) -> str:
+    """What became of one head.
+
+    Args:
+        config: of the script.
+        row: of the table of streams.
+        refusal: why the last certificate is void.
+    """
+    said = f"Head on {row['head']}: {row['removals']} rows left one after another, {row['milliseconds']:.1f} ms each"
+    if refusal:
+        return f"{said}. No certificate: {'; '.join(refusal)}."
+    return (
+        f"{said}, where training again takes {row['refit_milliseconds']:.0f} ms. {row['certificates']} certificates hold; "
+        f"at the end it is {row['distance']:.0e} from a retrained head, and at most {row['distance_bound']:.0e} by the bound. "
+        f"With noise for {_at(config)} it is right on {row['accuracy'].estimate:.1%} of test rows, a retrained head on "
+        f"{row['retrained_accuracy']:.1%}."
+    )
 
 
 def _at(config: Config) -> str:

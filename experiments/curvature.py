@@ -11,6 +11,7 @@ the same weights, so that it is in the same valley.
 Written to the folder `--out`: `report.html` with the plots, `curvature.json`.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -124,7 +125,36 @@ def main(config: Config) -> dict[str, Any]:
     return script.finish(
         config, console, "curvature", summary, title="jaxunlearn: curvature", intro=INTRO,
         sections=[Section("Representations", text, [table], figures)], tables=[table],
+        notes=in_words(rows, runs[0]["reference"]),
     )  # fmt: skip
+
+
+def in_words(rows: list[dict[str, Any]], reference: str) -> list[str]:
+    """Which representation comes closest, at what cost.
+
+    Args:
+        rows: of the table.
+        reference: what solves are compared with.
+
+    Returns:
+        Sentences.
+    """
+    said = []
+    for key, what in (("error", f"steps closest to those with the reference ({reference})"), ("left", "closest to retrained")):
+        # the reference itself has no error
+        known = [row for row in rows if row[key] is not None and math.isfinite(row[key]) and (key == "left" or row[key] > 0)]
+        if known:
+            best = min(known, key=lambda row: row[key])
+            share = f"relative error {best['error']:.2f}" if key == "error" else f"{best['left']:.0%} of the way is left"
+            said.append(
+                f"{what[0].upper()}{what[1:]}: {best['representation']} at damping {best['damping']:.0e}, {share}; "
+                f"{best['fit_seconds']:.2g} s to fit, {best['solve_ms']:.2g} ms for a solve."
+            )
+    if all(row["left"] is None for row in rows):
+        said.append("Training had not ended, so that no distance to retrained is reported.")
+    elif worse := sorted({row["representation"] for row in rows if row["left"] > 1}):
+        said.append(f"Worse than doing nothing at some damping: {', '.join(worse)}.")
+    return said
 
 
 INTRO = """\

@@ -227,8 +227,21 @@ def reported(config: Config, console: Console, rows: dict[str, list[dict[str, fl
     }
     return script.finish(
         config, console, "remind", summary, title="jaxunlearn: the loss around unlearned texts", intro=INTRO,
-        sections=[Section("What is told apart", "", [table])], tables=[table],
+        sections=[Section("What is told apart", "", [table])], tables=[table], notes=[in_words(row) for row in means],
     )  # fmt: skip
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """What the classifier can tell of one method.
+
+    Args:
+        row: of the table.
+    """
+    more = "more" if row["excess"] >= 0 else "less"
+    return (
+        f"{row['method']}: forgotten texts are told from unseen ones with an AUC of {row['auc']:.2f}, "
+        f"{abs(row['excess']):.2f} {more} than in a retrained model; the loss of the text alone gives {row['alone']:.2f}."
+    )
 
 
 if __name__ == "__main__":

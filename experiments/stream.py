@@ -112,6 +112,7 @@ def main(config: Config) -> dict[str, Any]:
     return script.finish(
         config, console, "stream", summary, title=f"jaxunlearn stream: {config.dataset}", intro=INTRO,
         sections=[drifting, retraining], tables=[drifting.tables[0], retraining.tables[0]],
+        notes=[*stream_page.drift_in_words(found), *stream_page.retraining_in_words(rows)],
     )  # fmt: skip
 
 

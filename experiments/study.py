@@ -114,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
     return script.finish(
         config, console, "study", summary, title=f"jaxunlearn study: {Path(config.dataset).stem}", intro=INTRO,
         sections=[study_page.asked_for(config.aim, grouped.about, found["asked"]), verdicts, *found["sections"]],
-        tables=[part.tables[0] for part in (verdicts, *found["sections"])],
+        tables=[part.tables[0] for part in (verdicts, *found["sections"])], notes=study_page.in_words(found),
     )  # fmt: skip
 
 

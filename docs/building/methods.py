@@ -5,6 +5,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from docs.building import comparison, docstrings, equations
@@ -166,7 +167,7 @@ def which() -> str:
         parts += [f"### {kind.capitalize()}", shown]
     parts += [
         "## Which task?",
-        "\n".join(f"- [{title}](tasks/{name}.md)" for name, (title, _) in TASKS.items()),
+        "\n".join(f"- [{written(name)[0]}](tasks/{name}.md)" for name in TASKS),
         "## How long may a request take?",
         "Of the families *closed form* and *representation*, those that read no retain set answer in one pass over the forget "
         "set; *objective* takes steps, retraining all of them.",
@@ -190,31 +191,35 @@ def which() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# Tasks: title, and what rows and loss look like
+# Tasks: what is written by hand, in `docs/tasks`, and behind it what fits by the cards
 
-TASKS = {
-    "classes": ("Classes", "Integer targets [b], logits [b, c], `losses.cross_entropy`."),
-    "tokens": (
-        "Token sequences", "Integer targets [b, t], already shifted, -1 where a position does not count; logits [b, t, v]; "
-        "`losses.sequence_cross_entropy`. See [language models](../../howto/language.md).",
-    ),
-    "labels": (
-        "Labels of yes and no",
-        "Targets of 0 and 1, [b, l], with logits of the same shape; `optax.sigmoid_binary_cross_entropy`, its mean "
-        "over l.",
-    ),
-    "values": ("Regression", "Real targets and outputs of the same shape; `losses.squared_error`, or your own."),
-}  # fmt: skip
+WRITTEN = Path(__file__).parents[1] / "tasks"
+# by name of the page, what the targets are, see `catalogue.fits`
+TASKS = {"classes": "classes", "tokens": "tokens", "labels": "labels", "values": "values", "recommender": "values"}
 CERTIFIED = {
     "classes": "`convex.logistic` and `convex.softmax` heads on features that never saw the forgotten rows",
     "labels": "`convex.logistic` heads, one for each label",
-    "values": "`convex.ridge` heads",
+    "values": "`convex.ridge` heads on features that never saw the forgotten rows",
     "tokens": "",
 }
 
 
+def written(name: str) -> tuple[str, str, str]:
+    """What is written of a task by hand.
+
+    Args:
+        name: a key of `TASKS`.
+
+    Returns:
+        Its title, its first paragraph, and all of it; links as from the folder of the tasks' generated pages.
+    """
+    text = (WRITTEN / f"{name}.md").read_text().replace("](../", "](../../").replace("](../../generated/", "](../")
+    title, form, *_ = text.split("\n\n")
+    return title.removeprefix("# "), form.replace("\n", " "), text.rstrip()
+
+
 def task(name: str) -> str:
-    """The page of one task: methods, audits and certificates that apply.
+    """The page of one task: an example, and methods, audits and certificates that apply.
 
     Args:
         name: a key of `TASKS`.
@@ -222,27 +227,29 @@ def task(name: str) -> str:
     Returns:
         Markdown.
     """
-    title, form = TASKS[name]
+    kind = TASKS[name]
     audits = [
-        [f"`{key}`", metric.label, metric.definition] for key, metric in metrics.METRICS.items() if metrics.fits(metric, name)
+        [f"`{key}`", metric.label, metric.definition] for key, metric in metrics.METRICS.items() if metrics.fits(metric, kind)
     ]
-    others = [metric.label for metric in metrics.METRICS.values() if not metrics.fits(metric, name)]
+    others = [metric.label for metric in metrics.METRICS.values() if not metrics.fits(metric, kind)]
     proofs = [x for x, card in CARDS.items() if card.takes in ("problem", "learner") and card.guarantee != "none"]
     parts = [
-        f"# {title}",
-        form,
+        written(name)[2],
         "## Methods",
-        table(catalogue.chosen(task=name), "../methods/"),
+        table(catalogue.chosen(task=kind), "../methods/"),
         "## Audits",
         "Metrics of `audit.run`, each between retrained models and doing nothing:",
         pages.to_markdown(pages.Table(["name", "label", "what it is"], audits)).rstrip(),
         f"Left out here: {', '.join(others)}." if others else "All metrics apply.",
         "## Certificates",
     ]
-    if CERTIFIED[name]:
-        parts += [f"For {CERTIFIED[name]}, and for learners that are functions of sums:", table(proofs, "../methods/")]
+    if CERTIFIED[kind]:
+        parts += [f"For {CERTIFIED[kind]}, and for learners that are functions of sums:", table(proofs, "../methods/")]
     else:
-        parts.append("None: no convex head of token sequences is there, and no method of networks is certified.")
+        parts.append("None: no convex head of token sequences is there.")
+    parts.append(
+        "Runs of any model whose steps are noisy and bounded: [`certificates.certify_run`](../reference/certificates.md)."
+    )
     if name == "tokens":
         parts.append("More audits of language models: [`audit.language`](../reference/audit.language.md).")
     return "\n\n".join(parts) + "\n"
@@ -272,8 +279,7 @@ def all_pages() -> dict[str, str]:
     """Pages by their paths in the folder of generated ones."""
     found = {f"methods/{name}.md": page_of(name) for name in CARDS}
     found |= {f"tasks/{name}.md": task(name) for name in TASKS}
-    listed = "\n".join(f"- [{title}](tasks/{name}.md): {form}" for name, (title, form) in TASKS.items()).replace(
-        "](../../", "](../"
-    )
+    listed = "\n".join(f"- [{title}](tasks/{name}.md): {form}" for name in TASKS for title, form, _ in [written(name)])
+    listed = listed.replace("](../../", "](../")
     tasks = f"# Tasks\n\nWhat fits which task.\n\n{listed}\n\n{toctree(f'tasks/{name}' for name in TASKS)}\n"
     return {**found, "which.md": which(), "methods.md": index(), "tasks.md": tasks}

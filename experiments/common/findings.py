@@ -18,6 +18,7 @@ from jaxtyping import Float
 import jaxunlearn as ju
 
 ROUNDING = 1e-6  # of a mean gap that is zero
+NO_REFERENCE = "the aim is a concept, for which retraining is no reference"
 REPRODUCED, NOT, UNTESTABLE = "reproduced", "not reproduced", "not testable here"
 Gaps = Float[np.ndarray, " s"]  # signed, unlearned minus retrained; one per seed
 Answer = bool | None  # None: not decided
@@ -216,5 +217,4 @@ def costs_more_than_it_looks(methods: Mapping[str, Cost]) -> Finding:
 def of_a_concept() -> list[Finding]:
     """All five where the aim is a concept: there is no retrained model to compare with."""
     claims = (performs_well({}, 1), hurts_generalisation({}, 1), treats_groups_alike({}, 1), differs_by_difficulty({}, 1))
-    why = "the aim is a concept, for which retraining is no reference"
-    return [found._replace(verdict=UNTESTABLE, figure=why) for found in (*claims, costs_more_than_it_looks({}))]
+    return [found._replace(verdict=UNTESTABLE, figure=NO_REFERENCE) for found in (*claims, costs_more_than_it_looks({}))]

@@ -7,7 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import plots
+from experiments.common.outcome import AGAIN
 from experiments.common.report import Column, Section, Table
+from jaxunlearn.audit import Interval
 
 SETS = ("retain", "forgotten", "test")
 Row = Mapping[str, Any]
@@ -43,6 +45,50 @@ def drift(found: Sequence[Row], bad: Mapping[str, int], models: int) -> Section:
     counts = "; ".join(f"{name}: {count}" for name, count in bad.items() if count)
     text += f"\n\nAnswers with a status other than OK, {counts}." if counts else ""
     return Section("How far does it drift?", text, [Table(columns, found, caption)], figures)
+
+
+def drift_in_words(found: Sequence[Row]) -> list[str]:
+    """Where each method stands after the last request.
+
+    Args:
+        found: as for `drift`.
+
+    Returns:
+        A sentence for each method.
+    """
+    last = max(row["requests"] for row in found)
+    said = []
+    for row in (row for row in found if row["requests"] == last and row["method"] != AGAIN):
+        apart = [f"{100 * float(row[x].estimate):+.1f} points on {x} rows" for x in SETS if _is_apart(row[x])]
+        told = (
+            f"accuracy is off that of retrained models by {', '.join(apart)}" if apart else "no accuracy is told from retrained"
+        )
+        said.append(f"{row['method']}, after {last} requests: {told}.")
+    return said
+
+
+def _is_apart(gap: Interval) -> bool:
+    return float(gap.low) > 0 or float(gap.high) < 0
+
+
+def retraining_in_words(rows: Sequence[Row]) -> list[str]:
+    """What the rule is worth, over all prices.
+
+    Args:
+        rows: as for `when_to_retrain`.
+
+    Returns:
+        A sentence for each method.
+    """
+    said = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row["over_fixed"] for row in rows if row["method"] == name]
+        worse, better = sum(float(gap.low) > 0 for gap in own), sum(float(gap.high) < 0 for gap in own)
+        said.append(
+            f"When to retrain, {name}: of {len(own)} prices the rule costs more than the best fixed interval at {worse}, less "
+            f"at {better}, and is not told from it at {len(own) - worse - better}."
+        )
+    return said
 
 
 def when_to_retrain(rows: Sequence[Row], per_block: int, models: int) -> Section:

@@ -223,6 +223,34 @@ def concepts(found: Mapping[str, Any]) -> Section:
     return Section("Is the concept gone, on rows that nobody listed?", text, [table], [(figure, "Accuracy.")])
 
 
+def in_words(found: Mapping[str, Any]) -> list[str]:
+    """What the study found, for readers who read no table.
+
+    Args:
+        found: `findings`, and where the aim is a concept the table of `concepts` as the only one of `sections`.
+
+    Returns:
+        Sentences.
+    """
+    if all(one.figure == findings.NO_REFERENCE for one in found["findings"]):
+        return [_of_a_concept(row) for row in found["sections"][0].tables[0].rows]
+    said = []
+    verbs = {findings.REPRODUCED: "reproduced", findings.NOT: "not reproduced", findings.UNTESTABLE: "not decided here"}
+    for verdict, verb in verbs.items():
+        claims = [one.claim for one in found["findings"] if one.verdict == verdict]
+        if claims:
+            said.append(f"{len(claims)} of {len(found['findings'])} findings {verb}: {'; '.join(claims)}.")
+    return said
+
+
+def _of_a_concept(row: Mapping[str, Any]) -> str:
+    known, listed, rest = (f"{float(row[name].estimate):.0%}" for name in ("unseen", "forget", "retain"))
+    return (
+        f"{row['method']}: {known} of rows of the class that nobody listed are still taken for it, {listed} of listed ones. "
+        f"Accuracy on what stays is {rest}."
+    )
+
+
 def as_json(section: Section) -> list[dict[str, Any]]:
     """Rows of a section's first table, for JSON."""
 

@@ -1,6 +1,7 @@
 """An audit for readers: a table in the terminal, Markdown for papers, JSON, and one HTML page with plots.
 
-Everything here takes an `Audit`, as `jaxunlearn.audit.run` returns it. rich and matplotlib are imported where they are used.
+Everything here takes an `Audit`, as `jaxunlearn.audit.run` returns it; its tables are made of its JSON, by `saved`. rich
+and matplotlib are imported where they are used.
 """
 
 from pathlib import Path
@@ -8,26 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.audit import figures, in_short, pages
+from jaxunlearn.audit import figures, pages, saved
 from jaxunlearn.audit.ensembles.sides import row_sides
-from jaxunlearn.audit.figures import KINDS
-from jaxunlearn.audit.metrics import METRICS
-from jaxunlearn.audit.pages import Section, Table, cell
+from jaxunlearn.audit.pages import Table
 from jaxunlearn.audit.run import Audit
-from jaxunlearn.audit.statistics.verdict import MESSAGES, Judgement, Verdict
-from jaxunlearn.proportions import Interval
+from jaxunlearn.audit.statistics.verdict import Judgement, Verdict
 from jaxunlearn.version import __version__
 
-HEADINGS = (
-    "metric",
-    "unlearned",
-    "over rows too",
-    "floor (retrained)",
-    "ceiling (do nothing)",
-    "p",
-    "verdict",
-    "false positives",
-)
 ANSWERS = {
     "influence of examples": (
         "Question: is the influence of the forget set gone, as it is from models that never saw it? Retraining is the "
@@ -38,41 +26,12 @@ ANSWERS = {
 
 def table(audit: Audit) -> Table:
     """The main table, one row per metric; every gap has its sign and every value an interval."""
-    found = [
-        _row(METRICS[name].label, METRICS[name].signed, x, audit.over_rows[name], audit.false_positives[name])
-        for name, x in audit.judgements.items()
-    ]
-    found += [
-        _row(f"control (do nothing): {METRICS[name].label}", METRICS[name].signed, x, None, None)
-        for name, x in audit.controls.items()
-    ]
-    return Table(HEADINGS, found, kinds=in_short.KINDS, links={METRICS[name].label: name for name in audit.judgements})
-
-
-def _row(label: str, signed: bool, judged: Judgement, over_rows: Interval | None, rate: Interval | None) -> list[str]:
-    specification = "+.3f" if signed else ".3f"
-    return [
-        label,
-        cell(judged.value, specification),
-        "" if over_rows is None else "[" + ", ".join(cell(float(x), specification) for x in over_rows[1:]) + "]",
-        cell(judged.floor, specification),
-        cell(float(judged.ceiling), specification),
-        f"{float(judged.p_value):.3f}",
-        _name(judged),
-        "" if rate is None else cell(rate, ".0%"),
-    ]
+    return saved.verdicts(to_json(audit))
 
 
 def _name(judged: Judgement) -> str:
     code = int(judged.verdict)
     return Verdict(code).name.lower() if code >= 0 else "unknown"
-
-
-def means_table(audit: Audit) -> Table:
-    """Plain means of each kind of model."""
-    names = list(next(iter(audit.means.values())))
-    rows = [[KINDS[kind], *(f"{values[name]:.3f}" for name in names)] for kind, values in audit.means.items()]
-    return Table(["models", *(METRICS[name].label for name in names)], rows, numbers=range(1, 1 + len(names)))
 
 
 def worst_examples(audit: Audit, count: int = 20) -> list[dict[str, float]]:
@@ -96,21 +55,7 @@ def _sides(audit: Audit) -> str:
 
 def remarks(audit: Audit) -> list[str]:
     """What stands in for margins, and which metrics are left out, of models that are no classifiers."""
-    if figures.word(audit) == "margin":
-        return []
-    said = [
-        f"Task: {audit.settings['task']}. A score stands in for margins: {audit.settings['score']}, of the model's own loss."
-    ]
-    if infinite := audit.settings.get("infinite_losses"):
-        said.append(f"{infinite} losses are infinite and count as the largest finite one.")
-    whys: dict[str, list[str]] = {}
-    for name, why in audit.left_out.items():
-        whys.setdefault(why, []).append(METRICS[name].label)
-    return said + [f"Left out: {', '.join(labels)}, which {_verb(why, len(labels))}." for why, labels in whys.items()]
-
-
-def _verb(why: str, count: int) -> str:
-    return why if count == 1 else why.replace("needs", "need", 1)
+    return saved.remarks(to_json(audit))
 
 
 def print_report(audit: Audit) -> None:
@@ -131,7 +76,7 @@ def print_report(audit: Audit) -> None:
     import rich.table
 
     for title, shown in (
-        (f"means over {audit.settings['num_models']} models of each kind", means_table(audit)),
+        (f"means over {audit.settings['num_models']} models of each kind", saved.means(to_json(audit))),
         ("gaps and distances to retrained models", table(audit)),
     ):
         drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
@@ -218,13 +163,6 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
     Example:
         >>> jaxunlearn.audit.write_html(audit, "out/audit.html")  # doctest: +SKIP
     """
-    settings = [[name.replace("_", " "), f"{value}"] for name, value in {**audit.settings, "jaxunlearn": __version__}.items()]
-    judged = [{METRICS[name].label: _name(x) for name, x in found.items()} for found in (audit.judgements, audit.controls)]
-    verdicts = "\n\n".join(f"{verdict.name.lower()}: {text}." for verdict, text in MESSAGES.items())
-    worst = [
-        [str(x["row"]), *(f"{x[name]:+.2f}" for name in ("shift", "unlearned", "retrained", "original"))]
-        for x in worst_examples(audit)
-    ]
     drawn = [
         (
             figures.floors(audit),
@@ -237,20 +175,6 @@ def write_html(audit: Audit, path: str | Path, *, title: str = "jaxunlearn audit
         (figures.roc(audit), "Loss attack, mean over models, logarithmic axes"),
         (figures.attacks(audit), "Each example, in retrained standard deviations: what a mean over the forget set hides"),
     ]
-    sections = [
-        in_short.of_audit(*judged),
-        Section("Means", tables=[means_table(audit)]),
-        Section("Verdicts", verdicts, [table(audit)], drawn),
-        Section(
-            "The worst examples",
-            _sides(audit),
-            tables=[Table(["row of the request", "shift [sd]", "unlearned", "retrained", "original"], worst, numbers=range(5))],
-        ),
-        Section(
-            "Definitions",
-            "\n\n".join(remarks(audit)),
-            terms=[(name, METRICS[name].label, f"{METRICS[name].definition}.") for name in audit.judgements],
-        ),
-        Section("Settings and versions", tables=[Table(["name", "value"], settings)], role="folded"),
-    ]
+    found = {**to_json(audit), "environment": {"jaxunlearn": __version__}}
+    sections = saved.of_audit(found, figures=drawn, sides=_sides(audit))
     return pages.write_page(path, title, sections, intro=ANSWERS[audit.settings["question"]])

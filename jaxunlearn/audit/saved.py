@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxunlearn.audit import in_short, pages
+from jaxunlearn.audit.figures import KINDS
 from jaxunlearn.audit.metrics import METRICS
 from jaxunlearn.audit.pages import Section, Table, cell
 from jaxunlearn.audit.statistics.verdict import MESSAGES
 from jaxunlearn.proportions import Interval
 
+HEADINGS = (
+    "metric", "unlearned", "over rows too", "floor (retrained)", "ceiling (do nothing)", "p", "verdict", "false positives",
+)  # fmt: skip
+VERDICT = HEADINGS.index("verdict")
 VERDICTS = {verdict.name.lower(): text for verdict, text in MESSAGES.items()}
 LEVELS = ("do nothing", "original", "retrained again")  # older files say `original`
 WORST = "Worst: the largest gap to retrained models in standard deviations of one retrained model over seeds."
@@ -37,7 +42,7 @@ def report_of(found: Mapping[str, Any]) -> tuple[str, list[Section]]:
     """  # noqa: RUF002
     keys = set(found) if isinstance(found, Mapping) else set()
     if {"judgements", "means"} <= keys:
-        return "jaxunlearn audit", _audit(found)
+        return "jaxunlearn audit", of_audit(found)
     if "scenarios" in keys:
         scenarios = [_scenario(name, one) for name, one in found["scenarios"].items()]
         apart = gaps_of(found["scenarios"])
@@ -97,36 +102,126 @@ def interval(value: Any) -> Interval | None:
     return Interval(*known)
 
 
-def _audit(found: Mapping[str, Any]) -> list[Section]:
-    headings = ["metric", "unlearned", "over rows too", "floor (retrained)", "ceiling (do nothing)", "p", "verdict"]
+def verdicts(found: Mapping[str, Any]) -> Table:
+    """Every metric of an audit beside its floor and its ceiling; gaps have their sign, values an interval.
+
+    Args:
+        found: JSON of an audit; what older files lack stays empty.
+
+    Returns:
+        A row for each metric, then one for each control.
+
+    Example:
+        >>> from jaxunlearn.audit.saved import verdicts
+        >>> judged = {"value": [0.1, 0.0, 0.2], "floor": [0.0, -0.1, 0.1], "ceiling": 0.5, "p_value": 0.02, "verdict": "under"}
+        >>> verdicts({"judgements": {"forget_accuracy": judged}}).rows[0][-5:]
+        ['+0.000 [-0.100, +0.100]', '+0.500', '0.020', 'under', '']
+    """
     rows = []
     for part, note in (("judgements", ""), ("controls", "control (do nothing): ")):
         for name, judged in found.get(part, {}).items():
             form = "+.3f" if name in METRICS and METRICS[name].signed else ".3f"
-            over = found.get("over_rows", {}).get(name) if part == "judgements" else None
-            values = (judged["value"], over, judged["floor"])
-            shown = [cell(interval(x), form) for x in values]
-            rest = [cell(judged["ceiling"], form), cell(judged["p_value"], ".3f"), judged["verdict"]]
-            rows.append([note + _label(name), *shown, *rest])
+            over, rate = (
+                interval(found.get(of, {}).get(name)) if part == "judgements" else None
+                for of in ("over_rows", "false_positives")
+            )
+            rows.append([
+                note + _label(name),
+                cell(interval(judged["value"]), form),
+                "" if over is None else f"[{over.low:{form}}, {over.high:{form}}]",
+                cell(interval(judged["floor"]), form),
+                cell(judged["ceiling"], form),
+                cell(judged["p_value"], ".3f"),
+                judged["verdict"],
+                "" if rate is None else cell(rate, ".0%"),
+            ])  # fmt: skip
+    links = {_label(name): name for name in found.get("judgements", {})}
+    return Table(HEADINGS, rows, kinds=in_short.KINDS, links=links)
+
+
+def means(found: Mapping[str, Any]) -> Table:
+    """Plain means of each kind of model.
+
+    Args:
+        found: JSON of an audit.
+
+    Returns:
+        A row for each kind.
+
+    Example:
+        >>> from jaxunlearn.audit.saved import means
+        >>> means({"means": {"original": {"forget_accuracy": 1.0}}}).rows
+        [['do nothing', '1.000']]
+    """
     names = list(next(iter(found["means"].values()), {}))
-    means = [[kind, *(cell(values.get(name), ".3f") for name in names)] for kind, values in found["means"].items()]
-    worst = found.get("worst_examples", [])
-    headings_of_rows = ["row", "shift", "unlearned", "retrained", "original"]
-    lines = [[str(x["row"]), *(cell(x[name], "+.2f") for name in headings_of_rows[1:])] for x in worst]
-    said = "\n\n".join(f"{name}: {text}." for name, text in VERDICTS.items() if name in {row[-1] for row in rows})
+    rows = [[KINDS.get(kind, kind), *(cell(of.get(name), ".3f") for name in names)] for kind, of in found["means"].items()]
+    return Table(["models", *map(_label, names)], rows, numbers=range(1, 1 + len(names)))
+
+
+def remarks(found: Mapping[str, Any]) -> list[str]:
+    """What stands in for margins, and which metrics are left out, of models that are no classifiers.
+
+    Args:
+        found: JSON of an audit.
+
+    Returns:
+        Sentences, none for classifiers.
+
+    Example:
+        >>> from jaxunlearn.audit.saved import remarks
+        >>> remarks({"settings": {"score": "margin"}})
+        []
+    """
+    settings = found.get("settings", {})
+    if settings.get("score", "margin") == "margin":
+        return []
+    said = [f"Task: {settings['task']}. A score stands in for margins: {settings['score']}, of the model's own loss."]
+    if infinite := settings.get("infinite_losses"):
+        said.append(f"{infinite} losses are infinite and count as the largest finite one.")
+    whys: dict[str, list[str]] = {}
+    for name, why in found.get("left_out", {}).items():
+        whys.setdefault(why, []).append(_label(name))
+    return said + [f"Left out: {', '.join(labels)}, which {_verb(why, len(labels))}." for why, labels in whys.items()]
+
+
+def _verb(why: str, count: int) -> str:
+    return why if count == 1 else why.replace("needs", "need", 1)
+
+
+def of_audit(found: Mapping[str, Any], *, figures: Sequence[tuple[Any, str]] = (), sides: str = "") -> list[Section]:
+    """Sections of an audit.
+
+    Args:
+        found: its JSON.
+        figures: beside the verdicts, with captions; files hold none.
+        sides: how many rows lie on which side of retrained models, in words.
+
+    Returns:
+        Sections for `jaxunlearn.audit.pages`.
+
+    Example:
+        >>> from jaxunlearn.audit.saved import of_audit
+        >>> [section.title for section in of_audit({"means": {}, "judgements": {}})]
+        ['In short', 'Means', 'Verdicts', 'Definitions']
+    """
+    main = verdicts(found)
+    said = "\n\n".join(f"{name}: {text}." for name, text in VERDICTS.items() if name in {row[VERDICT] for row in main.rows})
     judged = [
         {_label(name): judged["verdict"] for name, judged in found.get(part, {}).items()} for part in ("judgements", "controls")
     ]
     sections = [
         in_short.of_audit(*judged),
-        Section("Means", "", [Table(["models", *map(_label, names)], means, numbers=range(1, 1 + len(names)))]),
-        Section("Verdicts", said, [Table(headings, rows, kinds=in_short.KINDS)]),
+        Section("Means", tables=[means(found)]),
+        Section("Verdicts", said, [main], figures),
     ]
-    if lines:
+    if worst := found.get("worst_examples", []):
+        fields = ("shift", "unlearned", "retrained", "original")
+        lines = [[str(x["row"]), *(cell(x[name], "+.2f") for name in fields)] for x in worst]
         text = "Rows of the forget set that are furthest from retrained models; shift in their standard deviations."
-        sections.append(Section("The worst examples", text, [Table(headings_of_rows, lines, numbers=range(5))]))
+        shown = Table(["row of the request", "shift [sd]", *fields[1:]], lines, numbers=range(5))
+        sections.append(Section("The worst examples", f"{text}\n\n{sides}" if sides else text, [shown]))
     terms = [(name, _label(name), f"{METRICS[name].definition}.") for name in found["judgements"] if name in METRICS]
-    return [*sections, Section("Definitions", terms=terms), *_settings(found)]
+    return [*sections, Section("Definitions", "\n\n".join(remarks(found)), terms=terms), *_settings(found)]
 
 
 def _settings(found: Mapping[str, Any]) -> list[Section]:

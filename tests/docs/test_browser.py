@@ -19,8 +19,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 SITE = os.environ.get("JAXUNLEARN_SITE")
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 REPORTS = ("audit", "comparison", "quickstart")
-OF_THE_SITE = ("index", "generated/which", "generated/methods/scrub", "generated/status", "howto/tuning", "generated/results")
-TOO_LARGE_FOR_AXE = ("generated/results",)  # minutes; its tables are made like those of the other pages
+OF_THE_SITE = (
+    "index", "generated/which", "generated/methods/npo", "generated/methods/woodbury_removal", "generated/tasks/recommender",
+    "generated/tutorials/first_unlearning", "generated/reference/audit.language", "generated/status", "howto/checkpoint",
+    "generated/results",
+)  # fmt: skip
+LARGE = ("generated/results",)  # contrast takes minutes there: it is looked at in the first part, the rest everywhere
 LOOKS = [(400, "light"), (1280, "dark")]
 HAS_DRIVER = find_spec("playwright") is not None and find_spec("axe_playwright_python") is not None
 without_browser = pytest.mark.skipif(
@@ -78,11 +82,11 @@ def opened(browser, path, width=1280, scheme="light"):
     return page, errors
 
 
-def findings(page):
+def findings(page, context=None, **options):
     """Serious findings of axe-core."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
+    found = Axe().run(page, context=context, options={"resultTypes": ["violations"], **options}).response["violations"]
     return [(x["id"], x["nodes"][0]["html"][:200]) for x in found if x["impact"] in ("serious", "critical")]
 
 
@@ -175,5 +179,9 @@ def test_verdicts_are_more_than_colours(browser, folder):
 def test_pages_of_the_site_fit_and_are_accessible(browser, name, width, scheme):
     page, errors = opened(browser, Path(SITE or "") / f"{name}.html", width, scheme)
     require_fits(page, errors)
-    assert name in TOO_LARGE_FOR_AXE or not findings(page)
+    if name in LARGE:
+        assert not findings(page, rules={"color-contrast": {"enabled": False}})
+        assert not findings(page, context="article section section:first-of-type")
+    else:
+        assert not findings(page)
     page.context.close()

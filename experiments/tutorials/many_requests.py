@@ -1,11 +1,12 @@
-"""Tutorial: sixty-four requests in one compiled call, and a sweep.
-
-    python experiments/tutorials/many_requests_and_a_sweep.py
+"""Tutorial 2: sixty-four requests in one compiled call, and a sweep.
 
 Sixty-four requests become sixty-four models, on one device and on several; then learning rate and alpha are swept with one
-`vmap`, chosen on half of the requests and reported on the other half; last, the three ways to answer many requests side by
-side. Cells start with `# %%`, so editors run it as a notebook. `TUTORIAL_STEPS` sets the length of the training.
+`vmap`, chosen on half of the requests and reported on the other half; last, the three ways to answer many requests side
+by side.
 """
+
+# %%
+# %pip install -q jaxunlearn scikit-learn
 
 # %% [markdown]
 # ## Setting up
@@ -13,47 +14,58 @@ side. Cells start with `# %%`, so editors run it as a notebook. `TUTORIAL_STEPS`
 
 # %%
 import os
-import sys
-from pathlib import Path
 
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs as a script and as a module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from sklearn.datasets import load_digits
 
 import jaxunlearn as ju
-from experiments.common.data import load, subset, with_label_noise
-from experiments.common.models import build
-from experiments.common.report import Column, Table, print_table
 
-STEPS = int(os.environ.get("TUTORIAL_STEPS", "600"))
 key = jax.random.key(0)
 
 # %% [markdown]
 # ## Data, model, training
-# 500 digits, 12 % of them with a wrong label, and a small network that learns them by heart.
+# 500 digits, 12 % of them with a wrong label, and a small network that learns them by heart. Retraining is a method too: with
+# an empty request it is training.
 
 # %%
-digits = load("digits")
-rows = np.random.default_rng(0).permutation(len(digits.train.targets))[:500]
-noisy, _ = with_label_noise(subset(digits.train, rows), 0.12, digits.num_classes, seed=0)
-data, test = ju.training_data(*noisy), jax.tree.map(jnp.asarray, digits.test)
-model = build("mlp", (8, 8, 1), digits.num_classes, widths=(64,))
-retrain = ju.iterate(ju.retrain(model, optax.adam(5e-3)), num_steps=STEPS, batch_size=64)
+images, labels = load_digits(return_X_y=True)
+random = np.random.default_rng(0)
+order = random.permutation(len(labels))
+inputs, targets = (images[order] / 16).astype(np.float32), labels[order].astype(np.int32)
+is_wrong = random.uniform(size=500) < 0.12
+noisy = np.where(is_wrong, (targets[:500] + random.integers(1, 10, 500)) % 10, targets[:500]).astype(np.int32)
+data = ju.training_data(inputs[:500], noisy)
+test = ju.Examples(jnp.asarray(inputs[500:]), jnp.asarray(targets[500:]))
+
+
+def forward(variables, inputs, *, train=False, key=None):
+    return ju.Outputs(jax.nn.relu(inputs @ variables.params["in"]) @ variables.params["out"])
+
+
+def init(key):
+    first, second = jax.random.split(key)
+    return ju.Variables(
+        {"in": jax.random.normal(first, (64, 64)) * (2 / 64) ** 0.5, "out": jax.random.normal(second, (64, 10)) / 8}
+    )
+
+
+model = ju.Model(forward, ju.losses.cross_entropy, init)
+retrain = ju.iterate(ju.retrain(model, optax.adam(1e-2)), num_steps=200, batch_size=64)
 
 # %% [markdown]
 # ## Sixty-four requests
-# Requests of 8 to 32 rows get one static shape: 32 slots, with weight 0 in those that are not used. So there is one program
-# for all of them, and one for those of tomorrow.
+# Requests of 8 to 32 rows get one static shape: 32 slots, with weight 0 in those that are not used. So there is one program for
+# all of them, and one for those of tomorrow.
 
 # %%
-generator = np.random.default_rng(1)
 sizes = np.linspace(8, 32, 64).astype(int)
-asked = [generator.choice(500, size, replace=False) for size in sizes]
+asked = [random.choice(500, size, replace=False) for size in sizes]
 requests = ju.from_indices(data, asked, capacity=32)
 keys = jax.random.split(key, 64)
 print("slots:", requests.indices.shape, "rows asked for:", int(requests.weights.sum()))
@@ -61,15 +73,13 @@ assert (requests.weights.sum(axis=1) == sizes).all()
 
 # %% [markdown]
 # ## Sixty-five trainings in one call
-# What unlearning is compared with are models trained without the rows. Here they are, one a request; a sixty-fifth request
-# asks for nothing, which makes the original. All of them train inside one program.
+# What unlearning is compared with are models trained without the rows. Here they are, one a request; a sixty-fifth request asks
+# for nothing, which makes the original. All of them train inside one program.
 
 # %%
 nothing = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), requests)
 with_nothing = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), requests, nothing)
-assert model.init is not None  # models of this repository have one
-start = jax.jit(model.init)(key)  # for tree, shapes and dtypes; retraining makes its own
-everything = jax.jit(ju.batched(retrain))(start, data, with_nothing, jax.random.split(jax.random.key(5), 65))
+everything = jax.jit(ju.batched(retrain))(init(key), data, with_nothing, jax.random.split(jax.random.key(5), 65))
 ju.check(everything, allow=[ju.Status.EMPTY_REQUEST])
 trained = jax.tree.map(lambda x: x[64], everything.variables)
 retrained = jax.tree.map(lambda x: x[:64], everything.variables)
@@ -83,7 +93,7 @@ retrained = jax.tree.map(lambda x: x[:64], everything.variables)
 unlearn = ju.iterate(ju.gradient_difference(model, optax.sgd(0.05), alpha=0.9), num_steps=40, batch_size=32)
 answer = jax.jit(ju.batched(unlearn))
 results = ju.check(answer(trained, data, requests, keys))
-print("models:", jax.tree.map(jnp.shape, results.variables.params["head"]))
+print("models:", jax.tree.map(jnp.shape, results.variables.params))
 
 # %% [markdown]
 # ## One bad request among sixty-four
@@ -94,8 +104,6 @@ print("models:", jax.tree.map(jnp.shape, results.variables.params["head"]))
 bad = requests._replace(indices=requests.indices.at[5, 0].set(10**6))
 answered = answer(trained, data, bad, keys)
 print("status by request:", np.asarray(answered.status)[:8], "...")
-assert np.flatnonzero(answered.status).tolist() == [5]
-assert answered.status[5] == ju.Status.INVALID_ROWS
 others = np.arange(64) != 5
 for before, after in zip(jax.tree.leaves(results.variables), jax.tree.leaves(answered.variables), strict=True):
     np.testing.assert_array_equal(before[others], after[others])
@@ -103,8 +111,6 @@ try:
     ju.check(answered)
 except ju.UnlearningError as error:
     print("check says:", error)
-else:
-    raise AssertionError("the bad request went unnoticed")
 ju.check(answered, allow=[ju.Status.INVALID_ROWS])  # the other rows of request 5 were unlearned: accept that if it is enough
 
 # %% [markdown]
@@ -123,9 +129,7 @@ mesh = ju.request_mesh()
 meshed = ju.batched(unlearn, mesh=mesh)(trained, data, requests, keys)  # compiles by itself: no jit around it
 print("devices of the first weights:", len(jax.tree.leaves(meshed.variables)[0].sharding.device_set), "of", mesh.size)
 for name, other in {"chunk=8": chunked, "mesh": meshed}.items():
-    difference = largest_difference(results.variables, other.variables)
-    print(f"largest difference with {name}: {difference:.1e}")
-    assert difference < 1e-5
+    assert largest_difference(results.variables, other.variables) < 1e-5, name
 
 # %% [markdown]
 # ## A sweep
@@ -152,8 +156,8 @@ def at(learning_rate, alpha, reference):
 
 learning_rates, alphas = jnp.array([5e-4, 2e-3, 8e-3]), jnp.array([0.8, 0.9, 0.97])
 reference = jax.jit(jax.vmap(accuracies))(retrained, requests)
-settings = [x.ravel() for x in jnp.meshgrid(learning_rates, alphas, indexing="ij")]
-found, status = jax.jit(jax.vmap(at, (0, 0, None)))(*settings, reference)  # [9, 64, 3], [9, 64]
+rates, weights = (x.ravel() for x in jnp.meshgrid(learning_rates, alphas, indexing="ij"))
+found, status = jax.jit(jax.vmap(at, (0, 0, None)))(rates, weights, reference)  # [9, 64, 3], [9, 64]
 print("models that a setting damaged, of 576:", int(jnp.sum(status == ju.Status.DAMAGED)))
 assert np.isin(status, (ju.Status.OK, ju.Status.DAMAGED)).all()  # a sweep goes too far somewhere, and the status says so
 
@@ -170,21 +174,14 @@ nothing_done = gaps(jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), 
 
 def row(name, values):
     retain, forget, unseen = values[reporting].mean(axis=0)
-    return {"name": name, "chose": values[choosing].mean(), "retain": retain, "forget": forget, "test": unseen}
+    print(f"{name:<24} {values[choosing].mean():8.1%} | {retain:7.1%} {forget:7.1%} {unseen:7.1%}")
 
 
-names = [
-    f"rate {rate:g}, alpha {alpha:g}" + (" *" if i == best else "")
-    for i, (rate, alpha) in enumerate(zip(*settings, strict=True))
-]
-table = [row("do nothing", nothing_done), *map(row, names, found)]
-columns = [
-    Column("name", "setting (* chosen)"), Column("chose", "mean gap, choosing", ".1%"), Column("retain", "retain", ".1%"),
-    Column("forget", "forget", ".1%"), Column("test", "test", ".1%"),
-]  # fmt: skip
-print_table(Table(columns, table, "Mean distance to retrained; the last three columns on the reported requests"))
+print(f"{'mean distance to':<24} choosing | reporting\n{'retrained models':<24}          |  retain  forget    test")
+row("do nothing", nothing_done)
+for i, (rate, weight) in enumerate(zip(rates, weights, strict=True)):
+    row(f"rate {rate:g}, alpha {weight:.2f}" + " (chosen)" * (i == best), found[i])
 assert found[best, reporting, 1].mean() < 0.75 * nothing_done[reporting, 1].mean()  # on requests that did not choose
-assert score[best, reporting].mean() < nothing_done[reporting].mean()
 
 # %% [markdown]
 # ## Merge, stream or batch
@@ -193,29 +190,15 @@ assert score[best, reporting].mean() < nothing_done[reporting].mean()
 # Eight requests, whose rows overlap: a row that was removed before is left out the second time, and the stream says so.
 
 # %%
-method = ju.iterate(
-    ju.gradient_difference(model, optax.adam(settings[0][best]), alpha=settings[1][best]), num_steps=40, batch_size=32
-)
 eight = jax.tree.map(lambda x: x[-8:], requests)
 distinct = len(np.unique(np.concatenate(asked[-8:])))
 merged = ju.merge(eight)
-one_model = ju.check(jax.jit(method)(trained, data, merged, key))
-stream = jax.jit(ju.streamed(method))(trained, data, eight, keys[-8:])
+one_model = ju.check(jax.jit(unlearn)(trained, data, merged, key))
+stream = jax.jit(ju.streamed(unlearn))(trained, data, eight, keys[-8:])
 ju.check(stream, allow=[ju.Status.INVALID_ROWS])
 left = int(stream.extra["present"].sum())
-print_table(
-    Table(
-        [Column("way", "way"), Column("models", "models", "d"), Column("rows", "rows gone from each", None)],
-        [
-            {"way": "merge", "models": 1, "rows": str(int(merged.weights.sum()))},
-            {"way": "streamed", "models": 1, "rows": str(500 - left)},
-            {"way": "batched", "models": 8, "rows": f"{sizes[-8]} to {sizes[-1]}"},
-        ],
-        "Eight requests, answered in three ways",
-    )
-)
-shape = trained.params["head"]["kernel"].shape
-assert one_model.variables.params["head"]["kernel"].shape == stream.variables.params["head"]["kernel"].shape == shape
-assert results.variables.params["head"]["kernel"].shape == (64, *shape)
+print(f"merge:    1 model, {int(merged.weights.sum())} rows gone from it")
+print(f"streamed: 1 model, {500 - left} rows gone from it")
+print(f"batched:  8 models, {sizes[-8]} to {sizes[-1]} rows gone from each")
+assert one_model.variables.params["out"].shape == stream.variables.params["out"].shape == (64, 10)
 assert int(merged.weights.sum()) == 500 - left == distinct < sizes[-8:].sum()
-assert stream.status[0] == ju.Status.OK
