@@ -31,12 +31,9 @@ from experiments.common.report import Column, Table, print_table
 COUNTS = (4, 8, 16)  # requests
 OPTIMIZERS: dict[str, tuple[Callable[[], optax.GradientTransformation], int]] = {
     "sgd": (lambda: optax.sgd(0.1), 0),
-    "momentum": (lambda: optax.sgd(0.1, momentum=0.9), 1),
     "adam": (lambda: optax.adam(1e-3), 2),
 }
-METHODS: dict[str, Callable[..., ju.Unlearner]] = {
-    "retrain": ju.retrain, "gradient_difference": ju.gradient_difference, "scrub": ju.scrub,
-}  # fmt: skip
+METHODS: dict[str, Callable[..., ju.Unlearner]] = {"gradient_difference": ju.gradient_difference, "scrub": ju.scrub}
 
 
 @dataclass

@@ -5,7 +5,7 @@ So its product with a direction D is
 
 - `a' D g` where there is one position, which takes the products of a forward pass;
 - `<sum_t a_t g_t', D>` where there are several: small products of patches and gradients, in place of the backward pass of a
-  convolution for every row by itself, which no backend is quick at;
+  convolution for every row by itself;
 - `sum_t D[a_t] . g_t` for a table of which rows a_t are looked up, of which no gradient is ever formed.
 
 Layers are found in the model's own program, see `jaxunlearn.curvature.layer_tracing`; of parameters that belong to none, the
