@@ -233,6 +233,9 @@ def test_what_has_no_rule_is_refused_by_name_and_what_may_divide_by_zero_has_no_
     for options, words in (({"removals": -1}, "removals must lie in"), ({"removals": 1, "divide": "none"}, "divide must be")):
         with pytest.raises(ValueError, match=words):
             c.reachable(model, start, data, batches, learning_rate=0.1, **options)
+    for rows, words in (([[0, 1, 0]], "row 0 comes twice"), ([[59, 60, -1]], "name row 60")):
+        with pytest.raises(ValueError, match=words):
+            c.reachable(model, start, data, jnp.asarray(rows), learning_rate=0.1, removals=1)
 
 
 def test_boxes_that_burst_certify_nothing(deep):
