@@ -1,9 +1,10 @@
 """All cores of a CPU: XLA runs the operations of small models on one of them, so parts of a call run beside each other."""
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ def available() -> int:
 
 def inside_a_program() -> bool:
     """Whether somebody traces, under `jit`, `vmap` or `grad`; a function may close over tracers that no argument shows."""
-    with ThreadPoolExecutor(1) as pool:  # a new thread traces nothing
-        return pool.submit(get_opaque_trace_state).result() != get_opaque_trace_state()
+    (untraced,) = _beside(lambda _: get_opaque_trace_state(), [None])  # a new thread traces nothing
+    return untraced != get_opaque_trace_state()
 
 
 def is_on(name: str) -> bool:
@@ -55,10 +56,30 @@ def run(program: Any, arguments: tuple, static: Any, lanes: int, parts: int) -> 
     if traced.jaxpr.effects:
         return program(_place(0), lanes, static, *arguments)
     compiled = traced.lower().compile()
-    with ThreadPoolExecutor(len(begins)) as pool:
-        # Each waits for its part: a thread that is free again would be given the next one, which runs behind its last one.
-        found = list(pool.map(lambda first: jax.block_until_ready(compiled(first, *arguments)), map(_place, begins)))
+    found = _beside(lambda first: jax.block_until_ready(compiled(first, *arguments)), list(map(_place, begins)))
     return _joined(found, tuple(begins))
+
+
+def _beside(function: Callable[[Any], Any], places: list[Any]) -> list[Any]:
+    """What a function gives for every place, in a thread for each, which waits for its part.
+
+    A pool would give a thread that is free again the next part, which XLA runs behind its last one, and refuses work once the
+    main thread of a process has ended.
+    """
+    futures: list[Future] = [Future() for _ in places]
+
+    def work(future: Future, place: Any) -> None:
+        try:
+            future.set_result(function(place))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threads = [Thread(target=work, args=pair) for pair in zip(futures, places, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [future.result() for future in futures]
 
 
 def _place(first: int) -> jax.Array:

@@ -40,7 +40,7 @@ def request_mesh(devices: Any = None, *, data: int = 1, fsdp: int = 1) -> Mesh:
         >>> jaxunlearn.request_mesh(jax.devices()[:1]).axis_names
         ('request',)
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = jax.devices() if devices is None else list(np.ravel(devices))
     checks.require_count("data", data)
     checks.require_count("fsdp", fsdp)
     if not devices or len(devices) % (data * fsdp):

@@ -91,6 +91,20 @@ def test_cores_see_what_the_calling_thread_sees(monkeypatch):
         scaled(placed, DATA, REQUESTS, KEYS)
 
 
+def test_cores_answer_while_the_main_thread_has_ended_and_pass_errors_on(monkeypatch):
+    monkeypatch.setattr(cores, "available", lambda: 2)
+    batched = ju.batched(lambda variables, *_: ju.Result(variables))
+    expected = batched(VARIABLES, DATA, REQUESTS, KEYS)
+    monkeypatch.setattr("concurrent.futures.thread._shutdown", True)  # from then on pools take nothing
+    assert distance(batched(VARIABLES, DATA, REQUESTS, KEYS).variables, expected.variables) == 0
+
+    def failing(place):
+        raise MemoryError(f"part {place}")
+
+    with pytest.raises(MemoryError, match="part 1"):
+        cores._beside(failing, [1, 2])
+
+
 def test_what_a_method_tells_the_host_is_told_once_and_in_order(monkeypatch):
     monkeypatch.setattr(cores, "available", lambda: 2)
     told = []

@@ -12,12 +12,13 @@ for every real e. Nothing better can be said without more knowledge of the mecha
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxunlearn.certificates.accounting import Privacy, compose
 from jaxunlearn.service import intents
+from jaxunlearn.service.errors import ReleaseError
 from jaxunlearn.service.seals import Key, key_of
 
 CELLS = 2**14  # of the grid that losses are rounded up to
@@ -28,7 +29,7 @@ class Cost(NamedTuple):
 
     epsilon: float
     delta: float
-    mu: float | None = None  # sensitivity / noise scale, where the release had Gaussian noise for a sensitivity
+    mu: float | None = None  # sensitivity / noise scale, where Gaussian noise hides a sensitivity that holds for certain
 
 
 def release_costs(directory: str | Path, *, seal_key: Key | None = None) -> tuple[Cost, ...]:
@@ -45,7 +46,7 @@ def release_costs(directory: str | Path, *, seal_key: Key | None = None) -> tupl
         One `Cost` per release, in their order; for `compose_costs`.
 
     Raises:
-        ReleaseError: the directory was tampered with, or sealed with another key.
+        ReleaseError: no such directory, or that of a ledger itself; it was tampered with, or sealed with another key.
 
     Example:
         >>> import tempfile
@@ -53,11 +54,18 @@ def release_costs(directory: str | Path, *, seal_key: Key | None = None) -> tupl
         ()
     """
     directory = Path(directory)
+    if not directory.is_dir():
+        raise ReleaseError(f"there is no folder {directory}, so nothing is known of its costs: give the one that publish had")
+    if not (directory / "private").exists() and (directory / "releases" / "private").exists():
+        raise ReleaseError(f"{directory} is no folder of releases, it holds one: give {directory / 'releases'}")
     found = (intent.certificate for intent in intents.read(directory, key_of(seal_key, directory)))
-    return tuple(
-        Cost(each["epsilon"], each["delta"], each["sensitivity"] / each["noise_scale"] if each["noise_scale"] > 0 else None)
-        for each in found
-    )
+    return tuple(Cost(each["epsilon"], each["delta"], _ratio(each)) for each in found)
+
+
+def _ratio(promise: dict[str, Any]) -> float | None:
+    """Of a Gaussian release; the perfect variant of `Neel` bounds its sensitivity but for a part of delta."""
+    likely = promise["mechanism"].startswith("Neel(perfect=True")
+    return None if likely or not promise["noise_scale"] > 0 else promise["sensitivity"] / promise["noise_scale"]
 
 
 def compose_costs(costs: Iterable[Cost], delta: float) -> Privacy:

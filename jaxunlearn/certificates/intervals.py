@@ -6,6 +6,7 @@ in float32 or bfloat16 alike. Products of matrices and convolutions take middles
 without a rule is refused by its name. NaN stays NaN: it says that there is no bound.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ FORMS = (
         "unstack",
     ),
 )
-RISING = ("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sqrt", "erf", "sign", "floor", "ceil", "cbrt", "atan")
+RISING = ("exp", "expm1", "log", "log1p", "tanh", "logistic", "sqrt", "erf", "sign", "floor", "ceil", "cbrt", "atan")
 
 
 class Interval(NamedTuple):
@@ -107,18 +108,23 @@ def _apply(equation: Any, values: list[Any]) -> list[Any]:
     dtype = outputs[0].dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         return [found]
-    times = ELEMENTARY if name in RISING or name in ("rsqrt", "integer_pow", "pow") else ARITHMETIC
+    times = ELEMENTARY if name in RISING or name in ("exp2", "rsqrt", "integer_pow") else ARITHMETIC
+    if name == "integer_pow":  # products, one after another
+        unit = float(jnp.finfo(dtype).eps)
+        times += math.expm1(abs(options["y"]) * math.log1p(unit)) / unit
     found = found if name in EXACT else rounded(found, dtype, times)
     least, most = RANGES.get(name, (-jnp.inf, jnp.inf))
     return [Interval(jnp.clip(found.low, least, most), jnp.clip(found.high, least, most))]
 
 
 def rounded(found: Interval, dtype: Any, times: float, size: Any = None) -> Interval:
-    """Wider by some roundings of a dtype, relative to `size`, or to the ends."""
+    """Wider by some roundings of a dtype, relative to `size`, or to the ends; NaN where sums of that size may overflow."""
     kind = jnp.finfo(dtype)
     unit, least, most = float(kind.eps), float(kind.tiny), float(kind.max)
     low = found.low - times * unit * (jnp.abs(found.low) if size is None else size) - least
     high = found.high + times * unit * (jnp.abs(found.high) if size is None else size) + least
+    if size is not None:
+        low, high = (jnp.where(size > most, jnp.nan, x) for x in (low, high))
     return Interval(jnp.where(low < -most, -jnp.inf, low), jnp.where(high > most, jnp.inf, high))
 
 
@@ -164,7 +170,8 @@ def _mul(equation: Any, values: list[Any]) -> Interval:
 
 def _div(equation: Any, values: list[Any]) -> Interval:
     x, y = values
-    apart = (y.low > 0) | (y.high < 0)
+    least = 2 * float(jnp.finfo(equation.outvars[0].aval.dtype).tiny)  # what is smaller may be 0 to a processor
+    apart = (y.low > least) | (y.high < -least)
     low, high = jnp.where(apart, y.low, jnp.nan), jnp.where(apart, y.high, jnp.nan)
     return _ends(x.low / low, x.low / high, x.high / low, x.high / high)
 
@@ -172,6 +179,13 @@ def _div(equation: Any, values: list[Any]) -> Interval:
 def _even(x: Interval, power: int) -> Interval:
     found = _ends(x.low**power, x.high**power)
     return Interval(jnp.where((x.low <= 0) & (x.high >= 0), 0.0, found.low), found.high)
+
+
+def _exp2(equation: Any, values: list[Any]) -> Interval:
+    """As XLA has it, e^(x ln 2), whose product is rounded."""
+    (x,) = values
+    inner = rounded(Interval(x.low * math.log(2), x.high * math.log(2)), equation.outvars[0].aval.dtype, ARITHMETIC)
+    return Interval(jnp.exp(inner.low), jnp.exp(inner.high))
 
 
 def _integer_pow(equation: Any, values: list[Any]) -> Interval:
@@ -195,7 +209,7 @@ def _greater(x: Interval, y: Interval, or_equal: bool) -> Interval:
 
 
 def _equal(equation: Any, values: list[Any]) -> Interval:
-    x, y = values
+    x, y = _truths(values)
     same = (x.low == x.high) & (y.low == y.high) & (x.low == y.low)
     return Interval(same, ~((x.high < y.low) | (x.low > y.high)))
 
@@ -229,6 +243,11 @@ def _convert(equation: Any, values: list[Any]) -> Any:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"no interval is known for weights that are made {dtype}")
     return Interval(*(x.astype(jnp.float64) for x in values[0]))
+
+
+def _reduce_precision(equation: Any, values: list[Any]) -> Interval:
+    (x,), (low, high) = values, _rising(equation, values)
+    return Interval(jnp.minimum(x.low, low), jnp.maximum(x.high, high))
 
 
 def _sum(equation: Any, values: list[Any]) -> Interval:
@@ -288,6 +307,7 @@ RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "abs": _abs,
     "square": lambda _, v: _even(v[0], 2),
     "integer_pow": _integer_pow,
+    "exp2": _exp2,
     "rsqrt": lambda _, v: Interval(jax.lax.rsqrt(v[0].high), jax.lax.rsqrt(v[0].low)),
     "gt": lambda _, v: _greater(*v, or_equal=False),
     "ge": lambda _, v: _greater(*v, or_equal=True),
@@ -301,7 +321,7 @@ RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "or": lambda _, v: Interval(*(x | y for x, y in zip(*_truths(v), strict=True))),
     "select_n": _select,
     "convert_element_type": _convert,
-    "reduce_precision": lambda _, v: v[0],
+    "reduce_precision": _reduce_precision,
     "reduce_sum": _sum,
     "scatter-add": _scatter_add,
     "dot_general": _product,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxunlearn import checks, passes, tree
@@ -71,7 +72,7 @@ def reachable(
         larger the rate and the deeper the network.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range, rows that are not there or come twice in a batch, as far as they are known.
         TypeError: the model holds an operation without a rule.
 
     Example:
@@ -86,6 +87,7 @@ def reachable(
     if divide not in ("remaining", "fixed"):
         raise ValueError(f"divide must be 'remaining' or 'fixed', got {divide!r}")
     checks.check_variables(variables)
+    _check_batches(batches, jnp.shape(data.present)[0])
     wide = [tree.path_of(path) for path, x in jax.tree.leaves_with_path(variables.params) if jnp.result_type(x) == jnp.float64]
     if wide:
         raise TypeError(f"bounds are kept in float64, which must be wider than the params: {', '.join(wide)} is float64")
@@ -102,6 +104,8 @@ def reachable(
     if model.regularizer is not None:
         of_penalty = jax.make_jaxpr(jax.grad(lambda p: passes.penalty(model, p)))(params)
 
+    gone = jnp.ceil(removals)  # rows are whole
+
     def step(carry, rows):
         low, high = carry
         examples, weights = batch_of(data, rows, jnp.asarray(data.present))
@@ -112,7 +116,7 @@ def reachable(
         slopes = jax.vmap(one)(examples)
         drag = bounds(of_penalty, list(map(Interval, low, high))) if of_penalty is not None else [None] * len(slopes)
         moved = [
-            _moved(Interval(*ends), slope, pull, weights, learning_rate, removals, divide, leaf.dtype)
+            _moved(Interval(*ends), slope, pull, weights, learning_rate, gone, divide, leaf.dtype)
             for *ends, slope, pull, leaf in zip(low, high, slopes, drag, jax.tree.leaves(params), strict=True)
         ]
         return ([x.low for x in moved], [x.high for x in moved]), None
@@ -122,6 +126,17 @@ def reachable(
         ends = (first, first) if start is None else tuple(jax.tree.leaves(x) for x in start[:2])
         low, high = jax.lax.scan(step, tuple(map(list, ends)), jnp.asarray(batches))[0]
     return Box(jax.tree.unflatten(form, low), jax.tree.unflatten(form, high), variables.state, jax.tree.map(_zero, params))
+
+
+def _check_batches(batches: Any, num_rows: int) -> None:
+    if not checks.is_concrete(batches):
+        return
+    rows = np.sort(np.asarray(batches), axis=1)
+    if rows.max(initial=-1) >= num_rows:
+        raise ValueError(f"batches name row {rows.max()}, and there are {num_rows} rows")
+    twice = rows[:, 1:][(rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)]
+    if twice.size:
+        raise ValueError(f"row {twice[0]} comes twice in a batch, which `removals` would count once: name it once")
 
 
 def _zero(leaf: Any) -> Array:

@@ -1,5 +1,6 @@
 """The host-side twin of `iterate`, for data that do not fit the device: batches come from outside, progress is durable."""
 
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -185,8 +186,8 @@ class _Batches:
         return batch
 
     def position(self) -> Any:
-        """Where the source stands; None for a function of the step."""
-        return None if callable(self._source) else self._source.get_state()
+        """Where the source stands; None for a function of the step. A copy: a source may go on in the object that it gave."""
+        return None if callable(self._source) else copy.deepcopy(self._source.get_state())
 
     def first(self) -> Batch:
         """The batch that comes next; the source stays where it is."""

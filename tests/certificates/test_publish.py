@@ -181,6 +181,16 @@ def test_an_interrupted_release_is_completed_with_the_promised_bits(tmp_path, mo
     assert [each["seed"] for each in intents(tmp_path)] == ["", ""]
 
 
+def test_costs_are_not_taken_from_a_wrong_folder_nor_a_bound_that_only_likely_holds(tmp_path):
+    for name, mechanism in (("plain", certificates.Neel()), ("likely", certificates.Neel(perfect=True))):
+        publish(result_of(), CERTIFICATE._replace(mechanism=repr(mechanism)), tmp_path / name / "releases")
+    plain, likely = (certificates.release_costs(tmp_path / name / "releases")[0] for name in ("plain", "likely"))
+    assert (plain, likely) == ((1.0, 1e-5, 0.04), (1.0, 1e-5, None))
+    for wrong, words in (("plain", "give .*releases"), ("nowhere", "there is no folder")):
+        with pytest.raises(ReleaseError, match=words):
+            certificates.release_costs(tmp_path / wrong)
+
+
 def test_a_release_is_counted_from_its_promise_on_once_and_for_ever(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, ".npz", 1)

@@ -194,6 +194,33 @@ def test_intervals_hold_the_function_and_its_slope(function):
             assert values.max() <= high + 1e-5
 
 
+@pytest.mark.parametrize(
+    ("function", "ends"),
+    [
+        (jnp.exp2, (-125, 127)),  # XLA multiplies by ln 2 first, so that its error grows with x
+        (lambda x: x**64, (0.8, 1.25)),
+        (lambda x: x**-200, (0.9, 1.1)),
+        (lambda x: jax.lax.reduce_precision(x, 8, 7), (-8, 8)),
+        (lambda x: jax.lax.reduce_precision(x, 4, 3), (-300, 300)),
+        (lambda x: jnp.where((x > 0) == (jnp.arange(x.size) % 2 == 1), x, -x), (-1, 1)),
+    ],
+)
+def test_intervals_of_points_hold_what_float32_makes_of_them(function, ends):
+    x = jnp.linspace(*ends, 5001, dtype=jnp.float32)
+    program, found = jax.make_jaxpr(function)(x), np.asarray(jax.jit(function)(x), np.float64)
+    with jax.enable_x64(True):
+        low, high = map(np.asarray, bounds(program, [point(x)])[0])
+    assert ((low <= found) & (found <= high)).all()
+
+
+def test_sums_that_may_overflow_on_their_way_and_numbers_that_may_be_flushed_have_no_bound():
+    large, small = jnp.asarray([3e38, 3e38, -3e38, -3e38], jnp.float32), jnp.asarray([1e-39], jnp.float32)
+    for function, x in ((jnp.sum, large), (lambda x: x @ jnp.ones(4, jnp.float32), large), (lambda x: 1 / x, small)):
+        program = jax.make_jaxpr(function)(x)
+        with jax.enable_x64(True):
+            assert np.isnan(bounds(program, [point(x)])[0].low).all()
+
+
 def test_what_has_no_rule_is_refused_by_name_and_what_may_divide_by_zero_has_no_bound():
     program = jax.make_jaxpr(lambda x: jnp.cumsum(x))(jnp.ones(3))
     with jax.enable_x64(True), pytest.raises(TypeError, match="'cumsum'"):
@@ -206,6 +233,9 @@ def test_what_has_no_rule_is_refused_by_name_and_what_may_divide_by_zero_has_no_
     for options, words in (({"removals": -1}, "removals must lie in"), ({"removals": 1, "divide": "none"}, "divide must be")):
         with pytest.raises(ValueError, match=words):
             c.reachable(model, start, data, batches, learning_rate=0.1, **options)
+    for rows, words in (([[0, 1, 0]], "row 0 comes twice"), ([[59, 60, -1]], "name row 60")):
+        with pytest.raises(ValueError, match=words):
+            c.reachable(model, start, data, jnp.asarray(rows), learning_rate=0.1, removals=1)
 
 
 def test_boxes_that_burst_certify_nothing(deep):

@@ -62,6 +62,30 @@ class Loader:
         self.position = int(state) if self.as_bytes else state["position"]
 
 
+class Live(Loader):
+    """Its state is the very object that it counts in."""
+
+    def __init__(self, source):
+        self.source, self.state = source, {"position": 0}
+
+    def __next__(self):
+        self.state["position"] += 1
+        return self.source(self.state["position"] - 1)
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+def test_an_iterator_may_count_in_the_state_that_it_gives(tmp_path):
+    def go(source, **options):
+        return ju.feed(watcher(), VARIABLES, source, REQUEST, KEY, num_steps=3, **options)
+
+    assert distance(go(Live(drawn), checkpoint=Directory(tmp_path)).variables, go(Live(drawn)).variables) == 0
+
+
 def watcher():
     """A method whose end says which batches and keys it saw, in order."""
 
