@@ -22,8 +22,8 @@ key = jax.random.key(0)
 
 # %% [markdown]
 # ## A head that is trained to the optimum
-# Digits of 4 x 4 pixels serve as features here; features of a network will do if it never saw the rows that may be forgotten. Rows get an
-# intercept and a norm of at most 1, which bounds what a single row can do.
+# Digits of 4 x 4 pixels serve as features here; features of a network will do if it never saw the rows that may be forgotten.
+# Rows get an intercept and a norm of at most 1, which bounds what a single row can do.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -147,8 +147,7 @@ assert second.path.exists()
 # What an auditor sees, also by `python -m jaxunlearn ledger list DIRECTORY`; `verify` checks every record.
 
 # %%
-for line in ju.ledger.table(place).splitlines():
-    print(line.split("Z", 1)[-1].strip() if "Z" in line else line)
+print(ju.ledger.table(place))
 
 # %% [markdown]
 # A certificate covers one observed release and requests that do not depend on releases. It says nothing about features that
