@@ -79,8 +79,8 @@ def test_curvature_names_what_is_closest_and_what_is_worse_than_nothing():
         {"representation": "diagonal", "error": 0.9, "left": 1.2, **cost},
     ]
     assert curvature.in_words(rows, "the dense GGN") == [
-        "Steps closest to those with the reference (the dense GGN): EK-FAC at damping 1e-02, relative error 0.30; 0.5 s to fit, "
-        "2 ms for a solve.",
+        "Steps closest to those with the reference (the dense GGN): EK-FAC at damping 1e-02, relative error 0.30; 0.5 s to "
+        "fit, 2 ms for a solve.",
         "Closest to retrained: dense GGN at damping 1e-02, 20% of the way is left; 0.5 s to fit, 2 ms for a solve.",
         "Worse than doing nothing at some damping: diagonal.",
     ]
