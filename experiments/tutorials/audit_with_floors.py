@@ -108,8 +108,8 @@ for name, audit in audits.items():
     print(f"{name:<25}", verdicts)
 
 # %% [markdown]
-# Forget accuracy alone would have praised gradient ascent: it "forgot" everything. Beside retrained models it stands out at
-# once, and the test accuracy says who paid for it.
+# "As low as possible" would have praised gradient ascent. Beside retrained models, which read most of the thirty, it stands out
+# at once, and the test accuracy says who paid for it.
 
 # %%
 too_little, too_much = audits["ten steps of fine-tuning"], audits["gradient ascent"]
