@@ -90,7 +90,7 @@ retrained = jax.tree.map(lambda x: x[:64], everything.variables)
 # compare weights; Adam would magnify rounding.
 
 # %%
-unlearn = ju.iterate(ju.gradient_difference(model, optax.sgd(0.05), alpha=0.9), num_steps=25, batch_size=32)
+unlearn = ju.iterate(ju.gradient_difference(model, optax.sgd(0.05), alpha=0.9), num_steps=40, batch_size=32)
 answer = jax.jit(ju.batched(unlearn))
 results = ju.check(answer(trained, data, requests, keys))
 print("models:", jax.tree.map(jnp.shape, results.variables.params))
@@ -149,7 +149,7 @@ def gaps(variables, requests, reference):
 
 
 def at(learning_rate, alpha, reference):
-    method = ju.iterate(ju.gradient_difference(model, optax.adam(learning_rate), alpha=alpha), num_steps=25, batch_size=32)
+    method = ju.iterate(ju.gradient_difference(model, optax.adam(learning_rate), alpha=alpha), num_steps=40, batch_size=32)
     swept = ju.batched(method)(trained, data, requests, keys)
     return gaps(swept.variables, requests, reference), swept.status
 
@@ -181,7 +181,7 @@ print(f"{'mean distance to':<24} choosing | reporting\n{'retrained models':<24} 
 row("do nothing", nothing_done)
 for i, (rate, weight) in enumerate(zip(rates, weights, strict=True)):
     row(f"rate {rate:g}, alpha {weight:.2f}" + " (chosen)" * (i == best), found[i])
-assert found[best, reporting, 1].mean() < 0.75 * nothing_done[reporting, 1].mean()  # on requests that did not choose
+assert score[best, reporting].mean() < nothing_done[reporting].mean()  # on requests that did not choose
 
 # %% [markdown]
 # ## Merge, stream or batch
