@@ -70,11 +70,11 @@ print(f"do nothing:        forget accuracy {accuracy(variables).forget:.2f}, tes
 
 # %%
 stop = ju.until_unseen(model, held_out)
-npo = ju.npo(model, optax.sgd(0.1), retain_weight=10.0)
+npo = ju.npo(model, optax.sgd(0.02), retain_weight=10.0)
 methods = {
     "ten steps of fine-tuning": ju.iterate(ju.finetune(model, optax.sgd(0.02)), num_steps=10, batch_size=50),
     "gradient ascent": ju.iterate(ju.gradient_ascent(model, optax.sgd(0.1)), num_steps=30, batch_size=30),
-    "NPO until unseen": ju.iterate(npo, num_steps=60, batch_size=30, stop=stop, look_every=2),
+    "NPO until unseen": ju.iterate(npo, num_steps=60, batch_size=30, stop=stop, look_every=1),
 }
 
 # %% [markdown]
