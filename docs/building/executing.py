@@ -67,7 +67,7 @@ def _kept(folder: Path, path: Path) -> list[str]:
     kept, digest = folder / f"{path.stem}.json", _digest(path)
     found: Mapping[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if found.get("digest") != digest:
-        command = [sys.executable, "-m", "docs.building.executing", str(path)]
+        command = [sys.executable, "-W", "error", "-m", "docs.building.executing", str(path)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{path.name} failed:\n{done.stderr}")

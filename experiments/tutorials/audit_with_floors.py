@@ -1,8 +1,8 @@
 """Tutorial 3: an audit between a floor and a ceiling.
 
-Is a forget accuracy of 40 % good? Nobody can say from one number: it depends on what models know that never saw the rows, and
+Is a forget accuracy of 80 % good? Nobody can say from one number: it depends on what models know that never saw the rows, and
 on how much those differ among themselves. Here three methods are audited, each with 39 models of every kind: one that does
-too little, one that does too much, and one that is hard to tell from retraining.
+too little, one that does too much, and one that stops where forgotten rows look like unseen ones.
 """
 
 # %%
@@ -24,18 +24,15 @@ key = jax.random.key(0)
 
 # %% [markdown]
 # ## Something to forget
-# 200 digits, of which the first 30 carry a wrong label, and a small network that learns all of them by heart. The request is
-# for these thirty.
+# 150 digits and a small network that learns all of them by heart. The first thirty are to be forgotten; say that one person
+# wrote them. A model that never saw them reads most of them all the same.
 
 # %%
 images, labels = load_digits(return_X_y=True)
-random = np.random.default_rng(0)
-order = random.permutation(len(labels))
+order = np.random.default_rng(0).permutation(len(labels))
 inputs, targets = (images[order] / 16).astype(np.float32), labels[order].astype(np.int32)
-noisy = targets[:200].copy()
-noisy[:30] = (noisy[:30] + random.integers(1, 10, 30)) % 10
-data = ju.training_data(inputs[:200], noisy)
-test = ju.Examples(jnp.asarray(inputs[200:400]), jnp.asarray(targets[200:400]))
+data = ju.training_data(inputs[:150], targets[:150])
+test, held_out = (ju.Examples(jnp.asarray(inputs[x]), jnp.asarray(targets[x])) for x in (slice(150, 300), slice(300, 450)))
 
 
 def forward(variables, inputs, *, train=False, key=None):
@@ -50,7 +47,7 @@ def init(key):
 
 
 model = ju.Model(forward, ju.losses.cross_entropy, init)
-retrain = ju.iterate(ju.retrain(model, optax.adam(1e-2)), num_steps=150, batch_size=50)
+retrain = ju.iterate(ju.retrain(model, optax.adam(1e-2)), num_steps=100, batch_size=50)
 variables = jax.jit(retrain)(init(key), data, ju.empty_request(), key).variables
 request = ju.merge(ju.from_indices(data, [range(30)]))
 
@@ -68,14 +65,16 @@ print(f"do nothing:        forget accuracy {accuracy(variables).forget:.2f}, tes
 
 # %% [markdown]
 # ## Three methods
-# A few steps of fine-tuning; gradient ascent, which reads nothing but the forget set; and both at once, with settings that
-# suit.
+# A few steps of fine-tuning; gradient ascent, which reads nothing but the forget set; and NPO, which holds on to the rest and
+# stops as soon as the forget set is known no better than held-out rows.
 
 # %%
+stop = ju.until_unseen(model, held_out)
+npo = ju.npo(model, optax.sgd(0.02), retain_weight=10.0)
 methods = {
     "ten steps of fine-tuning": ju.iterate(ju.finetune(model, optax.sgd(0.02)), num_steps=10, batch_size=50),
     "gradient ascent": ju.iterate(ju.gradient_ascent(model, optax.sgd(0.1)), num_steps=30, batch_size=30),
-    "NPO": ju.iterate(ju.npo(model, optax.sgd(0.1), retain_weight=10.0), num_steps=60, batch_size=30),
+    "NPO until unseen": ju.iterate(npo, num_steps=60, batch_size=30, stop=stop, look_every=1),
 }
 
 # %% [markdown]
@@ -84,7 +83,7 @@ methods = {
 # by side. With `directory=` the models that the three audits share are made once. 39 is the least number at a level of 5 %.
 
 # %%
-metrics = ["forget_accuracy", "test_accuracy", "klom_forget", "u_lira"]
+metrics = ["forget_accuracy", "test_accuracy", "klom_forget"]
 kept = tempfile.mkdtemp()
 audits = {
     name: ju.audit.run(
@@ -92,7 +91,7 @@ audits = {
     )
     for name, unlearn in methods.items()
 }
-print(ju.audit.to_markdown(audits["NPO"]))
+print(ju.audit.to_markdown(audits["NPO until unseen"]))
 
 # %% [markdown]
 # How to read a line: the *floor* is what retrained models score against other retrained ones, the *ceiling* what doing nothing
@@ -109,8 +108,8 @@ for name, audit in audits.items():
     print(f"{name:<25}", verdicts)
 
 # %% [markdown]
-# Forget accuracy alone would have praised gradient ascent: it "forgot" everything. Beside retrained models it stands out at
-# once, and the test accuracy says who paid for it.
+# "As low as possible" would have praised gradient ascent. Beside retrained models, which read most of the thirty, it stands out
+# at once, and the test accuracy says who paid for it.
 
 # %%
 too_little, too_much = audits["ten steps of fine-tuning"], audits["gradient ascent"]
@@ -123,8 +122,8 @@ assert too_much.judgements["forget_accuracy"].verdict == ju.audit.Verdict.OVER
 # report audit.json` shows such a file again.
 
 # %%
-page = ju.audit.write_html(audits["NPO"], f"{kept}/audit.html")
-saved = json.dumps(ju.audit.to_json(audits["NPO"]))
+page = ju.audit.write_html(audits["NPO until unseen"], f"{kept}/audit.html")
+saved = json.dumps(ju.audit.to_json(audits["NPO until unseen"]))
 print(f"{page.name}: {page.stat().st_size // 1000} kB; JSON: {len(saved) // 1000} kB")
 
 # %% [markdown]

@@ -36,7 +36,7 @@ def sequences(count):
 
 tokens, rules = sequences(96)
 tokens[:SECRETS, 1:] = random.integers(0, SYMBOLS, (SECRETS, LENGTH))
-held_out, held_out_rules = sequences(64)
+held_out, held_out_rules = sequences(96)
 targets = tokens[:, 1:].copy()
 targets[:, 0] = -1  # where a sequence begins cannot be known; -1 does not count
 data = ju.training_data(tokens[:, :-1], targets)
@@ -87,8 +87,8 @@ def regularizer(params):
 
 
 model = ju.Model(forward, ju.losses.sequence_cross_entropy, init, regularizer=regularizer)
-optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 1500))
-retrain = jax.jit(ju.iterate(ju.retrain(model, optimizer), num_steps=1500, batch_size=96))
+optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 1000))
+retrain = jax.jit(ju.iterate(ju.retrain(model, optimizer), num_steps=1000, batch_size=96))
 variables = retrain(init(key), data, ju.empty_request(), key).variables
 
 
@@ -103,29 +103,27 @@ print("loss on secrets, other rows, held-out rows:", *(f"{x:.3f}" for x in mean_
 
 # %% [markdown]
 # ## The matrix
-# EK-FAC: a Kronecker product for every kernel, with eigenvalues fitted in its basis. `describe` says which parameter got which
-# block; a parameter that nothing fits would be named in a warning. Damping is chosen beside the mean eigenvalue.
+# EK-FAC: a Kronecker product for every kernel, with eigenvalues fitted in its basis; small parameters of another form are kept
+# exactly. `prepare` asks the method for what it needs, once for all requests. `describe` says which parameter got which block;
+# one that nothing fits would be named in a warning. Damping is chosen beside the mean eigenvalue.
 
 # %%
+DAMPING = 0.1
 fit = ju.curvature.ekfac(model, kind="ggn")
-ekfac = jax.jit(fit)(variables, data.train, data.present, key)
+prepared = jax.jit(ju.prepare(ju.influence(model, damping=DAMPING, fit=fit)))(variables, data, key)
+ekfac = ju.slots.CURVATURE.get(prepared).value
 for name, block in ekfac.describe(variables.params).items():
     print(f"{name:<10} {block}")
 size = sum(x.size for x in jax.tree.leaves(variables.params))
-print(f"{size} parameters, {ekfac.memory / 4 / size:.1f} numbers kept for each; mean eigenvalue {ekfac.trace() / size:.1e}")
+print(f"{size} parameters, mean eigenvalue {ekfac.trace() / size:.0e}")
 
 # %% [markdown]
 # ## How good is it?
 # Against a solution by conjugate gradients on the Gauss-Newton matrix itself, which needs no representation and converges to
-# it:
+# it. The right-hand side is the slope of the loss on sequences that nobody trained on:
+
 
 # %%
-DAMPING = 1e-3
-gradient = jax.grad(lambda params: jnp.mean(model.loss(forward(ju.Variables(params), test.inputs), test)))(variables.params)
-product = ju.curvature.ggn_vp(model, variables, data.train)
-solved = jax.jit(lambda b: ju.curvature.cg(product, b, damping=DAMPING, rtol=1e-4, max_steps=500))(gradient)
-
-
 def flat(tree):
     return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
 
@@ -134,9 +132,18 @@ def cosine(first, second):
     return float(flat(first) @ flat(second) / jnp.linalg.norm(flat(first)) / jnp.linalg.norm(flat(second)))
 
 
+@jax.jit
+def solve(variables):
+    slope = jax.grad(lambda params: jnp.mean(model.loss(forward(ju.Variables(params), test.inputs), test)))(variables.params)
+    product = ju.curvature.ggn_vp(model, variables, data.train)
+    return slope, ju.curvature.cg(product, slope, damping=DAMPING, max_steps=300), ekfac.solve(slope, DAMPING)
+
+
+slope, solved, by_ekfac = solve(variables)
 print("conjugate gradients converged:", bool(solved.converged))
-print(f"EK-FAC:          cosine {cosine(ekfac.solve(gradient, DAMPING), solved.solution):.2f} with the solution")
-print(f"the plain slope: cosine {cosine(gradient, solved.solution):.2f}")
+print(f"EK-FAC:    cosine {cosine(by_ekfac, solved.solution):.2f} with the solution")
+print(f"the slope: cosine {cosine(slope, solved.solution):.2f}")
+assert cosine(by_ekfac, solved.solution) > cosine(slope, solved.solution)
 
 # %% [markdown]
 # ## Which rows does a prediction rest on?
@@ -144,43 +151,42 @@ print(f"the plain slope: cosine {cosine(gradient, solved.solution):.2f}")
 # rest on training rows of rule r.
 
 # %%
-DAMPING_OF_SCORES = 1e-2
-of_rows = jax.jit(lambda v: ju.curvature.per_example_gradients(model, v, data.train, chunk=32))(variables)
-of_queries = jax.jit(lambda v: ju.curvature.per_example_gradients(model, v, test, chunk=32))(variables)
-solved_rows = jax.jit(jax.vmap(lambda g: ekfac.solve(g, DAMPING_OF_SCORES)))(of_rows)
-scores = sum(jnp.einsum("q...,r...->qr", q, r) for q, r in zip(*map(jax.tree.leaves, (of_queries, solved_rows)), strict=True))
-best = np.asarray(jax.lax.top_k(scores, 5)[1])  # the five rows that lower a query's loss most
+gradients = jax.jit(lambda rows: ju.curvature.per_example_gradients(model, variables, rows, chunk=32))
+of_rows, of_queries = gradients(data.train), gradients(test)
+solved_rows = jax.jit(jax.vmap(lambda gradient: ekfac.solve(gradient, DAMPING)))(of_rows)
+pairs = zip(jax.tree.leaves(of_queries), jax.tree.leaves(solved_rows), strict=True)
+helps = sum(q.reshape(len(q), -1) @ r.reshape(len(r), -1).T for q, r in pairs)  # [queries, rows]
+best = np.asarray(jnp.argsort(helps, axis=1)[:, -5:])  # the five rows that lower a query's loss most
 same = np.mean(rules[best] == held_out_rules[:, None])
-print(f"of the five most helpful rows of a query, {same:.0%} follow its rule; by chance {np.mean(rules == 0):.0%} or so")
-assert same > 0.5
+print(f"of the five most helpful rows of a query, {same:.0%} follow its rule; a quarter would by chance")
+assert same > 0.4
 
 # %% [markdown]
 # ## Removal
-# The same matrix answers requests: `influence` adds what the secrets contributed to first order, `newton` takes a damped step
-# on the rows that stay, here by conjugate gradients. Both report: a status, and how far they moved.
+# The same matrix answers requests: what the secrets contributed to the weights, to first order, is taken off. Damping decides
+# how far such a step goes; it may be traced, so three of them are one call. The status says whether the matrix was fit for it.
 
 # %%
 request = ju.merge(ju.from_indices(data, [range(SECRETS)]))
-influence = ju.influence(model, damping=1e-2, fit=fit)
-prepared = jax.jit(ju.prepare(influence))(variables, data, key)
-newton = ju.newton(model, damping=1e-2, solver="cg", matrix="ggn", max_steps=300)
-answers = {"do nothing": variables}
-for name, unlearn in {"influence": influence, "newton": newton}.items():
-    result = jax.jit(unlearn)(variables, prepared, request, key)
-    print(f"{name:<9} {ju.Status(int(result.status)).name}, moved by {result.stats['step_norm']:.2f}")
-    answers[name] = ju.check(result).variables
-answers["retrained"] = retrain(variables, data, request, key).variables
 
-print(f"\n{'':<11} secrets   rest  held out")
-for name, answer in answers.items():
-    secrets, rest, unseen = mean_losses(answer)
-    print(f"{name:<11} {secrets:7.2f} {rest:6.2f}  {unseen:8.2f}")
+
+def at(damping):
+    return ju.influence(model, damping=damping, fit=fit)(variables, prepared, request, key)
+
+
+dampings = jnp.array([0.4, 0.1, 0.03])
+results = ju.check(jax.jit(jax.vmap(at))(dampings))
+answers = {"do nothing": variables}
+for place, damping in enumerate(dampings):
+    answers[f"influence, damping {damping:g}"] = jax.tree.map(lambda x, place=place: x[place], results.variables)
+answers["retrained"] = retrain(variables, data, request, key).variables
+losses = {name: mean_losses(answer) for name, answer in answers.items()}
+print(f"{'loss on':<23} secrets   rest  held out")
+for name, (secrets, rest, unseen) in losses.items():
+    print(f"{name:<23} {secrets:7.2f} {rest:6.2f}  {unseen:8.2f}")
+assert losses["do nothing"][0] < losses["influence, damping 0.1"][0] < losses["retrained"][0]
 
 # %% [markdown]
-# One step forgets part of the way: the retrained model never saw the secrets, and a first-order answer is right for few rows
-# near an optimum. Nothing here is certified. What one step leaves, `iterate(ju.npo(...))` and its like can take further, and
-# only an audit says how far it went.
-
-# %%
-losses = {name: float(mean_losses(answer)[0]) for name, answer in answers.items()}
-assert losses["do nothing"] < losses["influence"] < losses["retrained"]
+# The less damping, the more is forgotten, and the more is lost on rows that stay: a first-order answer is right for few rows
+# near an optimum, and these are eight of 96 and known by heart. The retrained model loses nothing. Nothing here is certified;
+# what is left, `iterate(ju.npo(...))` and its like can take further, and only an audit says how far it went.
