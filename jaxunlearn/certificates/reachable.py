@@ -208,8 +208,9 @@ def stable_predictions(model: Model, box: Box, inputs: PyTree) -> Stable:
         low, high = found
         if low.shape[1] == 1:
             low, high = (jnp.concatenate([jnp.zeros_like(x), x], axis=1) for x in (low, high))
-        best = jnp.argmax(low, axis=1)
-        own = jnp.arange(low.shape[1]) == best[:, None]
-        others = jnp.max(jnp.where(own, -jnp.inf, high), axis=1)
-        certain = (jnp.max(low, axis=1) > others) & jnp.isfinite(low).all(axis=1) & jnp.isfinite(high).all(axis=1)
+        most, classes = jnp.max(low, axis=1), jnp.arange(low.shape[1])
+        # argmax is lowered in the precision of the session, not of this scope
+        best = jnp.min(jnp.where(low == most[:, None], classes, low.shape[1] - 1), axis=1)
+        others = jnp.max(jnp.where(classes == best[:, None], -jnp.inf, high), axis=1)
+        certain = (most > others) & jnp.isfinite(low).all(axis=1) & jnp.isfinite(high).all(axis=1)
         return Stable(jnp.where(certain, best, -1).astype(jnp.int32), low, high)
