@@ -142,7 +142,6 @@ def main(config: Config) -> dict[str, Any]:
     seconds: dict[str, Any] = {}
     dataset = load(config.dataset, config.data_dir, max_rows=5000, progress=False)  # no scale that depends on rows
     with script.progress(console, "certified_deep", len(config.parts)) as advance:
-
         for part in config.parts:
             start = time.process_time()
             if part == "linear":

@@ -72,7 +72,7 @@ def reachable(
 
     Raises:
         ValueError: a value out of range.
-        TypeError: the model holds an operation without a rule.
+        TypeError: the model holds an operation without a rule, or a `start` that was rounded to float32.
 
     Example:
         >>> batches = jaxunlearn.fixed_batches(60, key, num_steps=3, batch_size=20)
@@ -118,6 +118,8 @@ def reachable(
         return ([x.low for x in moved], [x.high for x in moved]), None
 
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        if start is not None:
+            _require_wide(start)
         first = [point(x).low for x in jax.tree.leaves(params)]
         ends = (first, first) if start is None else tuple(jax.tree.leaves(x) for x in start[:2])
         low, high = jax.lax.scan(step, tuple(map(list, ends)), jnp.asarray(batches))[0]
@@ -157,6 +159,14 @@ def _moved(box, slope, pull, weights, rate, removals, divide, dtype):
     return rounded(Interval(box.low - rate * mean.high, box.high - rate * mean.low), dtype, 4, away)
 
 
+def _require_wide(box: Box) -> None:
+    if any(x.dtype != jnp.float64 for x in jax.tree.leaves(box[:2])):
+        raise TypeError(
+            "a Box holds float64, and this one was rounded to float32, which is no bound: make the box inside of the same jit, "
+            "or pass it outside of one"
+        )
+
+
 class Stable(NamedTuple):
     """What no parameters of a box change."""
 
@@ -182,7 +192,7 @@ def stable_predictions(model: Model, box: Box, inputs: PyTree) -> Stable:
         `Stable`. No noise, no delta, no attacker that it depends on; what it assumes is named in it.
 
     Raises:
-        TypeError: the model holds an operation without a rule.
+        TypeError: the model holds an operation without a rule, or a box that was rounded to float32 on its way into `jit`.
         ValueError: logits that are not [b, c] or [b].
 
     Example:
@@ -192,6 +202,7 @@ def stable_predictions(model: Model, box: Box, inputs: PyTree) -> Stable:
         >>> stable.low.shape, bool((stable.low <= stable.high).all())
         ((20, 3), True)
     """
+    _require_wide(box)
     inputs = jax.tree.map(jnp.asarray, inputs)
 
     def logits(params, row):
