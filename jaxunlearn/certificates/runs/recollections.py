@@ -63,7 +63,7 @@ def recollection_error(
         >>> print(f"{recollection_error([0.1] * 10, [1] + [0] * 9, 32, single=True, **constants):.2e}")
         5.92e-07
         >>> print(f"{recollection_error([0.1] * 10, [1] + [0] * 9, 32, single=True, convexity=0.01, **constants):.2e}")
-        CONVEXVALUE
+        4.34e-07
     """
     if len(rates) != len(hits):
         raise ValueError(f"expected a number of rows per step, got {len(rates)} and {len(hits)}")
