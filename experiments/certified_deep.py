@@ -66,9 +66,9 @@ USEFUL_COLUMNS = [
 ]
 TIME_COLUMNS = [
     Column("method", "method"),
-    Column("prepared", "once, s", ".2f"),
+    Column("prepared", "once, CPU s", ".2f"),
     Column("alone", "removal alone, ms", ".2f"),
-    Column("milliseconds", "ms per request", ".2f"),
+    Column("milliseconds", "CPU ms per request", ".2f"),
     Column("faster", "times faster than retraining", ".1f"),
 ]
 STABLE_COLUMNS = [

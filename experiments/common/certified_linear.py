@@ -77,7 +77,7 @@ def linear(config: Asked, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
 
     def answered(unlearn, variables, ready, chunk=1):
         done = timed(ju.batched(unlearn, chunk=chunk), variables, ready, requests, keys)
-        return ju.check(done.result), 1e3 * done.run_seconds / config.requests
+        return ju.check(done.result), 1e3 * done.cpu_seconds / config.requests
 
     def published(answer: Answer):
         kernels = kernel_of(answer.results)
@@ -90,7 +90,7 @@ def linear(config: Asked, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     asked = data, requests, delta
     few = jax.tree.map(lambda x: x[: config.retrainings], (requests, keys))
     retrained = timed(ju.batched(convex.refit(problem), chunk=1), optimum, data, *few)
-    retraining = 1e3 * retrained.run_seconds / config.retrainings
+    retraining = 1e3 * retrained.cpu_seconds / config.retrainings
     found = [accuracy(kernel, test) for kernel in kernel_of(ju.check(retrained.result))]
     rows.append({"method": NOTHING, "test": interval([accuracy(kernel_of(optimum), test)])})
     rows.append({"method": RETRAINED, "test": interval(found), "milliseconds": retraining})
@@ -110,7 +110,7 @@ def linear(config: Asked, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     shared = timed(ju.prepare(remove), optimum, data, key)
     solved, quick = answered(remove, optimum, shared.result, config.requests)
     noise = head_noise(solved, problem, certificates.DeleteThenNoise(SENSITIVITY), *asked)
-    published(Answer("delete, then noise", solved, noise, quick, shared.run_seconds))
+    published(Answer("delete, then noise", solved, noise, quick, shared.cpu_seconds))
 
     zeros = ju.Variables({"kernel": jnp.zeros(optimum.params["kernel"].shape, jnp.float32)})
     known = {"gradient bound G": problem.max_slope, "smoothness L": problem.l2 + problem.max_curvature, "mu": problem.l2}
@@ -127,7 +127,7 @@ def linear(config: Asked, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     added, quick = answered(ju.hessian_free(problem.model), made.result.variables, ready)
     mechanism = certificates.HessianFree(slope, smooth, Constant(problem.curvature_lipschitz, "declared"), convexity)
     noise = run_noise(added, mechanism, ready, *asked[1:])
-    published(Answer("hessian-free", added, noise, quick, made.run_seconds))
+    published(Answer("hessian-free", added, noise, quick, made.cpu_seconds))
     rows += noisy_steps(problem, data, requests, optimum, test, config, answered, tell)
     done = [{**row, "faster": retraining / row["milliseconds"]} if row.get("milliseconds") else row for row in rows]
     return sorted(done, key=lambda row: (row.get("epsilon", 0), row["method"]))

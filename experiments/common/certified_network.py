@@ -128,7 +128,7 @@ def network(name: str, dataset: Dataset, config: Asked, tell: Callable[[str], An
         many = ju.batched(method, in_axes=(None, None, 0, 0), chunk=len(keys) + 1)
         done = timed(many, like, data, asked, jax.random.split(jax.random.key(config.seed), len(keys) + 1))
         tell(f"{name} trained {steps} steps")
-        return done.result.variables, 1e3 * done.run_seconds / (len(keys) + 1)
+        return done.result.variables, 1e3 * done.cpu_seconds / (len(keys) + 1)
 
     (with_and_without, retraining), (fresh, short) = trained(config.training_steps), trained(config.after_steps)
     original = jax.tree.map(lambda x: x[-1], with_and_without)
@@ -149,12 +149,12 @@ def network(name: str, dataset: Dataset, config: Asked, tell: Callable[[str], An
     programs: dict[Any, Any] = {}
 
     def run(program, *arguments):
-        """The result and milliseconds per request, without compilation."""
+        """The result and milliseconds of CPU per request, without compilation."""
         if program not in programs:
             programs[program] = jax.jit(program).lower(*arguments).compile()
-        began = time.perf_counter()
+        began = time.process_time()
         result = jax.block_until_ready(programs[program](*arguments))
-        return result, 1e3 * (time.perf_counter() - began) / config.requests
+        return result, 1e3 * (time.process_time() - began) / config.requests
 
     starts: dict[Any, Any] = {}
     for each in settings(config, model):
