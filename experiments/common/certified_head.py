@@ -30,32 +30,28 @@ class Asked(Protocol):
     seed: int
 
 
-def extractor(
-    model: ju.Model, optimizer: optax.GradientTransformation, config: Asked, examples: ju.Examples
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Penultimate features of a network that is trained on these examples.
-
-    Args:
-        model, optimizer: of the training.
-        config: steps, batch size and seed.
-        examples: rows that may never be asked to go.
-    """
+def trained(model: ju.Model, optimizer: optax.GradientTransformation, config: Asked, examples: ju.Examples) -> ju.Variables:
+    """A network that is trained on examples that may never be asked to go; steps, batch size and seed are those of `config`."""
     variables = training.train(
         model, ju.training_data(*examples), optimizer, num_steps=config.training_steps, batch_size=config.batch_size,
         seeds=[config.seed], key=jax.random.key(config.seed),
     )  # fmt: skip
-    network = jax.tree.map(lambda x: x[0], variables)
-    return jax.jit(lambda inputs: model.forward(network, inputs, train=False).features["penultimate"])
+    return jax.tree.map(lambda x: x[0], variables)
+
+
+def extractor_of(model: ju.Model, variables: ju.Variables) -> Callable[[np.ndarray], np.ndarray]:
+    """Inputs to penultimate features."""
+    return jax.jit(lambda inputs: model.forward(variables, inputs, train=False).features["penultimate"])
 
 
 def rows(
-    dataset: Dataset, extract: Callable[[ju.Examples], Callable[[np.ndarray], np.ndarray]], config: Asked, l2: float = 1e-2
+    dataset: Dataset, model: ju.Model, optimizer: optax.GradientTransformation, config: Asked, l2: float = 1e-2
 ) -> list[dict[str, Any]]:
     """All requests side by side, each certified at every epsilon, and the same heads trained anew.
 
     Args:
         dataset: half of its training rows make the features, the other half are asked to go.
-        extract: examples to features of inputs.
+        model, optimizer: of the training of the features.
         config: see `Asked`.
         l2: of the head, for a mean loss.
 
@@ -66,7 +62,7 @@ def rows(
         SystemExit: a certificate is void.
     """
     half = np.random.default_rng(config.seed).permutation(len(dataset.train.targets)) < len(dataset.train.targets) // 2
-    features = extract(subset(dataset.train, half))
+    features = extractor_of(model, trained(model, optimizer, config, subset(dataset.train, half)))
     own, test = (
         ju.Examples(convex.feature_rows(features(part.inputs)), part.targets)
         for part in (subset(dataset.train, ~half), dataset.test)
@@ -82,7 +78,7 @@ def rows(
     for method, chunk in zip(methods, (config.requests, 1), strict=True):
         done = timed(ju.batched(method, chunk=chunk), head, shared, requests, keys)
         answers.append(ju.check(done.result))
-        milliseconds.append(1e3 * done.run_seconds / config.requests)
+        milliseconds.append(1e3 * done.cpu_seconds / config.requests)
     removed, anew = jax.device_get(answers)  # an entry of float64 stays float64 on the host
 
     def measured(result, noise):

@@ -23,6 +23,7 @@ class Timed(NamedTuple):
     result: Any
     compile_seconds: float
     run_seconds: float
+    cpu_seconds: float = 0.0  # of this process in a run, which other work on the machine does not change
 
 
 def timed(function: Callable, *args: Any, repeats: int = 1) -> Timed:
@@ -39,13 +40,14 @@ def timed(function: Callable, *args: Any, repeats: int = 1) -> Timed:
     start = time.perf_counter()
     program = jax.jit(function).lower(*args).compile()
     compile_seconds = time.perf_counter() - start
-    runs = []
+    runs, cpu = [], []
     result = None
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = jax.block_until_ready(program(*args))
         runs.append(time.perf_counter() - start)
-    return Timed(result, compile_seconds, statistics.median(runs))
+        cpu.append(time.process_time() - busy)
+    return Timed(result, compile_seconds, statistics.median(runs), statistics.median(cpu))
 
 
 Call: TypeAlias = tuple[Any, Any, Any, PRNGKeyArray]  # variables, data, requests, keys

@@ -73,7 +73,7 @@ def reachable(
 
     Raises:
         ValueError: a value out of range, rows that are not there or come twice in a batch, as far as they are known.
-        TypeError: the model holds an operation without a rule.
+        TypeError: the model holds an operation without a rule, or a `start` that was rounded to float32.
 
     Example:
         >>> batches = jaxunlearn.fixed_batches(60, key, num_steps=3, batch_size=20)
@@ -122,6 +122,8 @@ def reachable(
         return ([x.low for x in moved], [x.high for x in moved]), None
 
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        if start is not None:
+            _require_wide(start)
         first = [point(x).low for x in jax.tree.leaves(params)]
         ends = (first, first) if start is None else tuple(jax.tree.leaves(x) for x in start[:2])
         low, high = jax.lax.scan(step, tuple(map(list, ends)), jnp.asarray(batches))[0]
@@ -172,6 +174,14 @@ def _moved(box, slope, pull, weights, rate, removals, divide, dtype):
     return rounded(Interval(box.low - rate * mean.high, box.high - rate * mean.low), dtype, 4, away)
 
 
+def _require_wide(box: Box) -> None:
+    if any(x.dtype != jnp.float64 for x in jax.tree.leaves(box[:2])):
+        raise TypeError(
+            "a Box holds float64, and this one was rounded to float32, which is no bound: make the box inside of the same jit, "
+            "or pass it outside of one"
+        )
+
+
 class Stable(NamedTuple):
     """What no parameters of a box change."""
 
@@ -197,7 +207,7 @@ def stable_predictions(model: Model, box: Box, inputs: PyTree) -> Stable:
         `Stable`. No noise, no delta, no attacker that it depends on; what it assumes is named in it.
 
     Raises:
-        TypeError: the model holds an operation without a rule.
+        TypeError: the model holds an operation without a rule, or a box that was rounded to float32 on its way into `jit`.
         ValueError: logits that are not [b, c] or [b].
 
     Example:
@@ -207,6 +217,7 @@ def stable_predictions(model: Model, box: Box, inputs: PyTree) -> Stable:
         >>> stable.low.shape, bool((stable.low <= stable.high).all())
         ((20, 3), True)
     """
+    _require_wide(box)
     inputs = jax.tree.map(jnp.asarray, inputs)
 
     def logits(params, row):
@@ -223,8 +234,9 @@ def stable_predictions(model: Model, box: Box, inputs: PyTree) -> Stable:
         low, high = found
         if low.shape[1] == 1:
             low, high = (jnp.concatenate([jnp.zeros_like(x), x], axis=1) for x in (low, high))
-        best = jnp.argmax(low, axis=1)
-        own = jnp.arange(low.shape[1]) == best[:, None]
-        others = jnp.max(jnp.where(own, -jnp.inf, high), axis=1)
-        certain = (jnp.max(low, axis=1) > others) & jnp.isfinite(low).all(axis=1) & jnp.isfinite(high).all(axis=1)
+        most, classes = jnp.max(low, axis=1), jnp.arange(low.shape[1])
+        # argmax is lowered in the precision of the session, not of this scope
+        best = jnp.min(jnp.where(low == most[:, None], classes, low.shape[1] - 1), axis=1)
+        others = jnp.max(jnp.where(classes == best[:, None], -jnp.inf, high), axis=1)
+        certain = (most > others) & jnp.isfinite(low).all(axis=1) & jnp.isfinite(high).all(axis=1)
         return Stable(jnp.where(certain, best, -1).astype(jnp.int32), low, high)

@@ -1,6 +1,7 @@
 """Boxes of parameters hold every training with rows missing, in float32 too, and are what closed forms say."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +140,11 @@ def test_predictions_that_are_stable_are_those_of_every_training(deep):
     same = (np.argmax(logits, axis=2) == np.asarray(one.labels)) | (np.asarray(one.labels) < 0)
     assert same.all()
     assert [each.source for each in one.assumptions] == ["enforced", "declared", "declared", "assumed"]
+    bounded = partial(c.reachable, model, start, data, batches, learning_rate=0.01)
+    found = jax.jit(lambda k: c.stable_predictions(model, bounded(removals=k), test).labels)(1)
+    assert np.array_equal(found, one.labels)
+    with pytest.raises(TypeError, match="rounded to float32"):
+        jax.jit(lambda box: c.stable_predictions(model, box, test).labels)(make(1))
 
 
 def relu_tuple(variables, inputs, *, train=False, key=None):

@@ -121,8 +121,9 @@ def logistic():
     return ju.Model(forward, loss)
 
 
-def certified(result, ready, request, *, gradient, smooth, third, source="declared", data=None):
-    mechanism = c.HessianFree(*(c.Constant(x, source) for x in (gradient, smooth, third)))
+def certified(result, ready, request, *, gradient, smooth, third, convexity=None, source="declared", data=None):
+    known = (x for x in (gradient, smooth, third, convexity) if x is not None)
+    mechanism = c.HessianFree(*(c.Constant(x, source) for x in known))
     data = ready if data is None else data
     return c.certify_run(result, data, request, mechanism=mechanism, epsilon=1.0, delta=1e-5, **SAID)
 
@@ -149,6 +150,32 @@ def test_errors_stay_below_their_bound_on_a_logistic_regression(tmp_path):
     assert sum(each.source == "estimated" for each in guessed.assumptions) == 3
     with pytest.raises(ValueError, match="accept="):
         c.publish(result, guessed, tmp_path)
+
+
+def test_a_long_convex_training_has_a_bound_that_does_not_grow():
+    """With a regularizer of mu = 0.1: L = 0.35, and the drift of rows that come in every batch settles at G / (b mu)."""
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(40, 4)).astype(np.float32)
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    data = ju.training_data(inputs, (inputs[:, 0] > 0).astype(np.int32))
+    model = logistic()._replace(regularizer=lambda params: 0.05 * jnp.sum(params["kernel"] ** 2))
+    start = ju.Variables({"kernel": jnp.zeros((4, 1))})
+    variables, ready, retrain = trained(model, data, start, learning_rate=2.0, num_steps=60)
+    constants = {"gradient": 1.0, "smooth": 0.35, "third": 1 / (6 * 3**0.5)}
+    for rows in ([1], [1, 5, 9, 30]):
+        request = one(data, rows)
+        result = ju.hessian_free(model)(variables, ready, request, KEY)
+        error = np.linalg.norm(np.asarray(result.variables.params["kernel"] - retrain(request).params["kernel"]))
+        certificate = certified(result, ready, request, convexity=0.1, **constants)
+        assert certificate.valid
+        assert error <= certificate.sensitivity + 1e-6
+        assert certificate.sensitivity < 1e-9 * certified(result, ready, request, **constants).sensitivity
+    long = certified(result._replace(stats={**result.stats, "rates": 3 * result.stats["rates"]}), ready, request, convexity=0.1,
+                     **constants)  # fmt: skip
+    assert [each.name for each in long.assumptions if not each.holds] == ["steps at most 2 / L", "finite noise"]
+    limit = {"gradient_bound": 2.0, "smoothness": 1.0, "hessian_lipschitz": 3.0, "convexity": 0.5}
+    settled = c.recollection_error([0.2] * 500, [1] * 500, 4, single=True, **limit)
+    assert settled == pytest.approx(3.0 / (2 * 0.5) * (2.0 / (4 * 0.5)) ** 2)
 
 
 def test_bounds_add_up_and_refuse_what_is_none():

@@ -50,6 +50,17 @@ def test_the_claimed_bound_is_the_formula_and_infinite_where_the_damping_does_no
     assert claimed_bound(**constants, smallest_eigenvalue=-6.0) == np.inf
 
 
+def test_the_claimed_bound_is_never_below_that_of_clipped_weights():
+    """With M C >= lambda_min: then noise for it is at least that of output perturbation, which makes no step at all."""
+    for radius, lipschitz, smallest, damping in ((1.0, 0.1, 0.1, 0.0), (20.0, 0.01, 0.2, 3.0), (10.0, 5.0, -4.0, 5.0)):
+        assert lipschitz * radius >= smallest
+        found = claimed_bound(
+            radius=radius, lipschitz_gradient=0.0, lipschitz_hessian=lipschitz, damping=damping, num_weights=10,
+            smallest_eigenvalue=smallest,
+        )  # fmt: skip
+        assert found >= 2 * radius * (1 - 1e-6)
+
+
 def test_it_claims_no_guarantee_and_is_found_under_its_old_names():
     assert ju.METHODS["stochastic_newton"].guarantee == "none"
     for alias in ("certified_newton_step", "certified_unlearning"):

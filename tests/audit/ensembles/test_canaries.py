@@ -10,9 +10,10 @@ from functools import cache, partial
 import jax
 import numpy as np
 import pytest
-from scipy.stats import beta, binom
+from scipy.stats import beta, binom, norm
 
 from jaxunlearn import audit
+from jaxunlearn.certificates import epsilon_of
 from jaxunlearn.proportions import upper_limit
 
 CASES = {0: (1.5, False), 1: (3.0, True), 2: (0.0, False)}  # by seed: shift, and whether scores are rounded to a digit
@@ -86,6 +87,37 @@ def test_bounds_hold_in_the_promised_share_of_repetitions():
         bound = partial(audit.canary_epsilon, delta=1e-3, method=method, level=0.8)
         exceeded = np.asarray(jax.jit(jax.vmap(bound))(*worlds).epsilon) > 1e-9  # nothing leaks
         assert np.mean(exceeded) < 0.2 + 3 * np.sqrt(0.16 / 60), method
+
+
+COVERED, LEVEL = 400, 0.8  # repetitions
+
+
+@pytest.mark.parametrize("method", ["rates", "one run", "gaussian"])
+def test_bounds_cover_the_epsilon_of_randomised_response(method):
+    """A coin of heads e / (1 + e) that tells the truth has epsilon 1, whatever delta; at delta 1e-3 less is claimed."""
+    heads, delta = 1 / (1 + np.exp(-1.0)), 1e-3
+    rng = np.random.default_rng(2)
+    ins, outs = (rng.random((2, COVERED, 200)) < np.array([heads, 1 - heads])[:, None, None]).astype(np.float32)
+    true = np.log((heads - delta) / (1 - heads))  # where 1 - b - delta and a meet
+    if method == "gaussian":
+        true = float(epsilon_of(1.0, 2 * norm.ppf(heads), delta))  # two normal worlds with the same two rates
+    bound = partial(audit.canary_epsilon, delta=delta, method=method, level=LEVEL, threshold=0.5)
+    found = np.asarray(jax.jit(jax.vmap(bound))(ins, outs).epsilon)
+    assert np.mean(found > true) <= 1 - LEVEL + 3 * np.sqrt(LEVEL * (1 - LEVEL) / COVERED)
+    assert np.median(found) > (0.3 if method == "one run" else 0.6 * true)  # and it is no empty promise
+
+
+@pytest.mark.parametrize("threshold", [0.5, pytest.param("split", marks=pytest.mark.slow)])
+def test_bounds_cover_the_epsilon_of_normal_worlds(threshold):
+    """Scores of mean 1 and 0 are as far apart as mu = 1: no threshold shows more than its epsilon."""
+    runs = COVERED if threshold == 0.5 else 100
+    ins, outs = np.random.default_rng(3).normal(size=(2, runs, 100)) + np.array([1.0, 0.0])[:, None, None]
+    true = float(epsilon_of(1.0, 1.0, 1e-2))
+    for method in ("rates", "gaussian"):
+        bound = partial(audit.canary_epsilon, delta=1e-2, method=method, level=LEVEL, threshold=threshold)
+        found = np.asarray(jax.jit(jax.vmap(bound))(ins, outs).epsilon)
+        assert np.mean(found > true) <= 1 - LEVEL + 3 * np.sqrt(LEVEL * (1 - LEVEL) / runs), method
+        assert np.mean(found > 0.1) > 0.5, method
 
 
 def test_unknown_scores_and_misuse():

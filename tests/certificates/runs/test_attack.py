@@ -4,6 +4,8 @@ Starts lie on opposite poles of the ball, and the loss pulls weights away from t
 clipped. What is seen is how far the two worlds end apart, in deviations (mu of Gaussian differential privacy).
 """
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,23 +58,29 @@ def apart(first, second):
     return mu, LEVEL * np.sqrt((2 + mu**2 / 4) / first.size)
 
 
-def attack(ends, sigma, epsilon, runs, seed, methods=("gaussian",)):
+@cache
+def shown_by(method):
+    """Worlds mirror each other, so that 0 is the threshold that tells most; nothing is chosen after the scores were seen."""
+    return jax.jit(partial(audit.canary_epsilon, delta=DELTA, method=method, threshold=0.0))
+
+
+def attack(ends, sigma, epsilon, runs, seed, methods=("gaussian",), moments=True):
     """Honest noise stays below the certified mu, and near it; half of it is caught, also by exact limits of the counts."""
     certified = 1 / float(c.gaussian_scale(1.0, epsilon, DELTA))
     honest = ends(sigma, jax.random.split(jax.random.key(seed), (2, runs)))
-    mu, width = apart(*honest)
-    assert 0.8 * certified - width < mu
-    assert mu - width <= certified
     halved = ends(sigma / 2, jax.random.split(jax.random.key(seed + 1), (2, runs)))
-    low, width = apart(*halved)
-    assert low - width > certified
+    seen = [apart(*worlds) for worlds in (honest, halved)]
+    if moments:
+        (mu, width), (low, narrow) = seen
+        assert 0.8 * certified - width < mu
+        assert mu - width <= certified
+        assert low - narrow > certified
     for method in methods:
-        bound = jax.jit(lambda first, second, method=method: audit.canary_epsilon(first, second, delta=DELTA, method=method))
-        shown, caught = (float(bound(*worlds).epsilon) for worlds in (honest, halved))
+        shown, caught = (float(shown_by(method)(*worlds).epsilon) for worlds in (honest, halved))
+        print(f"{method}: epsilon {epsilon} is at least {shown:.3f}, with half the noise {caught:.3f}")
         assert shown <= epsilon, method
         assert method != "gaussian" or caught > epsilon
-        print(f"{method}: epsilon {epsilon} is at least {shown:.3f}, with half the noise {caught:.3f}")
-    return mu, low
+    return [mu for mu, _ in seen]
 
 
 def test_noise_of_the_accountant_stands_and_half_of_it_is_caught():
@@ -83,7 +91,10 @@ def test_noise_of_the_accountant_stands_and_half_of_it_is_caught():
 @pytest.mark.slow
 @pytest.mark.parametrize("project", ["never", "before noise", "after noise"])
 def test_ten_thousand_runs_at_three_epsilons(project):
-    """One step from the poles attains a projection; clipped gradients fall short by the pulls that noise turns around."""
+    """One step from the poles attains a projection; clipped gradients fall short by the pulls that noise turns around.
+
+    A projection behind the noise shortens what is seen, and turns no sign around: there the counts decide alone.
+    """
     steps = STEPS if project == "never" else 1
     ends = program(project, steps)
     for place, epsilon in enumerate((0.5, 1.0, 4.0)):
@@ -93,12 +104,5 @@ def test_ten_thousand_runs_at_three_epsilons(project):
         else:
             push = {"learning_rate": RATE, "gradient_norm": PULL} if project == "after noise" else {}
             sigma = float(c.projected_noise(NORM, epsilon, DELTA, num_steps=1, **push))
-        if project == "after noise":  # what is seen after the projection is less than before it: count where it does not reach
-            first, second = ends(sigma, jax.random.split(jax.random.key(place), (2, 10_000)))
-            halved = ends(sigma / 2, jax.random.split(jax.random.key(9 + place), (2, 10_000)))
-            bound = audit.epsilon_lower_bound
-            assert float(bound(first, second, delta=DELTA)) <= epsilon
-            assert float(audit.gaussian_epsilon_lower_bound(*halved, delta=DELTA)) > epsilon
-            continue
-        mu, low = attack(ends, sigma, epsilon, 10_000, 10 * place)
+        mu, low = attack(ends, sigma, epsilon, 10_000, 10 * place, moments=project != "after noise")
         print(f"{project} epsilon {epsilon}: certified mu {certified:.4f}, seen {mu:.4f}, half the noise {low:.4f}")
