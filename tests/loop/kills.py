@@ -51,21 +51,17 @@ def from_disk(*arguments):
     return ju.sources.batches(*arguments, num_steps=STEPS, batch_size=SIZE)
 
 
-def from_grain(method, rows, index, request, key, workers=0):
+def from_grain(method, rows, index, request, key):
     import grain
-    from absl import flags
 
-    flags.FLAGS.mark_as_parsed()  # grain asks for its own where there are workers
     plan = ju.sources.draw(method, index, request, key, num_steps=STEPS, batch_size=SIZE)
-    batches = grain.MapDataset.range(STEPS).map(ju.sources.Reader(plan, rows)).to_iter_dataset()
-    return iter(batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers)) if workers else batches)
+    return iter(grain.MapDataset.range(STEPS).map(ju.sources.Reader(plan, rows)).to_iter_dataset())
 
 
 SOURCES = {
     "function": from_disk,
     "iterator": lambda *arguments: Positioned(from_disk(*arguments)),
     "grain": from_grain,
-    "workers": partial(from_grain, workers=2),
 }
 
 
