@@ -1,19 +1,17 @@
 """Train, unlearn and audit with data that stay on disk: no more rows in memory than some batches and one block.
 
     python experiments/large_data.py --data-dir DIR                    # MNIST as TFDS prepared it
-    python experiments/large_data.py --data-dir DIR --dataset cifar10 --network cnn --method scrub --workers 2
+    python experiments/large_data.py --data-dir DIR --dataset cifar10 --network cnn --method scrub
     python experiments/large_data.py --data-dir DIR --resume --out out/large_data      # after a kill: goes on where it was
 
 A network is trained by `jaxunlearn.feed`, unlearns random rows by any method with steps, and is audited block by block. Rows
-are read by their numbers ahead of the steps that need them; with `--workers` by processes of grain (extra `grain`). Both runs
-keep their progress in the folder `--out` and are resumed to the same bits. Written there, too: `report.html` and
-`large_data.json`.
+are read by their numbers ahead of the steps that need them. Both runs keep their progress in the folder `--out` and are resumed
+to the same bits. Written there, too: `report.html` and `large_data.json`.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +77,6 @@ class Config(script.Base):
     """Minutes after which a save is due anyway."""
     ahead: int = 2
     """Batches that are read ahead, by as many threads."""
-    workers: int = 0
-    """Processes of grain that read in place of threads."""
     resume: bool = False
     """Go on with what is in the folder of the results."""
     seed: int = 0
@@ -124,8 +120,6 @@ def main(config: Config) -> dict[str, Any]:
 def _check(config: Config) -> None:
     if not methods.has_steps(config.method):
         raise SystemExit(f"{config.method} has no steps: batches cannot be fed to it")
-    if config.workers and find_spec("grain") is None:
-        raise SystemExit("--workers are processes of grain: pip install 'jaxunlearn[grain]'")
     if config.out.exists() and any(config.out.iterdir()) and not config.resume:
         raise SystemExit(f"{config.out} holds files already: choose another --out, or go on with it by --resume")
 
@@ -137,10 +131,7 @@ def _fed(
     """One run with a progress bar; what it came to, and how fast it was."""
     num_steps = config.training_steps if name == "training" else config.steps
     sizes: dict[str, Any] = {"num_steps": num_steps, "batch_size": config.batch_size}
-    if config.workers:
-        source: Any = _grain(config, sources.draw(method, index, request, key, **sizes), data)
-    else:
-        source = sources.batches(method, data.train, index, request, key, parse=as_example, ahead=config.ahead, **sizes)
+    source = sources.batches(method, data.train, index, request, key, parse=as_example, ahead=config.ahead, **sizes)
     kept = ju.checkpoint.Directory(config.out / name, every=config.every, minutes=config.minutes)
     paces: list[sources.Pace] = []
     with script.progress(console, name, num_steps) as advance:
@@ -164,18 +155,6 @@ def _callback(
         advance(f"{pace.steps_per_second:.0f} steps/s", done)
 
     return sources.paced(tell, num_steps)
-
-
-def _grain(config: Config, plan: sources.Plan, data: OnDisk) -> Any:
-    """The batches of a plan from worker processes, in the order of the steps."""
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():  # grain reads its own, which nobody has parsed outside of absl's app.run
-        flags.FLAGS.mark_as_parsed()
-    read = sources.Reader(plan, data.train, as_example)
-    steps = grain.MapDataset.range(len(plan.forget.rows)).map(read).to_iter_dataset()
-    return iter(steps.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=config.workers)))
 
 
 def _audited(

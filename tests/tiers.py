@@ -36,6 +36,7 @@ ALWAYS = (
     "tests/contract/test_kinds.py::test_jit_equals_no_jit[scrub",
     "tests/experiments/test_compare.py::test_every_method_is_in_the_table_or_left_out_with_a_reason",
     "tests/loop/test_feed.py::test_feed_equals_iterate_on_the_same_batches[scrub",
+    "tests/loop/test_kills.py",
     "tests/loop/test_outcome.py::test_a_destroyed_model_is_damaged",
     "tests/loop/test_phases.py::test_every_row_is_read_within_as_many_forget_steps_as_it_takes[scrub-2",
     "tests/multidevice/test_mesh.py",

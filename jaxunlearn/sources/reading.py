@@ -37,7 +37,7 @@ Parse: TypeAlias = Callable[[Any], Examples]
 
 @dataclass(frozen=True)
 class Reader:
-    """The batch of a step, in NumPy alone: what `batches` reads with, and what worker processes of grain can run.
+    """The batch of a step, in NumPy alone: what `batches` reads with, and what other loaders can run, such as grain's.
 
     Args:
         plan: which rows, see `draw`.

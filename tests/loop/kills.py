@@ -1,9 +1,9 @@
 """Runs of `feed` that are killed by SIGKILL at a step or at an operation on files, and go on in a new process.
 
-    python -m tests.loop.kills FOLDER KIND EVENT [EVENT ...]    # killed at those events, then finished; 0 is never
+    python -m tests.loop.kills FOLDER KIND KILLS    # one run that nobody kills, then one that is killed so often
 
-The process prints how many events every run had and, at last, a digest of what came out: weights, statistics and status. JAX
-must not run before a fork, so nothing here touches a device outside of a child.
+Every line says what a process came to: a digest of weights, statistics and status, with the number of its events, or "killed".
+JAX must not run before a fork, so nothing here touches a device outside of a child.
 """
 
 import os
@@ -11,9 +11,11 @@ import shutil
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -45,32 +47,53 @@ class Positioned:
         self.position = state["position"]
 
 
-def grain_iterator(method, rows, index, request, key, workers):
-    import grain
-    from absl import flags
+def from_disk(*arguments):
+    return ju.sources.batches(*arguments, num_steps=STEPS, batch_size=SIZE)
 
-    flags.FLAGS.mark_as_parsed()  # grain asks for its own where there are workers
+
+def from_grain(method, rows, index, request, key):
+    import grain
+
     plan = ju.sources.draw(method, index, request, key, num_steps=STEPS, batch_size=SIZE)
-    batches = grain.MapDataset.range(STEPS).map(ju.sources.Reader(plan, rows)).to_iter_dataset()
-    return iter(batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers)) if workers else batches)
+    return iter(grain.MapDataset.range(STEPS).map(ju.sources.Reader(plan, rows)).to_iter_dataset())
+
+
+SOURCES = {
+    "function": from_disk,
+    "iterator": lambda *arguments: Positioned(from_disk(*arguments)),
+    "grain": from_grain,
+}
+
+
+def toy():
+    """A method that compiles in no time, whose end says which batches and keys it saw, in order."""
+
+    def step(state, context, batch, key):
+        seen = jnp.sum(batch.retain.examples.inputs) + jax.random.uniform(key)
+        return jax.tree.map(lambda w: 0.5 * w + seen, state), {"seen": seen}
+
+    return ju.Unlearner(lambda variables, data, request, key: ((), variables), step, lambda state, context: state, ju.uniform)
+
+
+def some_rows(rows, step):
+    part = ju.Weighted(jax.tree.map(lambda x: x[step : step + SIZE], rows), np.ones(SIZE), np.arange(SIZE))
+    return ju.Batch(part, part)
 
 
 def run(folder, kind, tick):
-    data, model, key = blobs(), network(), jax.random.key(3)
+    data, key = blobs(), jax.random.key(3)
     request = lane(ju.from_indices(data, [[3, 4, 5, 30]]), 0)
-    method = ju.scrub(model, optax.adam(0.01), forget_epochs=2)
-    rows, index = jax.tree.map(np.asarray, data.train), ju.sources.index(60)
-    arguments = method, rows, index, request, key
-    if kind == "grain":
-        source = grain_iterator(*arguments, workers=0)
+    rows = jax.tree.map(np.asarray, data.train)
+    if kind == "toy":
+        method, variables = toy(), ju.Variables({"w": np.ones(100, np.float32)})
+        source = partial(some_rows, rows)
     else:
-        source = ju.sources.batches(*arguments, num_steps=STEPS, batch_size=SIZE)
-        source = Positioned(source) if kind == "iterator" else source
+        method, variables = ju.scrub(network(), optax.adam(0.01), forget_epochs=2), network().init(jax.random.key(1))
+        source = SOURCES[kind](method, rows, ju.sources.index(60), request, key)
     kept = ju.checkpoint.Directory(folder, every=2)
     result = ju.feed(
-        method, model.init(jax.random.key(1)), source, request, key, num_steps=STEPS, checkpoint=kept,
-        callback=lambda step, stats: tick(),
-    )  # fmt: skip
+        method, variables, source, request, key, num_steps=STEPS, checkpoint=kept, callback=lambda step, stats: tick()
+    )
     return content_digest(result)
 
 
@@ -111,8 +134,8 @@ def fork(folder, kind, at):
 
 
 if __name__ == "__main__":
-    folder, kind, *events = sys.argv[1:]
-    for number in map(int, events):
-        found = fork(Path(folder), kind, number)
-        print("killed" if found is None else " ".join(found), flush=True)
-    print(" ".join(fork(Path(folder), kind, 0)))
+    folder, kind, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    whole = fork(folder / "whole", kind, 0)
+    print(*whole, flush=True)
+    for at in (*np.random.default_rng(0).integers(5, 40, kills), 0):  # some come to a save or two and some do not
+        print(*(fork(folder / "killed", kind, at) or ["killed"]), flush=True)
