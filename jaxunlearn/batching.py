@@ -33,8 +33,8 @@ def batched(
         chunk: how many requests run side by side; the others wait, which bounds memory. 1 is a loop inside the program,
             R or more is one `vmap`. By default 1 on CPUs, where it was never slower (see `experiments/results`), and all
             at once on accelerators.
-            Outside `jit` every core of a CPU runs chunks of its own, unless the call is a single chunk, so that there are as
-            many in memory as cores; inside `jit` there is one.
+            Outside `jit` every core of a CPU runs chunks of its own, unless the call is a single chunk or tells the host of
+            itself (`jax.debug.print`, `io_callback`), so that there are as many in memory as cores; inside `jit` there is one.
         mesh: shards the requests over its `request` axis, see `request_mesh`; devices of different requests never wait for
             another. An axis `data` shares the rows of every batch, an axis `fsdp` parameters too; further axes are left to the
             model. Data are copied to every device, variables too or, with an axis `fsdp`, to each in part (`shard`), unless

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.curvature.parameter_uses import Kernel, MatrixForm, ParameterUses, matrix_form
-from jaxunlearn.curvature.products import LOOKUP, activation_rows, output_rows
+from jaxunlearn.curvature.products import LOOKUP, activation_rows, output_rows, shifted
 from jaxunlearn.curvature.programs import evaluate_program, multiplied, open_program
 
 IN_LOOP = "multiplied inside a branch or a long loop"
@@ -117,7 +117,7 @@ def find(forward: Callable[[PyTree, PyTree], PyTree], params: PyTree, row: PyTre
                 return result
             layer, use = places[place]
             activations[layer][use] = activation_rows(equation, values, found.kernels[place].side)
-            return [result[0] + shifts[layer][use].astype(result[0].dtype)]
+            return [shifted(equation, values, result[0], shifts[layer][use])]
 
         arguments = [*jax.tree.leaves(params), *jax.tree.leaves(row)]
         flat = evaluate_program(program.jaxpr, program.consts, arguments, tap)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 LOOKUP = "gather"  # the primitive
 
@@ -50,13 +50,30 @@ def activation_rows(equation: Any, values: list, kernel_side: int) -> Float[Arra
     x = values[1 - kernel_side]
     if equation.primitive.name == LOOKUP:
         (axis,) = equation.params["dimension_numbers"].collapsed_slice_dims
-        return jnp.clip(x[..., 0], 0, values[0].shape[axis] - 1).reshape(1, -1)
+        size = values[0].shape[axis]
+        rows = jnp.clip(x[..., 0], 0, size - 1)
+        return (rows if (read := rows_read(equation, values)) is None else jnp.where(read, rows, size)).reshape(1, -1)
     if equation.primitive.name == "dot_general":
         contracted, batch = (axes[1 - kernel_side] for axes in equation.params["dimension_numbers"])
         free = [axis for axis in range(x.ndim) if axis not in (*contracted, *batch)]
         sizes = [_size(x, axes) for axes in (batch, free, contracted)]
         return x.transpose([*batch, *free, *contracted]).reshape(sizes)
     return _patches(equation, x, values[1].shape)
+
+
+def rows_read(equation: Any, values: list) -> Bool[Array, "..."] | None:
+    """Of a lookup that leaves numbers out of range alone, those that are not; None where all read a row of the table."""
+    if equation.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP:
+        return None
+    (axis,) = equation.params["dimension_numbers"].collapsed_slice_dims
+    return (values[1][..., 0] >= 0) & (values[1][..., 0] < values[0].shape[axis])
+
+
+def shifted(equation: Any, values: list, result: Array, shift: Array) -> Array:
+    """What an equation returns with something added to it, but for places where a lookup read no row."""
+    if equation.primitive.name == LOOKUP and (read := rows_read(equation, values)) is not None:
+        shift = jnp.where(jnp.expand_dims(read, equation.params["dimension_numbers"].offset_dims), shift, 0)
+    return result + shift.astype(result.dtype)
 
 
 def _patches(equation: Any, x: jax.Array, kernel: tuple[int, ...]) -> Float[Array, "g T i"]:

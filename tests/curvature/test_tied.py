@@ -60,6 +60,20 @@ def two_heads(p, x):
 MIX = normal(3, 3)
 
 
+def test_numbers_out_of_range_are_left_out_where_the_lookup_leaves_them_out():
+    ids = np.array([[0, 3], [199, 199], [5, 200], [250, 7], [-250, -1]])
+    for mode, make in (("fill", curvature.kfac), ("fill", curvature.ekfac), ("clip", curvature.ekfac)):
+        function = lambda p, x, mode=mode: p["table"].at[x].get(mode=mode, fill_value=0 if mode == "fill" else None) @ MIX
+        params = {"table": normal(LARGE, 3)}
+        model, variables = squared(function, params)
+        rows = rows_for(function, params, ids)
+        counts = np.zeros(LARGE)
+        kept = ids if mode == "fill" else np.clip(np.where(ids < 0, ids + LARGE, ids), 0, LARGE - 1)
+        np.add.at(counts, np.where(kept < 0, kept + LARGE, kept)[(kept >= -LARGE) & (kept < LARGE)], 1 / len(ids))
+        found = matrix(matvec, fit(make, model, variables, rows, kind="ggn"), params=params)
+        np.testing.assert_allclose(found, np.kron(np.diag(counts), MIX @ MIX.T), atol=1e-10)
+
+
 @pytest.mark.parametrize("make", MAKES)
 def test_a_linear_tied_table_is_exact_where_its_matrix_is_a_kronecker_product(make):
     """Every token as often as the others, and inputs of the head like gradients of the lookup: `I (x) c M M'`."""
