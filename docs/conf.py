@@ -59,4 +59,4 @@ def setup(app):
         if error is None and app.builder.format == "html" and (found := broken(Path(app.outdir))):
             raise SphinxError("broken links:\n" + "\n".join(found))
 
-    app.connect("build-finished", check)
+    app.connect("build-finished", check, priority=900)  # behind the theme, which writes its colours then

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 WITHOUT_HOST = ("data", "mailto")
+STATIC = "_static"  # files of a theme, templates among them
 
 
 class Page(NamedTuple):
@@ -58,7 +59,8 @@ def broken(folder: Path) -> list[str]:
         A line for each page and link, with the reason.
     """
     folder = folder.resolve()
-    pages = {path: read(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))}
+    paths = [path for path in sorted(folder.rglob("*.html")) if STATIC not in path.parts]
+    pages = {path: read(path.read_text(encoding="utf-8")) for path in paths}
     found = []
     for path, page in pages.items():
         for link in sorted(page.links):

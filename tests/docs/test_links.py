@@ -14,6 +14,8 @@ def site(tmp_path):
     )
     (tmp_path / "sub" / "page.html").write_text('<h1 id="first"></h1><a href="../index.html?v=1">home</a><a name="old"></a>')
     (tmp_path / "two words.txt").write_text("")
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "macros.html").write_text('<a href="{{ path }}">of a template</a>')
     return tmp_path
 
 
