@@ -64,6 +64,7 @@ USEFUL_COLUMNS = [
     Column("bare", "nothing after"),
     Column("test", "with training"),
 ]
+ALONE_COLUMNS = [Column("method", "method"), Column("test", "epsilon")]
 TIME_COLUMNS = [
     Column("method", "method"),
     Column("prepared", "once, CPU s", ".2f"),
@@ -128,8 +129,8 @@ class Config(script.OnData):
 
 SMOKE: dict[str, Any] = {
     "epsilons": (1.0, 10.0), "norms": (0.1,), "requests": 2, "widths": (8,), "channels": (2, 2), "training_steps": 20,
-    "after_steps": 10, "draws": 2, "burn_in": 5, "noisy_steps": 2, "retrainings": 1, "removals": (0, 1), "stable_steps": 2, "stable_rates": (0.001,),
-    "parts": ("linear", "mlp", "stable"),
+    "after_steps": 10, "draws": 2, "burn_in": 5, "noisy_steps": 2, "retrainings": 1, "removals": (0, 1), "stable_steps": 2,
+    "stable_rates": (0.001,), "parts": ("linear", "mlp", "stable"),
 }  # fmt: skip
 
 
@@ -201,8 +202,9 @@ descent-to-delete with itself. With a constant of 1, descent-to-delete has the n
 give it, which leaves out the penalty: that row is theirs, not a certificate."""
 STABLE = """\
 Half of the rows make a network and stay. SGD of its head, or of all of it, on batches of half of the others follows, from each
-of which some rows may be missing in any combination. A prediction is certified if no training without them can change it: no noise, no delta. Same order
-of batches; a row that goes leaves its batch. Seen to change: by one of 50 trainings without random rows."""
+of which some rows may be missing in any combination. A prediction is certified if no training without them can change it: no
+noise, no delta. Same order of batches; a row that goes leaves its batch. Seen to change: by one of 49 trainings without random
+rows. Where there is no widest interval, there is no bound."""
 TEXTS: dict[str, tuple[str, str]] = {
     "linear": ("Logistic regression", LINEAR),
     "mlp": ("MLP", NETWORK),
@@ -250,7 +252,11 @@ def reported(config: Config, console: Any, found: dict[str, Any], seconds: dict[
             first = pictures[0][0] if part == "mlp" or first is None else first
             shown = [
                 Table(LINEAR_COLUMNS if part == "linear" else NETWORK_COLUMNS, rows, f"{title}, at equal epsilon"),
-                Table(USEFUL_COLUMNS, extra["useful"][part], f"{title}: smallest epsilon that keeps {SHARE:.0%}"),
+                Table(
+                    ALONE_COLUMNS if part == "linear" else USEFUL_COLUMNS,
+                    extra["useful"][part],
+                    f"{title}: smallest epsilon that keeps {SHARE:.0%}",
+                ),
                 Table(TIME_COLUMNS, extra["times"][part], f"{title}: {config.requests} requests in one call"),
             ]
         sections.append(Section(title, text, shown, pictures))

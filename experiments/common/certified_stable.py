@@ -46,9 +46,9 @@ def stable(dataset: Dataset, config: Asked, tell: Callable[[str], Any]) -> list[
         tell: gets a line whenever something is done.
 
     Returns:
-        Rows: `method`, `rate`, `removals` (of every batch), `test` (share right without removals), `stable` (share certified to stay),
-        `both` (right and stable), `changed` (share that some training without as many rows did change) and `width` (of
-        the box, at most; None where there is no bound).
+        Rows: `method`, `rate`, `removals` (of every batch), `test` (share right without removals), `stable` (share certified
+        to stay), `both` (right and stable), `changed` (share that some training without as many rows did change) and `width`
+        (of the box, at most; None where there is no bound).
 
     Raises:
         AssertionError: a training left its box, or changed a stable prediction.
