@@ -42,10 +42,11 @@ def certify_run(
 
     Args:
         result: of one request, by `jaxunlearn.noisy_finetune`, `output_perturbation` with a `clip_norm`, `rewind_to_delete`,
-            `jaxunlearn.convex.langevin` or `pnsgd`, alone or as one entry of a batched call.
+            `hessian_free`, `jaxunlearn.convex.langevin` or `pnsgd`, alone or as one entry of a batched call.
         data: the training rows as the run read them, those of the request among them.
         request: the rows that must be gone.
-        mechanism: `NoisyFinetune()`, `OutputPerturbation()`, `Rewind(...)` or `Langevin()`, whichever made the result.
+        mechanism: `NoisyFinetune()`, `OutputPerturbation()`, `Rewind(...)`, `HessianFree(...)` or `Langevin()`, whichever made
+            the result.
         epsilon: positive and finite.
         delta: in (0, 1), well below one over the number of rows.
         extractor: where features and frozen parts came from, as for `certify`.

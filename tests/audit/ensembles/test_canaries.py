@@ -107,7 +107,8 @@ def test_bounds_cover_the_epsilon_of_randomised_response(method):
     assert np.median(found) > (0.3 if method == "one run" else 0.6 * true)  # and it is no empty promise
 
 
-@pytest.mark.parametrize("threshold", [0.5, pytest.param("split", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("threshold", [0.5, "split"])
 def test_bounds_cover_the_epsilon_of_normal_worlds(threshold):
     """Scores of mean 1 and 0 are as far apart as mu = 1: no threshold shows more than its epsilon."""
     runs = COVERED if threshold == 0.5 else 100
