@@ -151,7 +151,10 @@ def place_parameters(values: PyTree, mesh: Mesh | None) -> PyTree:
 def without_sizes() -> Any:
     """A context in which programs read the same whatever the number of devices; a model's own axes are kept by their names."""
     mesh = jax.sharding.get_abstract_mesh()
-    names = (REQUEST, *_ROWS, *(name for name in mesh.axis_names if name not in (REQUEST, *_ROWS)))
+    return _alone((REQUEST, *_ROWS, *(name for name in mesh.axis_names if name not in (REQUEST, *_ROWS))))
+
+
+def _alone(names: tuple[str, ...]) -> Any:
     kinds = (AxisType.Auto,) * len(names)
     return jax.set_mesh(jax.make_mesh((1,) * len(names), names, axis_types=kinds, devices=jax.local_devices()[:1]))
 
@@ -195,8 +198,9 @@ def place(values: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
         if _spans_processes(x):
             return jax.device_put(x, sharding)
-        x = jnp.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        with _alone((REQUEST,)):  # under a mesh of all processes, all of them would cut out a part together
+            x = jnp.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     _require_same_in_all_processes([x for x in leaves if not _spans_processes(x)], mesh)
     return jax.tree.unflatten(treedef, map(put, leaves, shardings))

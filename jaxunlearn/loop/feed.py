@@ -130,8 +130,7 @@ def feed(
     try:
         if checkpoint is not None:
             example = batches.first()
-            counts = callable(source) and _all_here(example)  # an iterator may stand anywhere
-            origin = (variables, request, data, example if counts else ())
+            origin = (variables, request, data, example if callable(source) else ())  # an iterator may stand anywhere
             run, reads_length = _fingerprint(unlearner.step, (state, context, example, key), origin)
             form = jax.eval_shape(step_once, state, context, example, jnp.int32(0), key)[1]
             like = _Kept(state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form), jnp.int32(0))
@@ -223,10 +222,6 @@ def _check_length(made: int, planned: int, num_steps: int, reads_length: bool) -
             f"the checkpoint belongs to a run of {planned} steps, and every step of this method reads how many there are, so "
             f"that {num_steps} would have been others from the start: pass num_steps={planned}, or choose another directory"
         )
-
-
-def _all_here(values: PyTree) -> bool:
-    return all(x.is_fully_addressable for x in jax.tree.leaves(values) if isinstance(x, jax.Array))
 
 
 def _fingerprint(step: Callable, arguments: tuple, origin: PyTree) -> tuple[str, bool]:

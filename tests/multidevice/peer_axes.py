@@ -1,4 +1,4 @@
-"""One of several processes that share the rows of single requests; `test_distributed_axes` starts them."""
+"""One of several processes that share single requests; `test_distributed_axes` starts them."""
 
 import sys
 from pathlib import Path
@@ -9,11 +9,12 @@ import optax
 
 import jaxunlearn as ju
 from experiments.common.scale import Scale, gathered, start
-from tests.multidevice.networks import NORMALISED
-from tests.problems import blobs
+from tests.multidevice.networks import NORMALISED, deep
+from tests.problems import blobs, lane
 
 LANES = 3  # no axis divides it
-MESHES = {"rows": ("request", "data")}  # one device of each process
+SCANNED = deep(width=16, layers=2)
+MESHES = {"rows": ("request", "data"), "parameters": ("request", "fsdp")}  # one device of each process
 
 
 def arguments(model):
@@ -29,6 +30,19 @@ def many(model):
     return ju.iterate(descent(model), num_steps=3, batch_size=8)
 
 
+def batches(step):
+    """From a file that all processes read."""
+    rows = np.random.default_rng(step).integers(10, 60, 8)
+    kept = jax.tree.map(lambda x: np.asarray(x)[rows], blobs().train)
+    retain = ju.Weighted(kept, np.ones(8, np.float32), rows)
+    return ju.Batch(ju.forget_rows(blobs(), lane(arguments(SCANNED)[2], 1)), retain)
+
+
+def fed():
+    variables, _, requests, keys = arguments(SCANNED)
+    return ju.feed(descent(SCANNED), variables, batches, lane(requests, 1), keys[1], num_steps=3)
+
+
 def main(coordinator, num_processes, process_id, out):
     start(Scale(distributed=True, coordinator=coordinator, num_processes=num_processes, process_id=process_id))
     assert jax.process_count() == num_processes
@@ -42,7 +56,16 @@ def main(coordinator, num_processes, process_id, out):
 
     for name, axes in MESHES.items():
         mesh = jax.make_mesh((1, num_processes), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
-        keep(name, ju.batched(many(NORMALISED), mesh=mesh)(*arguments(NORMALISED)))
+        model = SCANNED if "fsdp" in axes else NORMALISED
+        keep(name, ju.batched(many(model), mesh=mesh)(*arguments(model)))
+    mesh = ju.request_mesh(fsdp=num_processes)
+    variables, data, requests, keys = arguments(SCANNED)
+    one = ju.shard(variables, mesh), *ju.replicate((data, lane(requests, 1), keys[1]), mesh)
+    with jax.set_mesh(mesh):
+        result = jax.jit(many(SCANNED))(*one)
+        assert not result.variables.params["layers"]["w"].is_fully_replicated
+        keep("one", result)
+        keep("fed", fed())
     np.savez(Path(out) / f"{process_id}.npz", **found)
 
 

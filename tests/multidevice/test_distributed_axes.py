@@ -1,4 +1,4 @@
-"""Two processes that share the rows of single requests, over loopback, against one device."""
+"""Two processes that share the rows and parameters of single requests, over loopback, against one device."""
 
 import sys
 from functools import cache
@@ -11,14 +11,20 @@ import pytest
 import jaxunlearn as ju
 from tests.multidevice import peer_axes as peer
 from tests.multidevice.test_distributed import free_port, run_together
+from tests.problems import lane
 
 pytestmark = pytest.mark.slow
 
 
 @cache
 def expected():
-    """On one device of this process."""
-    return {"rows": jax.jit(ju.batched(peer.many(peer.NORMALISED)))(*peer.arguments(peer.NORMALISED))}
+    """By name, on one device of this process."""
+    runs = {}
+    for name, axes in peer.MESHES.items():
+        model = peer.SCANNED if "fsdp" in axes else peer.NORMALISED
+        runs[name] = jax.jit(ju.batched(peer.many(model)))(*peer.arguments(model))
+    runs["one"] = lane(runs["parameters"], 1)
+    return runs | {"fed": peer.fed()}
 
 
 def test_processes_find_each_other_by_what_slurm_tells(tmp_path):
