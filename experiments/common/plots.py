@@ -19,6 +19,7 @@ from experiments.common.outcome import NOTHING
 from jaxunlearn.audit import Interval, Roc
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES, MARKERS = ("solid", "dashed", "dotted"), "osD"
 BLACK, DARK, GREY, FAINT = "#1A1A1A", "#404040", "#767676", "#DADADA"
 PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
 DOTS_PER_INCH = 160
@@ -215,8 +216,10 @@ def curves(
     if level is not None:
         panel.axhline(level[1], color=BLACK, linewidth=1, linestyle=(0, (4, 3)), label=level[0])
     for place, (name, (x, y)) in enumerate(series.items()):
-        colour, marker = PALETTE[place % len(PALETTE)], "o" if len(x) <= 20 else None
-        panel.plot(x, y, color=colour, linewidth=1.5 if len(x) <= 200 else 0.8, marker=marker, markersize=5, label=name)
+        again, place = divmod(place, len(PALETTE))  # colours come again with another line and marker
+        colour, marker = PALETTE[place], MARKERS[again % len(MARKERS)] if len(x) <= 20 else None
+        style = {"color": colour, "linestyle": LINES[again % len(LINES)], "marker": marker, "markersize": 5}
+        panel.plot(x, y, linewidth=1.5 if len(x) <= 200 else 0.8, label=name, **style)
         if bands and name in bands:
             panel.fill_between(x, *bands[name], color=colour, alpha=0.2, linewidth=0)
     panel.set_xlabel(x_label)
