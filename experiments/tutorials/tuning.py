@@ -81,6 +81,7 @@ for point in found.table[:6]:
     rate, weight = point.settings["rate"], point.settings["weight"]
     print(f"{rate:6g} {weight:6g} {point.value:6.1f}  {point.proxies:8}  {point.gaps['forget']:+.2f}")
 print("chosen:", found.settings)
+assert found.settings is not None  # it is None where every point diverged
 
 # %% [markdown]
 # ## Was it right?
