@@ -109,7 +109,8 @@ for name, audit in audits.items():
 
 # %% [markdown]
 # "As low as possible" would have praised gradient ascent. Beside retrained models, which read most of the thirty, it stands out
-# at once, and the test accuracy says who paid for it.
+# at once, and the test accuracy says who paid for it. The rule that stopped NPO came half of the way and is told apart as well:
+# settings matter, see the last tutorial.
 
 # %%
 too_little, too_much = audits["ten steps of fine-tuning"], audits["gradient ascent"]

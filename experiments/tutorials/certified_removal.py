@@ -100,12 +100,9 @@ for epsilon in (0.01, 0.1, 1.0):
 # %%
 customers = [f"customer-{row // 2}" for row in range(1200)]
 place = tempfile.mkdtemp()
-fingerprints = {
-    "model_fingerprint": ju.ledger.fingerprint(head),
-    "data_fingerprint": ju.ledger.data_fingerprint(rows, customers),
-}
+of_model, of_rows = ju.ledger.fingerprint(head), ju.ledger.data_fingerprint(rows, customers)
 certify, publish = ju.certificates.certify, ju.certificates.publish
-with ju.ledger.Ledger.create(place, customers, **fingerprints) as book:
+with ju.ledger.Ledger.create(place, customers, model_fingerprint=of_model, data_fingerprint=of_rows) as book:
     book.declare_budget(epsilon=3.0, delta=1e-4)  # of all releases together
     book.submit(["customer-17", "customer-40"])
     book.apply(remove, head, rows, key)
@@ -119,7 +116,7 @@ print(f"release {first.number}: epsilon {first.epsilon:g}, test accuracy {accura
 # weights would let somebody average it away.
 
 # %%
-with ju.ledger.Ledger.open(place, customers, **fingerprints) as book:
+with ju.ledger.Ledger.open(place, customers, model_fingerprint=of_model, data_fingerprint=of_rows) as book:
     again = book.publish(publish, proof, head)
     print("the same release:", again.sha256 == first.sha256, "pending:", len(book.state.pending))
 
@@ -129,7 +126,7 @@ with ju.ledger.Ledger.open(place, customers, **fingerprints) as book:
 # `superseded` names it, `retract` takes it back, `purge` deletes un-noised weights that still hold the person.
 
 # %%
-with ju.ledger.Ledger.open(place, customers, **fingerprints) as book:
+with ju.ledger.Ledger.open(place, customers, model_fingerprint=of_model, data_fingerprint=of_rows) as book:
     book.submit(["customer-99"])
     book.apply(remove, head, rows, key)
     second = book.publish(publish, book.certify(certify, head, rows, **budget, **declared), head)

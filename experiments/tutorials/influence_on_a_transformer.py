@@ -83,7 +83,7 @@ def forward(variables, inputs, *, train=False, key=None):
 
 
 def regularizer(params):
-    return 5e-4 * sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+    return 5e-4 * jnp.sum(jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(params)]) ** 2)
 
 
 model = ju.Model(forward, ju.losses.sequence_cross_entropy, init, regularizer=regularizer)

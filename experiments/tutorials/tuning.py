@@ -66,7 +66,7 @@ def make(rate, weight):
     return ju.iterate(ju.npo(model, optax.sgd(rate), retain_weight=weight), num_steps=40, batch_size=20)
 
 
-space = {"rate": [0.003, 0.03, 0.3], "weight": [1.0, 10.0, 30.0]}
+space = {"rate": [0.005, 0.01, 0.02], "weight": [3.0, 10.0, 30.0]}
 
 # %% [markdown]
 # ## The search
@@ -81,6 +81,7 @@ for point in found.table[:6]:
     rate, weight = point.settings["rate"], point.settings["weight"]
     print(f"{rate:6g} {weight:6g} {point.value:6.1f}  {point.proxies:8}  {point.gaps['forget']:+.2f}")
 print("chosen:", found.settings)
+assert found.settings is not None  # it is None where every point diverged
 
 # %% [markdown]
 # ## Was it right?
