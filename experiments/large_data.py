@@ -6,7 +6,8 @@
 
 A network is trained by `jaxunlearn.feed`, unlearns random rows by any method with steps, and is audited block by block. Rows
 are read by their numbers ahead of the steps that need them. Both runs keep their progress in the folder `--out` and are resumed
-to the same bits. Written there, too: `report.html` and `large_data.json`.
+to the same bits. Written there, too: `report.html` and `large_data.json`. With `--in-memory` both runs are made once more by
+`iterate`, from the same rows in memory.
 """
 
 import sys
@@ -24,11 +25,12 @@ import optax
 
 import jaxunlearn as ju
 from experiments.common import methods, script
-from experiments.common.data import OnDisk, as_example, on_disk
+from experiments.common.data import OnDisk, as_example, load, on_disk
 from experiments.common.models import build
 from experiments.common.report import Column, Section, Table
 from jaxunlearn import sources
 from jaxunlearn.audit.single.performance import row_results
+from jaxunlearn.tree import content_digest
 
 COLUMNS = [
     Column("model", "model"),
@@ -77,6 +79,8 @@ class Config(script.Base):
     """Minutes after which a save is due anyway."""
     ahead: int = 2
     """Batches that are read ahead, by as many threads."""
+    in_memory: bool = False
+    """Also train and unlearn with all rows in memory, and compare."""
     resume: bool = False
     """Go on with what is in the folder of the results."""
     seed: int = 0
@@ -106,15 +110,32 @@ def main(config: Config) -> dict[str, Any]:
     method = ju.METHODS[config.method].factory(model, optax.adam(rate))
     unlearned, second = _fed(config, console, "unlearning", method, trained, data, index, request, key)
     models = {"trained": trained, "unlearned": unlearned}
+    if config.in_memory:
+        models |= _in_memory(config, (training, method), fresh, request, (train_key, key))
     found = {name: _audited(config, model, one, data, index, request) for name, one in models.items()}
     table = Table(COLUMNS, [{"model": name, **audit} for name, audit in found.items()], "Both models, with 95 % intervals")
     paces = Table(PACES, [first, second], "How fast it was; the step that compiles is left out")
     means = {name: {key: np.asarray(x, float).tolist() for key, x in audit.items()} for name, audit in found.items()}
+    summary = script.summary_of(config, models=means, pace=[first, second], unlearned_weights=content_digest(unlearned))
     return script.finish(
-        config, console, "large_data", script.summary_of(config, models=means, pace=[first, second]),
+        config, console, "large_data", summary,
         title="Unlearning with data on disk", intro=_intro(config, len(data.train)),
         sections=[Section("Before and after", "", [table]), Section("Pace", "", [paces])], tables=[table, paces],
     )  # fmt: skip
+
+
+def _in_memory(
+    config: Config, pair: tuple[ju.Unlearner, ju.Unlearner], fresh: ju.Variables, request: ju.ForgetRequest, keys: Any
+) -> dict[str, ju.Variables]:
+    """The same two runs by `iterate`: same rows, draws and keys."""
+    data = ju.training_data(*load(config.dataset, config.data_dir).train)
+    training, unlearning = (
+        jax.jit(ju.iterate(method, num_steps=steps, batch_size=config.batch_size))
+        for method, steps in zip(pair, (config.training_steps, config.steps), strict=True)
+    )
+    trained = ju.check(training(fresh, data, ju.empty_request(), keys[0]), allow=[ju.Status.EMPTY_REQUEST]).variables
+    unlearned = ju.check(unlearning(trained, data, request, keys[1])).variables
+    return {"trained in memory": trained, "unlearned in memory": unlearned}
 
 
 def _check(config: Config) -> None:
