@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs as a script and as a module
 
@@ -42,7 +42,7 @@ from rich.console import Console
 import jaxunlearn as ju
 from experiments.benchmarks import timing
 from experiments.benchmarks.lora import SMALL, method_of
-from experiments.common import decoder, training
+from experiments.common import decoder, script, training
 from experiments.common.data import load
 from experiments.common.models import build
 from experiments.common.report import Column, Table, print_table
@@ -68,8 +68,8 @@ class Config:
     """Steps of a run."""
     rounds: int = 3
     """Timed calls of each path."""
-    only: tuple[str, ...] = ()
-    """Paths, by their names; all by default."""
+    only: Annotated[tuple[str, ...], script.unless_given("all")] = ()
+    """Paths, by their names."""
     out: Path | None = None
     """JSON file."""
 
