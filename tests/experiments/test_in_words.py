@@ -91,6 +91,6 @@ def test_curvature_names_what_is_closest_and_what_is_worse_than_nothing():
 def test_remind_says_what_is_more_than_in_a_retrained_model():
     row = {"method": "npo", "auc": 0.61, "excess": -0.02, "alone": 0.58}
     assert remind.in_words(row) == (
-        "After npo, forgotten texts are told from unseen ones with an AUC of 0.61, 0.02 less than in a retrained model; the loss "
-        "of the text alone gives 0.58."
+        "After npo, forgotten texts are told from unseen ones with an AUC of 0.61, 0.02 less than in a retrained model; the "
+        "loss of the text alone gives 0.58."
     )
