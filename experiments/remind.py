@@ -239,7 +239,7 @@ def in_words(row: dict[str, Any]) -> str:
     """
     more = "more" if row["excess"] >= 0 else "less"
     return (
-        f"{row['method']}: forgotten texts are told from unseen ones with an AUC of {row['auc']:.2f}, "
+        f"After {row['method']}, forgotten texts are told from unseen ones with an AUC of {row['auc']:.2f}, "
         f"{abs(row['excess']):.2f} {more} than in a retrained model; the loss of the text alone gives {row['alone']:.2f}."
     )
 

@@ -63,7 +63,7 @@ def drift_in_words(found: Sequence[Row]) -> list[str]:
         told = (
             f"accuracy is off that of retrained models by {', '.join(apart)}" if apart else "no accuracy is told from retrained"
         )
-        said.append(f"{row['method']}, after {last} requests: {told}.")
+        said.append(f"After {last} requests, {row['method']}: {told}.")
     return said
 
 

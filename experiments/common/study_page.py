@@ -246,8 +246,8 @@ def in_words(found: Mapping[str, Any]) -> list[str]:
 def _of_a_concept(row: Mapping[str, Any]) -> str:
     known, listed, rest = (f"{float(row[name].estimate):.0%}" for name in ("unseen", "forget", "retain"))
     return (
-        f"{row['method']}: {known} of rows of the class that nobody listed are still taken for it, {listed} of listed ones. "
-        f"Accuracy on what stays is {rest}."
+        f"After {row['method']}, {known} of rows of the class that nobody listed are still taken for it, {listed} of listed "
+        f"ones. Accuracy on what stays is {rest}."
     )
 
 

@@ -33,8 +33,8 @@ def test_a_concept_is_told_by_rows_that_nobody_listed():
     page = study_page.concepts({"salun": SimpleNamespace(**accuracies)})
     (said,) = study_page.in_words({"findings": findings.of_a_concept(), "sections": [page]})
     assert said == (
-        "salun: 30% of rows of the class that nobody listed are still taken for it, 10% of listed ones. Accuracy on what stays "
-        "is 90%."
+        "After salun, 30% of rows of the class that nobody listed are still taken for it, 10% of listed ones. Accuracy on "
+        "what stays is 90%."
     )
 
 
@@ -46,8 +46,8 @@ def test_a_stream_tells_gaps_that_are_none_from_others():
         row | {"requests": 10, "method": AGAIN},
     ]
     assert stream_page.drift_in_words([row | {"method": "scrub"}, *last]) == [
-        "scrub, after 10 requests: accuracy is off that of retrained models by +3.1 points on forgotten rows.",
-        f"{NOTHING}, after 10 requests: no accuracy is told from retrained.",
+        "After 10 requests, scrub: accuracy is off that of retrained models by +3.1 points on forgotten rows.",
+        f"After 10 requests, {NOTHING}: no accuracy is told from retrained.",
     ]
     rules = [{"method": "scrub", "over_fixed": gap} for gap in (APART, CLOSE, Interval(-1.0, -2.0, -0.5), CLOSE)]
     assert stream_page.retraining_in_words(rules) == [
@@ -91,6 +91,6 @@ def test_curvature_names_what_is_closest_and_what_is_worse_than_nothing():
 def test_remind_says_what_is_more_than_in_a_retrained_model():
     row = {"method": "npo", "auc": 0.61, "excess": -0.02, "alone": 0.58}
     assert remind.in_words(row) == (
-        "npo: forgotten texts are told from unseen ones with an AUC of 0.61, 0.02 less than in a retrained model; the loss of "
-        "the text alone gives 0.58."
+        "After npo, forgotten texts are told from unseen ones with an AUC of 0.61, 0.02 less than in a retrained model; the "
+        "loss of the text alone gives 0.58."
     )
