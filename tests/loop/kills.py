@@ -137,5 +137,5 @@ if __name__ == "__main__":
     folder, kind, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     whole = fork(folder / "whole", kind, 0)
     print(*whole, flush=True)
-    for at in (*np.random.default_rng(0).integers(5, 40, kills), 0):  # some come to a save or two and some do not
+    for at in (*np.random.default_rng(0).integers(5, min(120, 180 // kills), kills), 0):  # in all, about a run
         print(*(fork(folder / "killed", kind, at) or ["killed"]), flush=True)

@@ -23,5 +23,6 @@ def test_a_run_that_is_killed_ends_in_the_same_bits(tmp_path, kind, kills):
     assert done.returncode == 0, done.stderr
     (whole, count), *told, (found, left) = [line.split() for line in done.stdout.splitlines()]
     assert told == [["killed"]] * kills
-    assert 40 < int(left) < int(count)  # a part of the run was made before the kills
+    assert int(left) > 10  # the last kill met a run that was not over
+    assert kills > 1 or int(left) < int(count)  # a part of it was made before
     assert found == whole
