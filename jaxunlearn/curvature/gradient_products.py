@@ -115,7 +115,8 @@ def _of_use(
     if use == "lookup":
         groups = jnp.arange(len(directions))[:, None]
         tables = jnp.moveaxis(directions, 2, 0)
-        return jax.lax.map(lambda table: jnp.einsum("bgto,bgto->b", table[groups, a], g), tables).T
+        read = lambda table: table.at[groups, a].get(mode="fill", fill_value=0)  # noqa: E731
+        return jax.lax.map(lambda table: jnp.einsum("bgto,bgto->b", read(table), g), tables).T
     a = widened(a)
     if layer.bias is not None:
         a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)

@@ -56,6 +56,14 @@ def test_a_scan():
     agree(model, variables, rows_for(function, STACKED, normal(3, 5, WIDTH)))
 
 
+@pytest.mark.parametrize("mode", ["fill", "clip"])
+def test_numbers_that_a_table_does_not_have(mode):
+    function = lambda p, x: jnp.tanh(jnp.nan_to_num(jnp.take(p["table"], x, axis=0, mode=mode)) @ p["head"])
+    params = {"table": normal(5, 3), "head": normal(3, 2)}
+    model, variables = squared(function, params)
+    agree(model, variables, rows_for(function, params, np.array([[0, 7], [4, 2], [-9, 1]])))
+
+
 def test_a_loss_that_reads_more_than_logits():
     """Curvature refuses it, products do not need to."""
 
