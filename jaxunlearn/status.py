@@ -42,7 +42,8 @@ MESSAGES: dict[Status, str] = {
     Status.STALE: "what was prepared in data.extra belongs to other weights or other rows, and so does the result; run "
     "jaxunlearn.prepare(unlearn)(variables, data, key) on the variables that you unlearn from",
     Status.DAMAGED: "the model is damaged: the loss of retained rows (stats['retain_loss_after']) is above that of guessing "
-    "and twice what it was before; lower the learning rate or the weight of the forget loss, or take fewer steps",
+    "and twice what it was before; lower the learning rate or the weight of the forget loss, or take fewer steps; if the "
+    "model has BatchNorm, leave bn= at 'retain'",
     Status.INVALID_LABELS: "some present rows have labels that the model has no logit for, such as -1: number "
     "the classes from 0, and give one logit only to labels 0 and 1",
     Status.NONFINITE: "the new weights or the loss of retained rows are NaN or inf; lower the learning rate or the weight of "
