@@ -62,7 +62,7 @@ def run(z: torch.Tensor, forgotten: torch.Tensor, retained: torch.Tensor, settin
         found = loss(layer, z[forget_rows[step]], z[retain_rows[step]], references, settings.beta, settings.noise)
         found.backward()
         optimizer.step()
-    return float(found)
+    return float(found.detach())
 
 
 def loss(
