@@ -102,8 +102,8 @@ def linear(config: Asked, tell: Callable[[str], Any]) -> list[dict[str, Any]]:
     # an optimum is moved by one row by 2 max_slope / (l2 (n - 1)) at most: nothing is done but noise
     stable = 2 * problem.max_slope / (problem.l2 * (count - 1))
     published(Answer("no step, then noise", still, partial(gaussian, stable, delta), quick))
+    stepped, quick = answered(convex.descent_to_delete(problem, steps=1), optimum, data)
     for name, extra in descents(problem, count, delta):
-        stepped, quick = answered(convex.descent_to_delete(problem, steps=1), optimum, data)
         noise = extra or head_noise(stepped, problem, certificates.Neel(), *asked)
         published(Answer(name, stepped, noise, quick))
     remove = convex.woodbury_removal(problem, steps=2)

@@ -10,6 +10,7 @@ import optax
 
 import jaxunlearn as ju
 from experiments.common import training
+from experiments.common.certified_head import extractor_of
 from experiments.common.data import Dataset, subset
 from experiments.common.models import build
 
@@ -83,8 +84,7 @@ def extractor(config: Asked, num_classes: int, examples: ju.Examples) -> Callabl
         model, ju.training_data(*examples), optax.adam(2e-3), num_steps=config.extractor_steps, batch_size=64,
         seeds=[config.seed], key=jax.random.key(config.seed),
     )  # fmt: skip
-    network = jax.tree.map(lambda x: x[0], variables)
-    forward = jax.jit(lambda inputs: model.forward(network, inputs, train=False).features["penultimate"])
+    forward = extractor_of(model, jax.tree.map(lambda x: x[0], variables))
     return lambda inputs: np.concatenate(
         [np.asarray(forward(part)) for part in np.array_split(inputs, 1 + len(inputs) // 4096)]
     )

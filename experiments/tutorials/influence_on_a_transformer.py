@@ -147,15 +147,19 @@ assert cosine(by_ekfac, solved.solution) > cosine(slope, solved.solution)
 
 # %% [markdown]
 # ## Which rows does a prediction rest on?
-# `-g_query' (C + damping)^-1 g_row` for every training row, by the gradients of single rows. A query that follows rule r should
-# rest on training rows of rule r.
+# `-g_query' (C + damping)^-1 g_row` for every training row: the queries' gradients are solved with, and `gradient_products`
+# multiplies those of rows with the solutions. A query that follows rule r should rest on training rows of rule r.
+
 
 # %%
-gradients = jax.jit(lambda rows: ju.curvature.per_example_gradients(model, variables, rows, chunk=32))
-of_rows, of_queries = gradients(data.train), gradients(test)
-solved_rows = jax.jit(jax.vmap(lambda gradient: ekfac.solve(gradient, DAMPING)))(of_rows)
-pairs = zip(jax.tree.leaves(of_queries), jax.tree.leaves(solved_rows), strict=True)
-helps = sum(q.reshape(len(q), -1) @ r.reshape(len(r), -1).T for q, r in pairs)  # [queries, rows]
+@jax.jit
+def influences(variables):
+    slopes = ju.curvature.per_example_gradients(model, variables, test)
+    directions = jax.vmap(lambda slope: ekfac.solve(slope, DAMPING))(slopes)
+    return ju.curvature.gradient_products(model, variables, data.train, directions, chunk=32).T
+
+
+helps = influences(variables)  # [queries, rows]
 best = np.asarray(jnp.argsort(helps, axis=1)[:, -5:])  # the five rows that lower a query's loss most
 same = np.mean(rules[best] == held_out_rules[:, None])
 print(f"of the five most helpful rows of a query, {same:.0%} follow its rule; a quarter would by chance")
